@@ -1,0 +1,60 @@
+"""Every error a user can meet, as one tree.
+
+    WsiError                    anything this package refuses or could not do; its text is for people
+    ├── UsageError              nothing was run: the exit code is 2
+    │   ├── ConfigError         a config file or value is not what the options say
+    │   ├── ScaleError          unknown or implausible mpp, or one that model and tiling disagree on
+    │   ├── ModelError          weights or card missing, damaged, or not of the kind expected
+    │   ├── DataError           labelled data that cannot be trained on or judged with
+    │   └── RecipeError         the run folder holds results of another recipe or another slide
+    └── SlideError              one slide failed, the others go on: the exit code is 1
+        ├── SlideOpenError      the file cannot be opened as a slide
+        ├── RegionReadError     a region of an open slide cannot be decoded
+        └── UnreadableSlideError  more of the slide is unreadable than `max_unreadable` allows
+
+A message names the slide or file, what was found, what was expected and what to do, on one line.
+"""
+
+
+class WsiError(Exception):
+    """Anything this package refuses or could not do."""
+
+
+class UsageError(WsiError):
+    """Nothing was run: bad arguments, config, scale or model."""
+
+
+class ConfigError(UsageError):
+    """A config file or value is not what the options say."""
+
+
+class ScaleError(UsageError):
+    """The slide's scale is unknown, implausible, or not the one wanted."""
+
+
+class ModelError(UsageError):
+    """Weights or model card missing, damaged, or not of the kind expected."""
+
+
+class DataError(UsageError):
+    """Labelled data that cannot be trained on or judged with."""
+
+
+class RecipeError(UsageError):
+    """The run folder holds results of another recipe or another slide."""
+
+
+class SlideError(WsiError):
+    """One slide failed; the others go on."""
+
+
+class SlideOpenError(SlideError):
+    """The file cannot be opened as a slide."""
+
+
+class RegionReadError(SlideError):
+    """A region of an open slide cannot be decoded."""
+
+
+class UnreadableSlideError(SlideError):
+    """More of the slide is unreadable than `max_unreadable` allows."""

@@ -1,0 +1,58 @@
+"""How every stage declares its options: once, in a frozen dataclass, beside the function that uses them.
+
+A key that no option has, a value of the wrong type and a value out of its range are errors with the key's
+name in them, whether they come from a YAML file or from Python.
+"""
+
+import json
+from dataclasses import fields
+from typing import Any, TypeVar, dataclass_transform
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import Field as Field
+from pydantic.dataclasses import dataclass as _pydantic_dataclass
+
+from wsi_pipeline.errors import ConfigError
+
+T = TypeVar("T")
+
+
+@dataclass_transform(frozen_default=True, kw_only_default=True)
+def options(cls: type[T]) -> type[T]:
+    """The class as a frozen, keyword-only dataclass that checks its values and refuses unknown keys.
+
+    Bounds stand in the annotation: ``stride_px: Annotated[int, Field(gt=0)] = 50``.
+    """
+    # strict: "50" is no number and 1 is no bool; a YAML file says what it means.
+    config = ConfigDict(extra="forbid", strict=True, validate_default=True)
+    return _pydantic_dataclass(cls, frozen=True, kw_only=True, config=config)  # type: ignore[call-overload,no-any-return]
+
+
+def options_from_dict(cls: type[T], values: Any, where: str) -> T:
+    """The options that `values` (nested mappings of plain values) say; what it leaves out keeps its default.
+
+    `where` names the source in messages, a file's path for one. Raises ConfigError naming every wrong key.
+    """
+    try:
+        # Through JSON, where strict checks take a mapping for a dataclass and a list for a tuple.
+        return TypeAdapter(cls).validate_json(json.dumps(values))
+    except TypeError as error:  # a YAML date, say: no option holds one
+        raise ConfigError(f"{where}: holds a value that no option can have: {error}") from error
+    except ValidationError as error:
+        problems = "; ".join(_problem(e, cls) for e in error.errors())
+        raise ConfigError(f"{where}: {problems}") from error
+
+
+def options_to_dict(value: Any) -> Any:
+    """Plain nested values (dict, list, str, int, float, bool, None) that `options_from_dict` reads back."""
+    return TypeAdapter(type(value)).dump_python(value, mode="json")
+
+
+def _problem(error: Any, cls: type) -> str:
+    key = ".".join(str(part) for part in error["loc"]) or "the whole file"
+    if error["type"] == "unexpected_keyword_argument":
+        known = cls
+        for part in error["loc"][:-1]:
+            known = next(f.type for f in fields(known) if f.name == part)  # type: ignore[arg-type,assignment]
+        return f"unknown key '{key}' (known here: {', '.join(f.name for f in fields(known))})"  # type: ignore[arg-type]
+    return f"'{key}': found {error['input']!r}, expected: {error['msg']}"
