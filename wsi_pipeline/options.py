@@ -25,7 +25,7 @@ def options(cls: type[T]) -> type[T]:
     """
     # strict: "50" is no number and 1 is no bool; a YAML file says what it means.
     config = ConfigDict(extra="forbid", strict=True, validate_default=True)
-    return _pydantic_dataclass(cls, frozen=True, kw_only=True, config=config)  # type: ignore[call-overload,no-any-return]
+    return _pydantic_dataclass(cls, frozen=True, kw_only=True, config=config)  # type: ignore[return-value]
 
 
 def options_from_dict(cls: type[T], values: Any, where: str) -> T:
@@ -53,6 +53,6 @@ def _problem(error: Any, cls: type) -> str:
     if error["type"] == "unexpected_keyword_argument":
         known = cls
         for part in error["loc"][:-1]:
-            known = next(f.type for f in fields(known) if f.name == part)  # type: ignore[arg-type,assignment]
-        return f"unknown key '{key}' (known here: {', '.join(f.name for f in fields(known))})"  # type: ignore[arg-type]
+            known = next(f.type for f in fields(known) if f.name == part)  # type: ignore[assignment]
+        return f"unknown key '{key}' (known here: {', '.join(f.name for f in fields(known))})"
     return f"'{key}': found {error['input']!r}, expected: {error['msg']}"

@@ -1,0 +1,1 @@
+"""How pixels come off the disk. Only this folder knows file formats."""

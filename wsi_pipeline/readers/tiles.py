@@ -1,0 +1,165 @@
+"""Levels read by whole storage tiles, each decoded once, and what cannot be decoded told apart from the rest.
+
+Blocks of patches rarely end where storage tiles end. A tile that two blocks share is kept, once decoded,
+until it is evicted as the least recently used; only such border tiles are kept, so a cache for a row of
+them (100 MB at 100,000 px) is enough for a slide read block by block in row order.
+"""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from concurrent.futures import Future
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wsi_pipeline.errors import RegionReadError
+from wsi_pipeline.geometry import Box, Size
+
+BORDER_CACHE_BYTES = 256 * 2**20
+
+TileKey = tuple[int, int, int]  # level, column, row of the storage tile
+Tile = NDArray[np.uint8] | None  # None: cannot be decoded
+
+
+class LevelReader(Protocol):
+    """How one file's pixels are read; `OpenSlideReader` for one."""
+
+    @property
+    def level_sizes(self) -> Sequence[Size]:
+        """Each level's size in its own pixels."""
+
+    @property
+    def tile_sizes(self) -> Sequence[Size]:
+        """Each level's storage tiles' size in its pixels."""
+
+    def read(self, level: int, box: Box) -> NDArray[np.uint8]:
+        """Pixels of the box, uint8 [row, column, RGB]; RegionReadError when any cannot be decoded."""
+
+
+class TiledLevels:
+    """The levels of one file, read by storage tile through `reader`; safe to read from several threads."""
+
+    def __init__(self, reader: LevelReader, cache_bytes: int = BORDER_CACHE_BYTES):
+        self._reader = reader
+        self._cache_bytes = cache_bytes
+        self._lock = threading.Lock()
+        self._kept: OrderedDict[TileKey, Future[Tile]] = OrderedDict()
+        self._kept_bytes = 0
+
+    def read(self, level: int, box: Box) -> tuple[NDArray[np.uint8], tuple[Box, ...]]:
+        """Pixels of `box` in level pixels as uint8 [row, column, RGB], and the tiles that cannot be decoded.
+
+        Those come as boxes of level pixels, cut to `box`; their pixels are white in the array and mean
+        nothing. Outside of the level all is white.
+        """
+        out = np.full((box.height, box.width, 3), 255, np.uint8)
+        size, tile = self._reader.level_sizes[level], self._reader.tile_sizes[level]
+        inside = box.intersect(Box(0, 0, size.width, size.height))
+        if inside.is_empty:
+            return out, ()
+        columns = range(inside.x // tile.width, -(-inside.right // tile.width))
+        rows = range(inside.y // tile.height, -(-inside.bottom // tile.height))
+        mine: dict[TileKey, Future[Tile]] = {}
+        others: dict[TileKey, Future[Tile]] = {}
+        with self._lock:
+            for row in rows:
+                for column in columns:
+                    key = (level, column, row)
+                    kept = self._kept.get(key)
+                    if kept is not None:
+                        self._kept.move_to_end(key)
+                        others[key] = kept
+                    elif inside.contains(self._tile_box(key)):
+                        mine[key] = Future()  # no other block wants it
+                    else:
+                        mine[key] = self._keep(key)
+        unreadable = []
+        try:
+            for run in _runs(mine):
+                self._decode(run, mine)
+        except BaseException as error:
+            with self._lock:
+                for key, future in mine.items():
+                    if not future.done():
+                        self._forget(key)
+                        future.set_exception(error)
+            raise
+        for key, future in (mine | others).items():
+            pixels = future.result()
+            tile_box = self._tile_box(key)
+            part = tile_box.intersect(inside)
+            if pixels is None:
+                unreadable.append(part)
+            else:
+                out[part.y - box.y : part.bottom - box.y, part.x - box.x : part.right - box.x] = pixels[
+                    part.y - tile_box.y : part.bottom - tile_box.y,
+                    part.x - tile_box.x : part.right - tile_box.x,
+                ]
+        return out, tuple(unreadable)
+
+    def _keep(self, key: TileKey) -> Future[Tile]:
+        future: Future[Tile] = Future()
+        self._kept[key] = future
+        self._kept_bytes += self._tile_box(key).width * self._tile_box(key).height * 3
+        while self._kept_bytes > self._cache_bytes and len(self._kept) > 1:
+            self._forget(next(iter(self._kept)))
+        return future
+
+    def _forget(self, key: TileKey) -> None:
+        if self._kept.pop(key, None) is not None:
+            self._kept_bytes -= self._tile_box(key).width * self._tile_box(key).height * 3
+
+    def _decode(self, run: list[TileKey], futures: dict[TileKey, Future[Tile]]) -> None:
+        """Decode a rectangle of tiles in one read; where that fails, each by itself."""
+        first, last = self._tile_box(run[0]), self._tile_box(run[-1])
+        box = Box(first.x, first.y, last.right - first.x, last.bottom - first.y)
+        try:
+            pixels = self._reader.read(run[0][0], box)
+        except RegionReadError:
+            if len(run) == 1:
+                futures[run[0]].set_result(None)
+            else:
+                for key in run:
+                    self._decode([key], futures)
+            return
+        for key in run:
+            tile = self._tile_box(key)
+            view = pixels[
+                tile.y - box.y : tile.bottom - box.y,
+                tile.x - box.x : tile.right - box.x,
+            ]
+            # A kept tile must not hold the whole read in memory.
+            futures[key].set_result(view.copy() if key in self._kept else view)
+
+    def _tile_box(self, key: TileKey) -> Box:
+        level, column, row = key
+        size, tile = self._reader.level_sizes[level], self._reader.tile_sizes[level]
+        whole = Box(column * tile.width, row * tile.height, tile.width, tile.height)
+        return whole.intersect(Box(0, 0, size.width, size.height))
+
+
+def _runs(keys: dict[TileKey, Future[Tile]]) -> list[list[TileKey]]:
+    """The tiles as rectangles, row runs merged downwards where equal; in each, tiles in row order."""
+    by_row: dict[int, list[TileKey]] = {}
+    for key in sorted(keys, key=lambda k: (k[2], k[1])):
+        by_row.setdefault(key[2], []).append(key)
+    rectangles: list[list[TileKey]] = []
+    open_runs: dict[
+        tuple[int, int, int], list[TileKey]
+    ] = {}  # first column, last column, last row -> rectangle
+    for row, row_keys in by_row.items():
+        start = 0
+        for i in range(1, len(row_keys) + 1):
+            if i < len(row_keys) and row_keys[i][1] == row_keys[i - 1][1] + 1:
+                continue
+            run = row_keys[start:i]
+            start = i
+            rectangle = open_runs.pop((run[0][1], run[-1][1], row - 1), None)
+            if rectangle is None:
+                rectangle = []
+                rectangles.append(rectangle)
+            rectangle.extend(run)
+            open_runs[run[0][1], run[-1][1], row] = rectangle
+    return rectangles

@@ -1,0 +1,69 @@
+"""Pixels of one grid from those of another: exact area averages when reducing, linear when enlarging.
+
+Both are separable: a sparse matrix along each axis, whose row holds one output pixel's weights. When
+reducing, the weight of an input pixel is the share of the output pixel's length that it covers, so the mean
+of an area is kept whatever the ratio and the offset.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import csr_array
+
+# Rows of output made at a time: bounds the float copy of the input.
+STRIP_ROWS = 64
+
+
+def axis_weights(n_out: int, start: float, step: float, n_in: int, length: float | None = None) -> csr_array:
+    """Weights [n_out, n_in], float32, each row's sum 1, along one axis.
+
+    Output i covers [start + i * step, start + i * step + length) in input pixels; `length` is `step` unless
+    given. Where length >= 1 weights are shares of covered length, else linear between the two nearest pixel
+    centres. What lies outside the input takes the input's edge pixel.
+    """
+    length = step if length is None else length
+    left = start + step * np.arange(n_out)
+    if length < 1:
+        centre = left + length / 2 - 0.5
+        first = np.floor(centre).astype(np.int64)
+        share = centre - first
+        index = np.stack([first, first + 1], axis=1)
+        weight = np.stack([1 - share, share], axis=1)
+    else:
+        first = np.floor(left + 1e-9).astype(np.int64)
+        index = first[:, None] + np.arange(int(np.ceil(length)) + 1)  # [n_out, taps]
+        weight = np.minimum(index + 1, (left + length)[:, None]) - np.maximum(index, left[:, None])
+        weight = np.clip(weight, 0, None) / length
+    row = np.repeat(np.arange(n_out), index.shape[1])
+    column = np.clip(index, 0, n_in - 1).ravel()
+    matrix = csr_array((weight.ravel().astype(np.float32), (row, column)), shape=(n_out, n_in))
+    matrix.sum_duplicates()
+    matrix.eliminate_zeros()
+    return matrix
+
+
+def resample(
+    rgb: NDArray[np.uint8], width: int, height: int, start: tuple[float, float], step: tuple[float, float]
+) -> NDArray[np.uint8]:
+    """uint8 [height, width, 3] whose pixel (i, j) covers `step` input pixels from `start` + (i, j) * `step`.
+
+    `start` and `step` are (x, y) in input pixels. Rounded to the nearest value.
+    """
+    if step == (1, 1) and all(float(value).is_integer() for value in start):
+        x, y = round(start[0]), round(start[1])
+        part = rgb[y : y + height, x : x + width]
+        if part.shape[:2] == (height, width):
+            return np.ascontiguousarray(part)
+    across = axis_weights(width, start[0], step[0], rgb.shape[1])
+    down = axis_weights(height, start[1], step[1], rgb.shape[0])
+    out = np.empty((height, width, 3), np.uint8)
+    for top in range(0, height, STRIP_ROWS):
+        weights = down[top : top + STRIP_ROWS]
+        used = np.unique(weights.indices)
+        first, last = int(used[0]), int(used[-1]) + 1
+        strip = rgb[first:last].reshape(last - first, -1).astype(np.float32)
+        rows = weights[:, first:last] @ strip  # [strip rows, input columns * 3]
+        n = rows.shape[0]
+        columns = rows.reshape(n, -1, 3).transpose(1, 0, 2).reshape(rgb.shape[1], n * 3)
+        mixed = across @ columns  # [output columns, strip rows * 3]
+        out[top : top + n] = (mixed + 0.5).reshape(width, n, 3).transpose(1, 0, 2).astype(np.uint8)
+    return out

@@ -1,0 +1,256 @@
+"""One slide, opened: its true scale, its levels, and pixels at any scale.
+
+The planes here: level-0 pixels (`x0`, `size0`); the pixels of one pyramid level; the pixels of the plane
+that the caller wants. Every read states its plane.
+"""
+
+import hashlib
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wsi_pipeline.errors import RegionReadError, ScaleError, SlideOpenError
+from wsi_pipeline.geometry import Box, Plane, Region, Size, cover
+from wsi_pipeline.readers.openslide import OpenSlideReader
+from wsi_pipeline.readers.tiles import TiledLevels
+from wsi_pipeline.resample import resample
+
+log = logging.getLogger(__name__)
+
+# No microscope samples below or above; what claims to is a wrong tag (DESIGN.md, section 2).
+PLAUSIBLE_MPP = (0.05, 20.0)
+# Square pixels are the rule, 5 % off is seen, 50 % is a wrong tag.
+PLAUSIBLE_ANISOTROPY = 1.5
+# A level so little coarser than wanted is not too coarse: pyramids round their sizes.
+LEVEL_TOLERANCE = 0.005
+# Thumbnails are read in pieces of this many pixels a side, so that memory stays flat.
+PIECE_PX = 1024
+
+
+@dataclass(frozen=True)
+class Level:
+    """One pyramid level: its size in its own pixels and its plane."""
+
+    size: Size
+    plane: Plane
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """What was read: uint8 RGB [row, column, 3], and bool [row, column], False where undecodable.
+
+    Pixels that could not be decoded are white in `rgb` and mean nothing.
+    """
+
+    rgb: NDArray[np.uint8]
+    readable: NDArray[np.bool_]
+
+
+class Slide:
+    """An open slide; made by `open_slide`. Safe to read from several threads."""
+
+    def __init__(self, path: Path, reader: OpenSlideReader, mpp: tuple[float, float], mpp_overridden: bool):
+        self.path = path
+        self.name = slide_name(path)
+        self.mpp = mpp  # um per level-0 pixel, along x and along y
+        self.mpp_overridden = mpp_overridden
+        self.properties = reader.properties
+        self.size0 = reader.level_sizes[0]
+        self.bounds = _bounds(reader.properties, self.size0)  # level-0 box that holds the scanned area
+        self.levels = [Level(size, _level_plane(self.size0, size)) for size in reader.level_sizes]
+        self.tile_sizes = reader.tile_sizes
+        self._reader = reader
+        self._tiles = TiledLevels(reader)
+
+    def plane_at(self, mpp: float) -> Plane:
+        """The plane of square pixels of `mpp` um that starts at the scanned area's upper left corner."""
+        return Plane(mpp / self.mpp[0], mpp / self.mpp[1], self.bounds.x, self.bounds.y)
+
+    def size_on(self, plane: Plane) -> Size:
+        """Pixels of the plane, from its origin, that the scanned area reaches into."""
+        box = cover(plane.from_level0(self.bounds))
+        return Size(max(1, box.right), max(1, box.bottom))
+
+    def level_for(self, plane: Plane) -> int:
+        """The coarsest level that need not be up-sampled for the plane along x or y; else level 0."""
+        wanted_x = plane.downsample_x * (1 + LEVEL_TOLERANCE)
+        wanted_y = plane.downsample_y * (1 + LEVEL_TOLERANCE)
+        fine_enough = [
+            i
+            for i, level in enumerate(self.levels)
+            if level.plane.downsample_x <= wanted_x and level.plane.downsample_y <= wanted_y
+        ]
+        return max(fine_enough, key=lambda i: self.levels[i].plane.downsample_x, default=0)
+
+    def read(self, box: Box, plane: Plane) -> NDArray[np.uint8]:
+        """uint8 RGB [row, column, 3] of `box`, pixels of `plane`; white outside of the slide.
+
+        From the best level, area-averaged when reduced, linear when enlarged, x and y each for itself.
+        Raises RegionReadError when any storage tile it needs cannot be decoded.
+        """
+        pixels = self.read_readable(box, plane)
+        if not pixels.readable.all():
+            lost = plane.to_level0(box)
+            raise RegionReadError(
+                f"{self.path}: storage tiles between level-0 points ({lost.left:.0f}, {lost.top:.0f}) and "
+                f"({lost.right:.0f}, {lost.bottom:.0f}) cannot be decoded"
+            )
+        return pixels.rgb
+
+    def read_readable(self, box: Box, plane: Plane) -> Pixels:
+        """The same, but what cannot be decoded is marked instead of raised."""
+        index = self.level_for(plane)
+        level = self.levels[index].plane
+        wanted = level.from_level0(plane.to_level0(box))
+        step_x = plane.downsample_x / level.downsample_x
+        step_y = plane.downsample_y / level.downsample_y
+        source = cover(wanted)
+        if step_x < 1 or step_y < 1:  # linear weights reach half a pixel further
+            source = Box(source.x - 1, source.y - 1, source.width + 2, source.height + 2)
+        rgb, lost = self._tiles.read(index, source)
+        start = (_snap(wanted.left - source.x), _snap(wanted.top - source.y))
+        out = resample(rgb, box.width, box.height, start, (_snap(step_x), _snap(step_y)))
+        readable = np.ones(out.shape[:2], np.bool_)
+        for tile in lost:
+            touched = _touched(tile, source, start, (step_x, step_y)).intersect(
+                Box(0, 0, box.width, box.height)
+            )
+            readable[touched.y : touched.bottom, touched.x : touched.right] = False
+        out[~readable] = 255
+        return Pixels(out, readable)
+
+    def read_whole(self, plane: Plane) -> Pixels:
+        """The scanned area on a low-power plane, read piece by piece."""
+        size = self.size_on(plane)
+        rgb = np.empty((size.height, size.width, 3), np.uint8)
+        readable = np.empty((size.height, size.width), np.bool_)
+        for box in _pieces(size):
+            part = self.read_readable(box, plane)
+            rgb[box.y : box.bottom, box.x : box.right] = part.rgb
+            readable[box.y : box.bottom, box.x : box.right] = part.readable
+        return Pixels(rgb, readable)
+
+    def fingerprint(self) -> str:
+        """What tells this slide's content from another's: file size, its ends, and OpenSlide's quickhash.
+
+        The quickhash covers the files beside a MRXS or DICOM one; the ends catch a file replaced in place.
+        """
+        digest = hashlib.sha256()
+        end_bytes = 2**20
+        with self.path.open("rb") as file:
+            size = self.path.stat().st_size
+            digest.update(f"{size} {self.properties.get('openslide.quickhash-1')}".encode())
+            digest.update(file.read(end_bytes))
+            file.seek(max(0, size - end_bytes))
+            digest.update(file.read(end_bytes))
+        return digest.hexdigest()
+
+
+def open_slide(path: Path, mpp: float | None = None) -> Slide:
+    """The slide at `path`: a file, or a folder of the DICOM files of one slide.
+
+    `mpp`, um per level-0 pixel, overrides what the file says. Raises SlideOpenError when OpenSlide cannot
+    open it, ScaleError when the scale is unknown or implausible: it is never guessed.
+    """
+    file = _slide_file(path)
+    reader = OpenSlideReader(file)
+    slide = Slide(file, reader, _scale(file, reader.properties, mpp), mpp is not None)
+    if path != file:
+        slide.name = slide_name(path)
+    log.debug("opened %s: %s, %s um/px, %d levels", file, slide.size0, slide.mpp, len(slide.levels))
+    return slide
+
+
+def slide_name(path: Path) -> str:
+    """The name its run folder has: the file's without its ending, or the DICOM folder's."""
+    return path.name if path.is_dir() else path.stem
+
+
+def _slide_file(path: Path) -> Path:
+    if path.is_dir():
+        files = sorted(path.glob("*.dcm"))
+        if not files:
+            raise SlideOpenError(f"{path}: a folder without .dcm files; give the slide files one by one")
+        return files[0]
+    if not path.is_file():
+        raise SlideOpenError(f"{path}: no such file")
+    if path.stat().st_size == 0:
+        raise SlideOpenError(f"{path}: the file is empty (0 bytes); copy it again")
+    return path
+
+
+def _scale(path: Path, properties: dict[str, str], override: float | None) -> tuple[float, float]:
+    low, high = PLAUSIBLE_MPP
+    if override is not None:
+        mpp = (override, override)
+        source = "--mpp"
+    else:
+        try:
+            mpp = (float(properties["openslide.mpp-x"]), float(properties["openslide.mpp-y"]))
+        except (KeyError, ValueError):
+            power = properties.get("openslide.objective-power")
+            hint = f"; it names a {power}x objective, often {10 / float(power):g} um/px" if power else ""
+            raise ScaleError(
+                f"{path}: the file does not say its scale (um per pixel){hint}; "
+                f"give it with --mpp if you know it"
+            ) from None
+        source = "the file"
+    if not all(low <= value <= high for value in mpp):
+        raise ScaleError(
+            f"{path}: {source} says {mpp[0]:g} x {mpp[1]:g} um per level-0 pixel; expected between {low} and "
+            f"{high:g} (40x is about 0.25); give the true scale with --mpp"
+        )
+    if max(mpp) / min(mpp) > PLAUSIBLE_ANISOTROPY:
+        raise ScaleError(
+            f"{path}: {source} says {mpp[0]:g} x {mpp[1]:g} um per level-0 pixel; expected pixels nearly "
+            f"square; give the true scale with --mpp"
+        )
+    return mpp
+
+
+def _bounds(properties: dict[str, str], size0: Size) -> Box:
+    """The scanned area: formats with a sparse canvas (MRXS, Leica) name it, others fill theirs."""
+    keys = ("x", "y", "width", "height")
+    try:
+        x, y, width, height = (int(properties[f"openslide.bounds-{key}"]) for key in keys)
+    except KeyError:
+        return Box(0, 0, size0.width, size0.height)
+    return Box(x, y, width, height).intersect(Box(0, 0, size0.width, size0.height))
+
+
+def _level_plane(size0: Size, size: Size) -> Plane:
+    return Plane(_downsample(size0.width, size.width), _downsample(size0.height, size.height))
+
+
+def _downsample(full: int, reduced: int) -> float:
+    """The whole factor that explains the reduced size up to rounding; where none does, the plain ratio."""
+    ratio = full / reduced
+    whole = round(ratio)
+    return float(whole) if abs(full / whole - reduced) <= 1 else ratio
+
+
+def _snap(value: float) -> float:
+    """The whole number that float arithmetic just missed, else the value."""
+    return float(round(value)) if abs(value - round(value)) < 1e-6 else value
+
+
+def _touched(tile: Box, source: Box, start: tuple[float, float], step: tuple[float, float]) -> Box:
+    """Output pixels that take anything from the tile (level pixels)."""
+    reach = [0 if s >= 1 else 1 for s in step]
+    region = Region(
+        (tile.x - source.x - start[0] - reach[0]) / step[0],
+        (tile.y - source.y - start[1] - reach[1]) / step[1],
+        (tile.right - source.x - start[0] + reach[0]) / step[0],
+        (tile.bottom - source.y - start[1] + reach[1]) / step[1],
+    )
+    return cover(region)
+
+
+def _pieces(size: Size) -> Iterator[Box]:
+    for y in range(0, size.height, PIECE_PX):
+        for x in range(0, size.width, PIECE_PX):
+            yield Box(x, y, min(PIECE_PX, size.width - x), min(PIECE_PX, size.height - y))
