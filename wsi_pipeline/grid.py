@@ -27,25 +27,26 @@ from wsi_pipeline.slide import Slide
 class GridOptions:
     """Where patches lie and at which scale."""
 
-    patch_px: Annotated[int, Field(gt=0)] = 50
-    # Side of a patch in pixels at `mpp`; 50 is the IDC set's.
-    stride_px: Annotated[int, Field(gt=0)] | None = None
-    # Distance between patch starts; none: patch_px, side by side. Smaller: they overlap and are averaged.
-    mpp: Annotated[float, Field(gt=0)] = 0.25
-    # um per pixel of a patch; 0.25 is 40x.
-    min_tissue: Annotated[float, Field(gt=0, le=1)] = 0.1
-    # Share of a patch that must be tissue; 0.1 keeps the rims, where tumour often ends.
-    max_rejected: Annotated[float, Field(gt=0, le=1)] = 0.5
-    # Share of a patch that artefacts may cover before it is not scored.
-    max_upsampling: Annotated[float, Field(ge=1)] = 2.1
-    # How far a slide may be enlarged to reach `mpp`; 2.1 lets a 20x slide be cut at 40x, with a warning.
-    block_px: Annotated[int, Field(ge=256)] = 4096
-    # Side of what is decoded at once, in pixels of the level read: 50 MB, tens of storage tiles.
+    patch_px: Annotated[int, Field(gt=0)] | None = None
+    """Side of a patch in pixels at `mpp`; none: the model card's."""
 
-    @property
-    def stride(self) -> int:
-        """`stride_px`, or `patch_px` where patches lie side by side."""
-        return self.stride_px or self.patch_px
+    stride_px: Annotated[int, Field(gt=0)] | None = None
+    """Distance between patch starts; none: patch_px, side by side. Smaller: they overlap and are averaged."""
+
+    mpp: Annotated[float, Field(gt=0)] | None = None
+    """um per pixel of a patch, 0.25 is 40x; none: the model card's."""
+
+    min_tissue: Annotated[float, Field(gt=0, le=1)] = 0.1
+    """Share of a patch that must be tissue; 0.1 keeps the rims, where tumour often ends."""
+
+    max_rejected: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """Share of a patch that artefacts may cover before it is not scored."""
+
+    max_upsampling: Annotated[float, Field(ge=1)] = 2.1
+    """How far a slide may be enlarged to reach `mpp`; 2.1 lets a 20x slide be cut at 40x, with a warning."""
+
+    block_px: Annotated[int, Field(ge=256)] = 4096
+    """Side of what is decoded at once, in pixels of the level read: 50 MB, tens of storage tiles."""
 
 
 # A map of more cells than this a patch side would be larger than the slide's own low levels.
@@ -100,11 +101,13 @@ class Block:
     """What is read and written at once: patches, and the cells that they decide."""
 
     cells: Box
-    # The cells it writes: a chunk of the store.
+    """The cells it writes: a chunk of the store."""
+
     patches: NDArray[np.int32]
-    # [n, 2] column and row of each patch to classify that reaches into `cells`, in row order.
+    """[n, 2] column and row of each patch to classify that reaches into `cells`, in row order."""
+
     read_box: Box
-    # The pixels of the grid's plane that hold them all.
+    """The pixels of the grid's plane that hold them all."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,13 +116,16 @@ class Plan:
 
     grid: Grid
     tissue: NDArray[np.float32]
-    # [rows, columns] share of each patch that is tissue, 0 to 1.
+    """[rows, columns] share of each patch that is tissue, 0 to 1."""
+
     kept: NDArray[np.bool_]
-    # [rows, columns] enough tissue.
+    """[rows, columns] enough tissue."""
+
     rejected: NDArray[np.bool_]
-    # [rows, columns] kept, but too much of it is artefact: not to be scored.
+    """[rows, columns] kept, but too much of it is artefact: not to be scored."""
+
     block_strides: int
-    # Patch positions along a block.
+    """Patch positions along a block."""
 
     @property
     def scored(self) -> NDArray[np.bool_]:
@@ -160,29 +166,28 @@ def plan_grid(slide: Slide, options: GridOptions) -> Grid:
     Raises ConfigError when patch and stride share no cell of sensible size, ScaleError when the slide would
     have to be enlarged more than `max_upsampling` times.
     """
-    stride = options.stride
-    cells = options.patch_px // math.gcd(options.patch_px, stride)
+    if options.patch_px is None or options.mpp is None:
+        raise ConfigError("the grid says neither patch_px nor mpp, and there is no model card to say them")
+    patch, mpp = options.patch_px, options.mpp
+    stride = options.stride_px or patch
+    cells = patch // math.gcd(patch, stride)
     if cells > MAX_CELLS_PER_PATCH:
         raise ConfigError(
-            f"stride_px {stride} and patch_px {options.patch_px} share only a factor of "
-            f"{math.gcd(options.patch_px, stride)}, so that the map would have {cells} cells along a patch; "
-            f"expected at most {MAX_CELLS_PER_PATCH}: choose a stride that divides patch_px"
+            f"stride_px {stride} and patch_px {patch} share only a factor of {math.gcd(patch, stride)}, so "
+            f"that the map would have {cells} cells along a patch; expected at most {MAX_CELLS_PER_PATCH}: "
+            f"choose a stride that divides patch_px"
         )
-    plane = slide.plane_at(options.mpp)
-    enlarged = max(slide.mpp) / options.mpp
+    plane = slide.plane_at(mpp)
+    enlarged = max(slide.mpp) / mpp
     if enlarged > options.max_upsampling:
         raise ScaleError(
             f"{slide.path}: its finest level has {slide.mpp[0]:g} x {slide.mpp[1]:g} um per pixel; patches at "
-            f"{options.mpp:g} would be enlarged {enlarged:.1f} times, at most {options.max_upsampling:g} is "
-            f"allowed (max_upsampling); choose a grid of coarser mpp"
+            f"{mpp:g} would be enlarged {enlarged:.1f} times, at most {options.max_upsampling:g} is allowed "
+            f"(max_upsampling); choose a grid of coarser mpp"
         )
     size = slide.size_on(plane)
     return Grid(
-        plane,
-        options.patch_px,
-        stride,
-        _positions(size.width, options.patch_px, stride),
-        _positions(size.height, options.patch_px, stride),
+        plane, patch, stride, _positions(size.width, patch, stride), _positions(size.height, patch, stride)
     )
 
 
@@ -222,7 +227,7 @@ def patch_means(grid: Grid, mask: NDArray[np.bool_], mask_plane: Plane) -> NDArr
 
 
 def _positions(length_px: int, patch_px: int, stride_px: int) -> int:
-    """Patches along a length: the first starts at 0, the last reaches its end or leaves no room for one more."""
+    """Patches along a length: the first at 0, the last reaching its end or leaving no room for one more."""
     enough = max(0, math.ceil((length_px - patch_px) / stride_px)) + 1
     return min(enough, math.ceil(length_px / stride_px))
 

@@ -1,0 +1,137 @@
+"""Blocks in, probabilities out: reader threads decode ahead while the device computes.
+
+A batch never crosses a block, so that the same block gives the same bits whatever was done before it.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wsi_pipeline.errors import UsageError
+from wsi_pipeline.geometry import Box
+from wsi_pipeline.grid import Block, Grid
+from wsi_pipeline.options import Field, options
+from wsi_pipeline.patches import read_blocks
+from wsi_pipeline.slide import Pixels
+
+if TYPE_CHECKING:  # torch takes seconds to import: it waits until something is classified
+    import torch
+
+    from wsi_pipeline.model import Model
+
+# Activations of this many patches stay in a CPU's cache; a GPU wants to be filled.
+CPU_BATCH = 128
+GPU_BATCH = 2048
+
+
+@options
+class ClassifyOptions:
+    """How patches are put through the network; changes the map by less than 1e-3."""
+
+    batch_size: Annotated[int, Field(gt=0)] | None = None
+    """Patches a forward pass; none: 128 on a CPU, 2048 on a GPU."""
+
+    reader_threads: Annotated[int, Field(gt=0)] = 2
+    """Threads that decode blocks ahead of the network."""
+
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """auto: bf16 where the model card allows it and the device computes it natively, else fp32."""
+
+
+class Classifier:
+    """A model on a device: uint8 patches in, probabilities of IDC out."""
+
+    def __init__(self, model: "Model", device: "torch.device", options: ClassifyOptions):
+        import torch
+
+        self.model = model
+        self.device = device
+        self.batch_size = options.batch_size or (CPU_BATCH if device.type == "cpu" else GPU_BATCH)
+        self.precision = choose_precision(model, device, options)
+        self._network = model.network.to(device=device, memory_format=torch.channels_last).eval()
+
+    def scores(self, patches: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """float32 [n], 0 to 1, of uint8 patches [n, patch_px, patch_px, 3]."""
+        import torch
+
+        if not len(patches):
+            return np.empty(0, np.float32)
+        with torch.inference_mode(), self._autocast():
+            parts = [self._forward(batch) for batch in torch.from_numpy(patches).split(self.batch_size)]
+        return torch.cat(parts).float().cpu().numpy()
+
+    def _forward(self, batch: "torch.Tensor") -> "torch.Tensor":
+        from wsi_pipeline.model import idc_probability
+
+        if self.device.type == "cuda":
+            batch = batch.pin_memory().to(self.device, non_blocking=True)
+        return idc_probability(self._network, self.model.card, batch)  # [n]
+
+    def _autocast(self) -> "torch.autocast | nullcontext[None]":
+        import torch
+
+        if self.precision == "bf16":
+            return torch.autocast(self.device.type, torch.bfloat16)
+        return nullcontext()
+
+
+def choose_device(name: str) -> "torch.device":
+    """The device that 'auto', 'cpu', 'cuda' or 'cuda:1' names; auto takes a GPU where there is one.
+
+    Raises UsageError when it names a GPU that is not there.
+    """
+    import torch
+
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UsageError(f"--device {name}: expected auto, cpu, cuda or cuda:N") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UsageError(
+            f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices that torch "
+            f"{torch.__version__} can use; take --device auto or cpu"
+        )
+    if device.type not in ("cpu", "cuda"):
+        raise UsageError(f"--device {name}: expected auto, cpu, cuda or cuda:N")
+    return device
+
+
+def choose_precision(
+    model: "Model", device: "torch.device", options: ClassifyOptions
+) -> Literal["fp32", "bf16"]:
+    """What `options.precision` comes to on this device with this card."""
+    import torch
+
+    if options.precision != "auto":
+        return options.precision
+    native = torch.cuda.is_bf16_supported() if device.type == "cuda" else _cpu_has_bf16()
+    return "bf16" if model.card.bf16 and native else "fp32"
+
+
+def classify_blocks(
+    blocks: Iterable[Block],
+    grid: Grid,
+    read: Callable[[Box], Pixels],
+    classifier: Classifier,
+    options: ClassifyOptions,
+) -> Iterator[tuple[Block, NDArray[np.float32]]]:
+    """Each block with its patches' scores, float32 [n], NaN where unreadable, in the blocks' order.
+
+    `read` gives the pixels of a box of the grid's plane, and is called from several threads.
+    """
+    for block, cut in read_blocks(blocks, grid, read, options.reader_threads):
+        scores = np.full(len(cut.rgb), np.nan, np.float32)
+        scores[cut.readable] = classifier.scores(cut.rgb if cut.readable.all() else cut.rgb[cut.readable])
+        yield block, scores
+
+
+def _cpu_has_bf16() -> bool:
+    import torch
+
+    probe = getattr(torch.cpu, "_is_avx512_bf16_supported", None)  # no public name yet
+    return bool(probe and probe())

@@ -1,0 +1,46 @@
+"""infer-slide: maps of invasive ductal carcinoma."""
+
+import sys
+from pathlib import Path
+
+from wsi_pipeline.cli.common import add_slide_arguments, command_parser, run_command, run_slides
+from wsi_pipeline.config import InferConfig, load_config
+from wsi_pipeline.pipeline import Progress, SlideResult, grid_for_model, infer_slide
+
+EXAMPLE = """  infer-slide biopsy.svs --out maps
+  infer-slide *.svs --out maps --device cuda:1 --config configs/infer.yaml
+  infer-slide scan.svs --out maps --mpp 0.2525"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; gives the exit code."""
+    parser = command_parser("Map invasive ductal carcinoma on whole slides.", EXAMPLE)
+    add_slide_arguments(parser, "as configs/infer.yaml")
+    parser.add_argument(
+        "--model",
+        default="idc_default",
+        metavar="NAME|FILE",
+        help="a shipped model, or a .safetensors with its card",
+    )
+    parser.add_argument("--device", default="auto", metavar="D", help="auto (default), cpu, cuda or cuda:1")
+    args = parser.parse_args(argv)
+
+    def run() -> int:
+        config = load_config(InferConfig, args.config) if args.config else InferConfig()
+        from wsi_pipeline.classify import Classifier, choose_device  # torch: seconds, once it is needed
+        from wsi_pipeline.model import load_model
+
+        model = load_model(args.model)
+        grid_for_model(config.grid, model.card.patch_px, model.card.mpp)
+        classifier = Classifier(model, choose_device(args.device), config.classify)
+
+        def work(path: Path, progress: Progress) -> SlideResult:
+            return infer_slide(path, args.out, config, classifier, args.mpp, args.overwrite, progress)
+
+        return run_slides(args.slides, args.out, work)
+
+    return run_command(run, args.verbose)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,260 @@
+"""The slide's zarr: created whole or not at all, filled a chunk at a time, readable by any OME-Zarr tool.
+
+Layout (zarr format 3, OME-Zarr 0.5; DESIGN.md, section 5)::
+
+    slide.zarr/          the heatmap is its image, so that a viewer pointed here shows it
+      heatmap/0,1,2..    float32 [y, x], probability of IDC, NaN = not scored
+      labels/status/0..  uint8: 0 background, 1 scored, 2 rejected, 3 unreadable, 4 planned
+      labels/tissue/0    uint8 at the tissue plane: 1 tissue, 2 tissue rejected by quality
+      patches/           x0, y0 (int32, level-0 pixels), tissue (float32 share), label (int8, if annotated)
+
+Physical coordinates are micrometres from the upper left corner of level 0, of pixel centres.
+"""
+
+import json
+import os
+import shutil
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+
+from wsi_pipeline.errors import RecipeError
+from wsi_pipeline.geometry import Box, Plane, Size
+from wsi_pipeline.grid import Plan
+from wsi_pipeline.stitch import Status
+
+STORE_NAME = "slide.zarr"
+ATTRIBUTES = "wsi_pipeline"
+# A pyramid ends at a level that fits a thumbnail.
+SMALLEST_LEVEL = 64
+# Chunks of arrays that are not written block by block.
+FLAT_CHUNK = 1024
+
+STATUS_COLOURS = {
+    Status.BACKGROUND: (0, 0, 0, 0),
+    Status.SCORED: (68, 119, 170, 255),
+    Status.REJECTED: (204, 187, 68, 255),
+    Status.UNREADABLE: (238, 102, 119, 255),
+    Status.PLANNED: (187, 187, 187, 255),
+}
+
+
+class SlideStore:
+    """An open slide.zarr."""
+
+    def __init__(self, path: Path):
+        """Raises RecipeError when what lies at `path` is no store of this package."""
+        self.path = path
+        try:
+            self._root = zarr.open_group(path, mode="r+", zarr_format=3)
+            self.attributes: dict[str, Any] = dict(self._root.attrs[ATTRIBUTES])  # type: ignore[arg-type]
+        except (OSError, ValueError, KeyError, TypeError, json.JSONDecodeError) as error:
+            raise RecipeError(
+                f"{path}: not a slide store of this package ({error}); use another --out or --overwrite"
+            ) from error
+
+    @property
+    def recipe(self) -> str:
+        """The key of what made it: slide, scale, options, model."""
+        return str(self.attributes["recipe"])
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether everything its recipe asks for is written."""
+        return bool(self.attributes["complete"])
+
+    def array(self, name: str) -> NDArray[Any]:
+        """A whole array in memory, by its path in the store ('heatmap/0')."""
+        return np.asarray(self._array(name)[...])
+
+    def status(self, cells: Box) -> NDArray[np.uint8]:
+        """uint8 [row, column] of `labels/status/0` there."""
+        return np.asarray(self._array("labels/status/0")[_slices(cells)], np.uint8)
+
+    def write_block(self, cells: Box, values: NDArray[np.float32], status: NDArray[np.uint8]) -> None:
+        """Commit a chunk: its values, then its status, so that a chunk whose status says scored is."""
+        self._array("heatmap/0")[_slices(cells)] = values
+        self._array("labels/status/0")[_slices(cells)] = status
+
+    def is_done(self, cells: Box) -> bool:
+        """Whether the chunk was committed: nothing in it is still planned."""
+        return not (self.status(cells) == Status.PLANNED).any()
+
+    def write_pyramid(self) -> None:
+        """The coarser levels of heatmap (mean of scored cells) and status (upper left of four)."""
+        for name, reduce in (("heatmap", _halve_mean), ("labels/status", _halve_nearest)):
+            level = self.array(f"{name}/0")
+            for index in range(1, _level_count(Size(level.shape[1], level.shape[0]))):
+                level = reduce(level)
+                self._array(f"{name}/{index}")[...] = level
+
+    def finish(self, extra: dict[str, Any]) -> None:
+        """Say that it is complete, with `extra` attributes; the last thing written."""
+        self.attributes |= extra | {"complete": True}
+        self._root.attrs[ATTRIBUTES] = self.attributes
+
+    def _array(self, name: str) -> "zarr.Array[Any]":
+        array = self._root[name]
+        assert isinstance(array, zarr.Array)
+        return array
+
+
+def create_store(
+    path: Path,
+    attributes: dict[str, Any],
+    plan: Plan,
+    mpp0: tuple[float, float],
+    tissue: NDArray[np.uint8],
+    tissue_plane: Plane,
+    status: NDArray[np.uint8] | None,
+    patch_labels: NDArray[np.int8] | None = None,
+) -> SlideStore:
+    """A new store at `path`, made beside it and renamed, so that it is there whole or not at all.
+
+    With `status` (uint8, the map's cells) it has a heatmap to fill; without, patches and tissue alone.
+    `attributes` must hold the `recipe`; what lay at `path` is replaced.
+    """
+    part = path.with_name(path.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    root = zarr.create_group(part, zarr_format=3, attributes={ATTRIBUTES: attributes | {"complete": False}})
+    labels = root.create_group("labels")
+    names = ["tissue"]
+    if status is not None:
+        names.insert(0, "status")
+        _create_map(root, labels, plan, mpp0, status)
+    labels.attrs["ome"] = {"version": "0.5", "labels": names}
+    group = labels.create_group("tissue")
+    group.attrs["ome"] = _image_label(_multiscale("tissue", tissue_plane, mpp0, 1), "../../")
+    _create_array(group, "0", tissue.shape, np.uint8, FLAT_CHUNK)[...] = tissue
+    _create_patches(root.create_group("patches"), plan, patch_labels)
+    old = path.with_name(path.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)
+    if path.exists():
+        path.rename(old)
+    part.rename(path)
+    shutil.rmtree(old, ignore_errors=True)
+    return SlideStore(path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """The value as an indented JSON file, written beside and renamed."""
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    part.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    part.replace(path)
+
+
+def patch_positions(plan: Plan) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.float32]]:
+    """Level-0 x0 and y0 (floored) of each kept patch, int32 [n], and its tissue share, float32 [n]; row order."""
+    rows, columns = np.nonzero(plan.kept)
+    plane, stride = plan.grid.plane, plan.grid.stride_px
+    x0 = np.floor(plane.origin_x0 + columns * stride * plane.downsample_x + 1e-6).astype(np.int32)
+    y0 = np.floor(plane.origin_y0 + rows * stride * plane.downsample_y + 1e-6).astype(np.int32)
+    return x0, y0, plan.tissue[rows, columns]
+
+
+def _create_map(
+    root: zarr.Group, labels: zarr.Group, plan: Plan, mpp0: tuple[float, float], status: NDArray[np.uint8]
+) -> None:
+    levels = _level_count(plan.grid.map_size)
+    heatmap = root.create_group("heatmap")
+    group = labels.create_group("status")
+    shape = status.shape
+    for index in range(levels):
+        _create_array(heatmap, str(index), shape, np.float32, plan.chunk_cells, fill=np.nan)
+        _create_array(group, str(index), shape, np.uint8, plan.chunk_cells)
+        shape = (-(-shape[0] // 2), -(-shape[1] // 2))
+    array = group["0"]
+    assert isinstance(array, zarr.Array)
+    array[...] = status
+    plane = plan.grid.map_plane
+    heatmap.attrs["ome"] = _multiscale("probability of IDC", plane, mpp0, levels)
+    root.attrs["ome"] = _multiscale("probability of IDC", plane, mpp0, levels, folder="heatmap/")
+    names = {value: value.name.lower() for value in Status}
+    group.attrs["ome"] = _image_label(_multiscale("status", plane, mpp0, levels), "../../", names)
+
+
+def _create_patches(group: zarr.Group, plan: Plan, labels: NDArray[np.int8] | None) -> None:
+    x0, y0, tissue = patch_positions(plan)
+    columns: dict[str, NDArray[Any]] = {"x0": x0, "y0": y0, "tissue": tissue}
+    if labels is not None:
+        columns["label"] = labels
+    for name, values in columns.items():
+        _create_array(group, name, values.shape, values.dtype, 2**18)[...] = values
+
+
+def _create_array(
+    group: zarr.Group, name: str, shape: tuple[int, ...], dtype: Any, chunk: int, fill: float = 0
+) -> "zarr.Array[Any]":
+    chunks = tuple(max(1, min(chunk, n)) for n in shape)
+    axes = ["y", "x"] if len(shape) == 2 else ["patch"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # zero-length arrays: a slide without tissue has them
+        return group.create_array(
+            name, shape=shape, chunks=chunks, dtype=dtype, fill_value=fill, dimension_names=axes
+        )
+
+
+def _multiscale(
+    name: str, plane: Plane, mpp0: tuple[float, float], levels: int, folder: str = ""
+) -> dict[str, Any]:
+    """OME-Zarr 0.5 metadata of an image whose level 0 lies on `plane`, each next one twice as coarse."""
+    datasets = []
+    for index in range(levels):
+        level = plane.coarser(2**index, 2**index)
+        x0, y0 = level.point_to_level0(0.5, 0.5)
+        scale = [level.downsample_y * mpp0[1], level.downsample_x * mpp0[0]]
+        translation = [y0 * mpp0[1], x0 * mpp0[0]]
+        transforms = [
+            {"type": "scale", "scale": scale},
+            {"type": "translation", "translation": translation},
+        ]
+        datasets.append({"path": f"{folder}{index}", "coordinateTransformations": transforms})
+    axes = [{"name": axis, "type": "space", "unit": "micrometer"} for axis in ("y", "x")]
+    return {"version": "0.5", "multiscales": [{"name": name, "axes": axes, "datasets": datasets}]}
+
+
+def _image_label(
+    metadata: dict[str, Any], source: str, names: dict[Status, str] | None = None
+) -> dict[str, Any]:
+    label: dict[str, Any] = {"source": {"image": source}}
+    if names:
+        label["colors"] = [{"label-value": int(v), "rgba": list(STATUS_COLOURS[v])} for v in names]
+        label["properties"] = [{"label-value": int(v), "name": name} for v, name in names.items()]
+    return metadata | {"image-label": label}
+
+
+def _level_count(size: Size) -> int:
+    levels, side = 1, max(size.width, size.height)
+    while side > SMALLEST_LEVEL:
+        side = -(-side // 2)
+        levels += 1
+    return levels
+
+
+def _halve_mean(level: NDArray[np.float32]) -> NDArray[np.float32]:
+    total, count = 0.0, 0
+    for quarter in _quarters(level, np.nan):
+        scored = ~np.isnan(quarter)
+        total = total + np.where(scored, quarter, 0).astype(np.float64)
+        count = count + scored
+    mean = np.divide(total, count, out=np.full(np.shape(count), np.nan), where=np.asarray(count) > 0)
+    return mean.astype(np.float32)
+
+
+def _halve_nearest(level: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    return level[::2, ::2]
+
+
+def _quarters(level: NDArray[np.float32], fill: float) -> Iterator[NDArray[np.float32]]:
+    height, width = level.shape
+    even = np.pad(level, ((0, height % 2), (0, width % 2)), constant_values=fill)
+    return (even[y::2, x::2] for y in (0, 1) for x in (0, 1))
+
+
+def _slices(box: Box) -> tuple[slice, slice]:
+    return slice(box.y, box.bottom), slice(box.x, box.right)
