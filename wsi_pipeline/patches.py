@@ -4,13 +4,18 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from wsi_pipeline.geometry import Box
-from wsi_pipeline.grid import Block, Grid
-from wsi_pipeline.slide import Pixels
+from wsi_pipeline.grid import Block, Grid, Plan
+from wsi_pipeline.slide import Pixels, Slide
+
+# Threads that decode ahead of the PNG writer.
+EXPORT_THREADS = 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,3 +67,53 @@ def cut_patches(pixels: Pixels, block: Block, grid: Grid) -> CutPatches:
         if not all_readable:
             readable[i] = pixels.readable[y : y + size, x : x + size].all()
     return CutPatches(rgb, readable)
+
+
+def patch_positions(plan: Plan) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.float32]]:
+    """Level-0 x0 and y0 (floored) of each kept patch, int32 [n], and its tissue share, float32 [n].
+
+    In row order, as every other list of kept patches.
+    """
+    rows, columns = np.nonzero(plan.kept)
+    plane, stride = plan.grid.plane, plan.grid.stride_px
+    x0 = np.floor(plane.origin_x0 + columns * stride * plane.downsample_x + 1e-6).astype(np.int32)
+    y0 = np.floor(plane.origin_y0 + rows * stride * plane.downsample_y + 1e-6).astype(np.int32)
+    return x0, y0, plan.tissue[rows, columns]
+
+
+def write_patches(
+    slide: Slide,
+    plan: Plan,
+    labels: NDArray[np.int8] | None,
+    folder: Path,
+    progress: Callable[[int, int], None] | None,
+) -> int:
+    """Write each patch as PNG in the IDC set's layout; gives the number that could not be decoded.
+
+    The names are <0|1>/<slide>_x<x0>_y<y0>_class<0|1>.png with level-0 pixels, or unlabelled/<slide>_x.._y...png
+    without `labels`, int8 [n] of the kept patches.
+    """
+    grid = plan.grid
+    x0, y0, _ = patch_positions(plan)
+    index = np.full(plan.kept.shape, -1)
+    index[plan.kept] = np.arange(len(x0))
+    todo = plan.scored.copy()  # a patch on the rim of two blocks is written once
+    total, unreadable = int(todo.sum()), 0
+    for block, cut in read_blocks(
+        plan.blocks(), grid, lambda box: slide.read_readable(box, grid.plane), EXPORT_THREADS
+    ):
+        for (column, row), rgb, readable in zip(block.patches, cut.rgb, cut.readable, strict=True):
+            if not todo[row, column]:
+                continue
+            todo[row, column] = False
+            if not readable:
+                unreadable += 1
+                continue
+            i = index[row, column]
+            label = "unlabelled" if labels is None else str(labels[i])
+            suffix = "" if labels is None else f"_class{label}"
+            (folder / label).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(rgb).save(folder / label / f"{slide.name}_x{x0[i]}_y{y0[i]}{suffix}.png")
+        if progress:
+            progress(total - int(todo.sum()), total)
+    return unreadable

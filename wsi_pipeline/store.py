@@ -16,6 +16,7 @@ import os
 import shutil
 import warnings
 from collections.abc import Iterator
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +33,9 @@ STORE_NAME = "slide.zarr"
 ATTRIBUTES = "wsi_pipeline"
 # A pyramid ends at a level that fits a thumbnail.
 SMALLEST_LEVEL = 64
-# Chunks of arrays that are not written block by block.
+# Chunks of arrays that are not written block by block: planes, and lists of patches.
 FLAT_CHUNK = 1024
+PATCH_CHUNK = 2**18
 
 STATUS_COLOURS = {
     Status.BACKGROUND: (0, 0, 0, 0),
@@ -42,6 +44,16 @@ STATUS_COLOURS = {
     Status.UNREADABLE: (238, 102, 119, 255),
     Status.PLANNED: (187, 187, 187, 255),
 }
+
+
+@dataclass(frozen=True, eq=False)
+class PatchTable:
+    """The kept patches in row order: level-0 corners, tissue share 0 to 1, label 1 IDC or 0 not, or none."""
+
+    x0: NDArray[np.int32]
+    y0: NDArray[np.int32]
+    tissue: NDArray[np.float32]
+    label: NDArray[np.int8] | None
 
 
 class SlideStore:
@@ -93,9 +105,9 @@ class SlideStore:
                 level = reduce(level)
                 self._array(f"{name}/{index}")[...] = level
 
-    def finish(self, extra: dict[str, Any]) -> None:
-        """Say that it is complete, with `extra` attributes; the last thing written."""
-        self.attributes |= extra | {"complete": True}
+    def finish(self) -> None:
+        """Say that it is complete; the last thing written."""
+        self.attributes["complete"] = True
         self._root.attrs[ATTRIBUTES] = self.attributes
 
     def _array(self, name: str) -> "zarr.Array[Any]":
@@ -111,8 +123,8 @@ def create_store(
     mpp0: tuple[float, float],
     tissue: NDArray[np.uint8],
     tissue_plane: Plane,
+    patches: PatchTable,
     status: NDArray[np.uint8] | None,
-    patch_labels: NDArray[np.int8] | None = None,
 ) -> SlideStore:
     """A new store at `path`, made beside it and renamed, so that it is there whole or not at all.
 
@@ -131,7 +143,7 @@ def create_store(
     group = labels.create_group("tissue")
     group.attrs["ome"] = _image_label(_multiscale("tissue", tissue_plane, mpp0, 1), "../../")
     _create_array(group, "0", tissue.shape, np.uint8, FLAT_CHUNK)[...] = tissue
-    _create_patches(root.create_group("patches"), plan, patch_labels)
+    _create_patches(root.create_group("patches"), patches)
     old = path.with_name(path.name + ".old")
     shutil.rmtree(old, ignore_errors=True)
     if path.exists():
@@ -146,15 +158,6 @@ def write_json(path: Path, value: Any) -> None:
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     part.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     part.replace(path)
-
-
-def patch_positions(plan: Plan) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.float32]]:
-    """Level-0 x0 and y0 (floored) of each kept patch, int32 [n], and its tissue share, float32 [n]; row order."""
-    rows, columns = np.nonzero(plan.kept)
-    plane, stride = plan.grid.plane, plan.grid.stride_px
-    x0 = np.floor(plane.origin_x0 + columns * stride * plane.downsample_x + 1e-6).astype(np.int32)
-    y0 = np.floor(plane.origin_y0 + rows * stride * plane.downsample_y + 1e-6).astype(np.int32)
-    return x0, y0, plan.tissue[rows, columns]
 
 
 def _create_map(
@@ -178,13 +181,11 @@ def _create_map(
     group.attrs["ome"] = _image_label(_multiscale("status", plane, mpp0, levels), "../../", names)
 
 
-def _create_patches(group: zarr.Group, plan: Plan, labels: NDArray[np.int8] | None) -> None:
-    x0, y0, tissue = patch_positions(plan)
-    columns: dict[str, NDArray[Any]] = {"x0": x0, "y0": y0, "tissue": tissue}
-    if labels is not None:
-        columns["label"] = labels
-    for name, values in columns.items():
-        _create_array(group, name, values.shape, values.dtype, 2**18)[...] = values
+def _create_patches(group: zarr.Group, patches: PatchTable) -> None:
+    for column in fields(patches):
+        values = getattr(patches, column.name)
+        if values is not None:
+            _create_array(group, column.name, values.shape, values.dtype, PATCH_CHUNK)[...] = values
 
 
 def _create_array(

@@ -14,7 +14,8 @@ import wsi_pipeline
 from wsi_pipeline.errors import RecipeError, ScaleError, SlideError, UsageError, WsiError
 from wsi_pipeline.jobs import Outcome, run_each
 from wsi_pipeline.manifest import Manifest, ManifestRow
-from wsi_pipeline.pipeline import Progress, SlideResult
+from wsi_pipeline.pipeline import Progress
+from wsi_pipeline.run_folder import SlideResult
 from wsi_pipeline.slide import slide_name
 
 ALL_DONE, SOME_FAILED, NOTHING_RUN, INTERRUPTED = 0, 1, 2, 130

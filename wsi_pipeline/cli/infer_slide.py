@@ -5,7 +5,8 @@ from pathlib import Path
 
 from wsi_pipeline.cli.common import add_slide_arguments, command_parser, run_command, run_slides
 from wsi_pipeline.config import InferConfig, load_config
-from wsi_pipeline.pipeline import Progress, SlideResult, grid_for_model, infer_slide
+from wsi_pipeline.pipeline import Progress, grid_for_model, infer_slide
+from wsi_pipeline.run_folder import SlideResult
 
 EXAMPLE = """  infer-slide biopsy.svs --out maps
   infer-slide *.svs --out maps --device cuda:1 --config configs/infer.yaml

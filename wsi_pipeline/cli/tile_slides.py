@@ -7,8 +7,10 @@ from wsi_pipeline.cli.common import add_slide_arguments, command_parser, run_com
 from wsi_pipeline.config import TileConfig, load_config
 from wsi_pipeline.errors import UsageError
 from wsi_pipeline.jobs import run_each
-from wsi_pipeline.pipeline import Progress, SlideResult, survey_slide, tile_slide
+from wsi_pipeline.pipeline import Progress, tile_slide
+from wsi_pipeline.run_folder import SlideResult
 from wsi_pipeline.slide import open_slide
+from wsi_pipeline.survey import survey_slide
 
 EXAMPLE = """  tile-slides biopsy.svs --out tiles
   tile-slides *.svs --out tiles --config configs/tile_idc.yaml --annotations outlines --export

@@ -1,0 +1,64 @@
+"""OUT/<slide name>/: what lies in it, whose it is, and what must not be mixed there."""
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from wsi_pipeline.errors import RecipeError
+from wsi_pipeline.store import STORE_NAME, SlideStore
+
+EXPORT_FOLDER = "export"
+# What an earlier run leaves beside its store; none of it may stand beside the results of a new one.
+OUTPUTS = (
+    "tissue.png",
+    "heatmap.png",
+    "overlay.png",
+    "report.png",
+    "regions.geojson",
+    "summary.json",
+)
+
+
+@dataclass(frozen=True)
+class SlideResult:
+    """What one slide came to; `skipped` when an earlier run had finished the same recipe."""
+
+    folder: Path
+    skipped: bool
+    patches: int
+    idc_mm2: float | None
+    seconds: float
+    warnings: tuple[str, ...]
+
+
+def find_run(folder: Path, recipe: str, overwrite: bool) -> SlideStore | None:
+    """The run folder's store if it is of that recipe; None where there is none, or it may be overwritten.
+
+    Raises RecipeError when the folder holds results of another recipe.
+    """
+    path = folder / STORE_NAME
+    if overwrite or not path.exists():
+        return None
+    store = SlideStore(path)
+    if store.recipe != recipe:
+        raise RecipeError(
+            f"{folder}: holds results of another slide, scale, model or options (recipe {store.recipe}, "
+            f"this one is {recipe}); choose another --out, or --overwrite to replace them"
+        )
+    return store
+
+
+def finished_result(folder: Path) -> SlideResult:
+    """What the summary of the finished run in `folder` says."""
+    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    return SlideResult(
+        folder, True, summary["counts"]["patches"], summary.get("idc_mm2"), 0.0, tuple(summary["warnings"])
+    )
+
+
+def clear_outputs(folder: Path) -> None:
+    """Remove what an earlier run left beside its store."""
+    for name in OUTPUTS:
+        (folder / name).unlink(missing_ok=True)
+    shutil.rmtree(folder / EXPORT_FOLDER, ignore_errors=True)

@@ -1,0 +1,183 @@
+"""A slide looked at from afar: thumbnail, tissue, artefacts, and from these the plan of patches."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from wsi_pipeline.config import InferConfig, TileConfig
+from wsi_pipeline.errors import UnreadableSlideError
+from wsi_pipeline.geometry import Plane
+from wsi_pipeline.grid import GridOptions, Plan, plan_grid, plan_patches
+from wsi_pipeline.quality import Quality, find_artefacts
+from wsi_pipeline.resample import resample
+from wsi_pipeline.slide import Pixels, Slide
+from wsi_pipeline.tissue import Tissue, find_tissue
+
+# The pictures' thumbnail: as many pixels along its longer side, if the slide has them.
+THUMBNAIL_PX = 2000
+
+
+def tile_slide(
+    path: Path,
+    out: Path,
+    config: TileConfig,
+    mpp: float | None = None,
+    annotations: Path | None = None,
+    export: bool = False,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> SlideResult:
+    """Plan the slide's patches and write them to its run folder, with a picture of the tissue kept.
+
+    `mpp` overrides the file's scale. `annotations` is a folder of GeoJSON outlines, <slide name>.geojson, that
+    label the patches. `export` writes each patch as a PNG too, in the IDC set's folder layout. Raises a
+    WsiError whose text says why; an earlier result of the same recipe is left as it is.
+    """
+    watch = Stopwatch()
+    with watch("open"):
+        slide = open_slide(path, mpp)
+        outlines = annotations / f"{slide.name}.geojson" if annotations else None
+        recipe = {
+            "command": "tile-slides",
+            "slide": _slide_facts(slide),
+            "options": options_to_dict(config),
+            "annotations": _file_hash(outlines),
+            "export": export,
+        }
+        folder = out / slide.name
+        earlier = find_run(folder, recipe_key(recipe), overwrite)
+        if earlier and earlier.is_complete:
+            return _skipped(folder)
+    with watch("survey"):
+        survey = survey_slide(slide, config, config.grid)
+    plan = survey.plan
+    warnings = list(survey.warnings)
+    with watch("write"):
+        folder.mkdir(parents=True, exist_ok=True)
+        labels = None
+        if outlines and outlines.is_file():
+            labels = label_patches(plan, read_outlines(outlines, config.annotations), config.annotations)
+        elif outlines:
+            warnings.append(f"no annotations: {outlines} does not exist; its patches are not labelled")
+        _clear(folder)
+        store = stores.create_store(
+            folder / stores.STORE_NAME,
+            _attributes(recipe),
+            plan,
+            slide.mpp,
+            survey.labels,
+            survey.tissue.plane,
+            status=None,
+            patch_labels=labels,
+        )
+        _render_survey(folder, survey)
+    unreadable = 0
+    if export:
+        with watch("export"):
+            unreadable = _export(slide, survey, labels, folder / "export" / slide.name, progress)
+    counts: dict[str, Any] = {
+        "patches": int(plan.kept.sum()),
+        "rejected": int(plan.rejected.sum()),
+        "positions": plan.kept.size,
+    }
+    if labels is not None:
+        counts |= {"idc": int((labels == 1).sum()), "not_idc": int((labels == 0).sum())}
+    if export:
+        counts["unreadable"] = unreadable
+    summary = _summary(slide, survey, recipe, watch, warnings) | {"counts": counts}
+    stores.write_json(folder / "summary.json", summary)
+    store.finish({"counts": counts})
+    return SlideResult(folder, False, counts["patches"], None, watch.total, tuple(warnings))
+
+
+@dataclass(frozen=True, eq=False)
+class Survey:
+    """What is known of a slide before any patch is read."""
+
+    thumbnail: Pixels
+    thumbnail_plane: Plane
+    tissue: Tissue
+    quality: Quality
+    plan: Plan
+    warnings: tuple[str, ...]
+
+    @property
+    def labels(self) -> NDArray[np.uint8]:
+        """uint8 [row, column] at the tissue plane: 0 none, 1 tissue, 2 tissue rejected by quality."""
+        return np.where(self.quality.rejected, 2, 1).astype(np.uint8) * self.tissue.mask
+
+    def tissue_mm2(self, mpp0: tuple[float, float]) -> float:
+        """Area of the tissue; `mpp0` is um per level-0 pixel."""
+        plane = self.tissue.plane
+        pixel_um2 = plane.downsample_x * mpp0[0] * plane.downsample_y * mpp0[1]
+        return float(self.tissue.mask.sum()) * pixel_um2 / 1e6
+
+    def masks_on_thumbnail(self) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        """Tissue and what of it is rejected, bool [row, column] of the thumbnail."""
+        height, width = self.thumbnail.rgb.shape[:2]
+        tissue, rejected = (
+            np.asarray(Image.fromarray(mask).resize((width, height), Image.Resampling.NEAREST), np.bool_)
+            for mask in (self.tissue.mask, self.quality.rejected)
+        )
+        return tissue, rejected
+
+
+def survey_slide(slide: Slide, config: TileConfig | InferConfig, grid: GridOptions) -> Survey:
+    """Thumbnail, tissue, artefacts and plan; one read of a low-power plane.
+
+    Raises UnreadableSlideError, and what `plan_grid` raises.
+    """
+    plan_grid(slide, grid)  # a grid that cannot be is told before anything is read
+    plane = slide.plane_at(_thumbnail_mpp(slide, config.tissue.mpp))
+    thumbnail = slide.read_whole(plane)
+    share = 1 - float(thumbnail.readable.mean())
+    if share > config.max_unreadable:
+        raise UnreadableSlideError(_too_unreadable(slide, share, config.max_unreadable))
+    seen, mask_plane = _reduced(thumbnail, plane, slide.plane_at(config.tissue.mpp), slide)
+    mpp = (mask_plane.downsample_x * slide.mpp[0], mask_plane.downsample_y * slide.mpp[1])
+    tissue = find_tissue(seen.rgb, mask_plane, mpp, config.tissue, seen.readable)
+    quality = find_artefacts(seen.rgb, mask_plane, mpp, tissue.mask, config.quality)
+    plan = plan_patches(slide, tissue.mask, quality.rejected, mask_plane, grid)
+    warnings = []
+    if slide.mpp_overridden:
+        warnings.append(f"the scale is --mpp {slide.mpp[0]:g}, not the file's")
+    if grid.mpp and max(slide.mpp) > grid.mpp * 1.005:
+        warnings.append(
+            f"patches are enlarged {max(slide.mpp) / grid.mpp:.2f} times: the slide has {max(slide.mpp):g} "
+            f"um per pixel, the grid wants {grid.mpp:g}"
+        )
+    if tissue.reason:
+        warnings.append(f"no tissue: {tissue.reason}")
+    elif not plan.kept.any():
+        warnings.append(f"no patch holds {grid.min_tissue:.0%} tissue")
+    warnings += [
+        f"{mm2:.2f} mm2 of tissue not scored: {name}" for name, mm2 in quality.areas_mm2.items() if mm2
+    ]
+    return Survey(thumbnail, plane, tissue, quality, plan, tuple(warnings))
+
+
+def _thumbnail_mpp(slide: Slide, tissue_mpp: float) -> float:
+    """No coarser than the tissue plane, no finer than the slide, else THUMBNAIL_PX along the longer side."""
+    longest_um = max(slide.bounds.width * slide.mpp[0], slide.bounds.height * slide.mpp[1])
+    return min(tissue_mpp, max(*slide.mpp, longest_um / THUMBNAIL_PX))
+
+
+def _reduced(pixels: Pixels, plane: Plane, wanted: Plane, slide: Slide) -> tuple[Pixels, Plane]:
+    """The thumbnail's pixels on the tissue plane, without reading again."""
+    if plane == wanted:
+        return pixels, plane
+    size = slide.size_on(wanted)
+    step = (wanted.downsample_x / plane.downsample_x, wanted.downsample_y / plane.downsample_y)
+    rgb = resample(pixels.rgb, size.width, size.height, (0, 0), step)
+    lost = np.repeat(np.where(pixels.readable, 0, 255).astype(np.uint8)[..., None], 3, axis=2)
+    readable = resample(lost, size.width, size.height, (0, 0), step)[..., 0] == 0
+    return Pixels(rgb, readable), wanted
+
+
+def too_unreadable(slide: Slide, share: float, allowed: float) -> str:
+    return (
+        f"{slide.path}: {share:.0%} of it cannot be decoded, at most {allowed:.0%} is allowed (max_unreadable); "
+        f"copy or scan it again"
+    )
