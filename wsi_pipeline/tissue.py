@@ -1,12 +1,13 @@
 """Where the tissue lies, from one low-power plane of the slide.
 
-Tissue is what the stain has coloured. The glass colour is read off the slide itself; optical density
-relative to it (Ruifrok and Johnston 2001) makes a grey, yellow or blue glass, or a dim lamp, drop out. A stain
-absorbs one channel more than another, so the spread of optical density over red, green and blue marks stained
-tissue however pale, while dust, shadows, coverslip edges and the black around a scan absorb all three alike.
-The threshold on that spread is set by the glass's own noise, not by how much tissue there is (as Otsu's would
-be): a slide full of tissue and a slide with a trace of it behave alike. Then, in micrometres: gaps are closed,
-specks dropped, small holes filled.
+Tissue is what the stain has coloured. The colour of the glass is read off the slide itself; in optical
+density relative to it (Ruifrok and Johnston 2001, "Quantification of histochemical staining by color
+deconvolution") a grey, yellow or blue glass or a dim lamp drops out. A stain absorbs one channel more than
+another, so the spread of optical density over red, green and blue marks stained tissue however pale, while
+dust, shadows, coverslip edges and the black around a scan absorb all three alike. The threshold on that
+spread is set by the noise of the glass, not by how much tissue there is (as Otsu's would be): a slide full of
+tissue and a slide with a trace of it are treated alike. Then, in micrometres: gaps are closed, specks
+dropped, small holes filled.
 
 What this makes of fat: the thin walls of fat cells are stained and the cells are smaller than
 `max_hole_um2`, so fat counts as tissue where its walls are seen, and as glass where they are not.
@@ -18,7 +19,6 @@ from typing import Annotated, Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
-from skimage import measure
 
 from wsi_pipeline.geometry import Plane
 from wsi_pipeline.options import Field, options
@@ -31,6 +31,8 @@ Floats = NDArray[np.float32]
 USUAL_GLASS = np.array([243, 243, 243], np.float32)
 # Added to every value before the logarithm: near black, the scanner's noise would look like colour.
 DARK_NOISE = 10.0
+# Fewer pixels like glass than this, of all, may be anything.
+MIN_GLASS_SHARE = 0.002
 
 
 @options
@@ -38,30 +40,31 @@ class TissueOptions:
     """How tissue is told from glass."""
 
     mpp: Annotated[float, Field(ge=1, le=64)] = 8.0
-    """Scale of the low-power plane: finer costs time, coarser loses thin strands. 200 um patches span 25 px."""
+    """Scale of the low-power plane, um/px: finer costs time, coarser loses thin strands. A 200 um patch spans
+    25 px of it."""
 
     smooth_um: Annotated[float, Field(ge=0)] = 8.0
-    """Sigma of the Gaussian laid over the plane first: one pixel quietens JPEG noise and keeps thin strands."""
+    """Sigma of the Gaussian laid over the plane first: one pixel quietens JPEG noise, keeps thin strands."""
 
     min_stain_od: Annotated[float, Field(gt=0)] = 0.035
-    """Least spread of optical density between channels that counts as stain, whatever the glass: on clean glass
-    the noise alone would let pale tints through (another glass, a wet edge)."""
+    """Least spread of optical density between channels that counts as stain, however clean the glass: the
+    tints of mounting medium at a coverslip's edge reach 0.03."""
 
     max_stain_od: Annotated[float, Field(gt=0)] = 0.08
-    """The threshold never rises above this, whatever the glass: the palest fibrous tissue spreads about 0.1."""
+    """The threshold never rises above this, however noisy the glass: pale fibrous tissue spreads by 0.1."""
 
     noise_sigmas: Annotated[float, Field(gt=0)] = 6.0
     """Between the two, the threshold: so many standard deviations of the glass's own spread."""
 
-    min_stain_share: Annotated[float, Field(ge=0)] = 0.25
-    """Least ratio of that spread to the mean optical density: stains lie above 0.4, grey dust, ink and shadows
-    below 0.2."""
+    min_stain_share: Annotated[float, Field(ge=0)] = 0.3
+    """Least ratio of that spread to the mean optical density: stains lie above 0.4; grey dust, shadows and
+    the edges of coverslips below 0.25."""
 
-    close_um: Annotated[float, Field(ge=0)] = 24.0
+    close_um: Annotated[float, Field(ge=0)] = 16.0
     """Gaps up to twice this wide are closed: cracks, and breaks in the walls of fat cells."""
 
-    min_object_um2: Annotated[float, Field(ge=0)] = 10_000.0
-    """Smaller pieces are specks: a quarter of a 200 um patch."""
+    min_object_um2: Annotated[float, Field(ge=0)] = 5_000.0
+    """Smaller pieces are specks: 70 um a side, an eighth of a 200 um patch."""
 
     max_hole_um2: Annotated[float, Field(ge=0)] = 20_000.0
     """Smaller holes are filled: fat cells are 60 to 100 um wide; half a 200 um patch of nothing stays out."""
@@ -115,50 +118,53 @@ def find_tissue(
     return Tissue(mask, plane, None if mask.any() else _why_empty(stained, glass, threshold_od, mpp, options))
 
 
-def find_glass(rgb: Floats, seen: Mask) -> Glass:
-    """The colour of the empty glass and its noise, from a (smoothed) plane [row, col, 3], 0 to 255.
+def find_glass(rgb: Rgb | Floats, seen: Mask) -> Glass:
+    """The colour of the empty glass and its noise, from a plane [row, col, 3], 0 to 255, where `seen`.
 
-    Glass is bright and nearly colourless; a tint is yellow, grey or blue, never the pink or purple of a stain that
-    absorbs green most. Its colour is the mode of such pixels. Pure white is padding that scanners add, and
+    Glass is bright and nearly colourless; a tint is yellow, grey or blue, never the pink or purple of a stain
+    that absorbs green most. Of such pixels the brightest common level is the glass: what is paler than tissue
+    and fills the slide is still darker than what lies beside it. Pure white is padding that scanners add, and
     counts as glass only where there is no other.
     """
-    sample = rgb[seen][:: max(1, int(seen.sum()) // 1_000_000)]  # [n, 3]
+    sample = rgb[seen]  # [n, 3]
+    sample = sample[:: len(sample) // 1_000_000 + 1].astype(np.float32)
     brightest, darkest = sample.max(axis=1), sample.min(axis=1)
     not_pink = sample[:, 1] >= (sample[:, 0] + sample[:, 2]) / 2 - 8
     like_glass = (brightest >= 170) & (brightest - darkest <= 45) & not_pink
-    padding = darkest >= 253.5
-    for candidates in (like_glass & ~padding, like_glass):
-        if candidates.sum() >= 0.002 * len(sample):
-            return _mode(sample[candidates])
+    for candidates in (like_glass & (darkest < 253.5), like_glass):
+        if candidates.sum() >= MIN_GLASS_SHARE * len(sample):
+            return _brightest_common(sample[candidates])
     return Glass(USUAL_GLASS, 0.0)
 
 
-def stain_od(rgb: Floats, glass: Glass) -> tuple[Floats, Floats]:
-    """Mean optical density over the channels, and its spread (largest less smallest), both [row, col].
-
-    Brighter than the glass counts as no density at all.
-    """
-    low = high = total = np.zeros(rgb.shape[:2], np.float32)
-    for channel in range(3):  # one channel at a time: a third of the memory
-        od = np.log((glass.rgb[channel] + DARK_NOISE) / (rgb[..., channel] + DARK_NOISE))
-        od = np.maximum(od, 0, out=od)
-        low = np.minimum(low, od) if channel else od
-        high = np.maximum(high, od)
-        total = total + od
-    return total / 3, high - low
+def channel_od(rgb: Rgb | Floats, glass: Glass) -> tuple[Floats, Floats, Floats]:
+    """Optical density of red, green and blue relative to the glass, each [row, col]; 0 where brighter."""
+    red, green, blue = (
+        np.maximum(np.log((glass.rgb[c] + DARK_NOISE) / (rgb[..., c] + np.float32(DARK_NOISE))), 0)
+        for c in range(3)
+    )
+    return red, green, blue
 
 
 def _is_stained(rgb: Floats, glass: Glass, threshold_od: float, options: TissueOptions) -> Mask:
-    mean, spread = stain_od(rgb, glass)
-    return (spread > threshold_od) & (spread > options.min_stain_share * mean)
+    red, green, blue = channel_od(rgb, glass)
+    spread = np.maximum(np.maximum(red, green), blue) - np.minimum(np.minimum(red, green), blue)
+    share = options.min_stain_share / 3 * (red + green + blue)
+    return np.asarray(spread > np.maximum(share, threshold_od))
 
 
-def _mode(sample: Floats) -> Glass:
-    colour = np.array([np.bincount(np.rint(c).astype(int)).argmax() for c in sample.T], np.float32)
-    # Half of the candidates nearest to the mode are glass, surely; what lies further may be pale tissue.
-    nearest = np.abs(sample - colour).max(axis=1)
-    half = sample[nearest <= np.median(nearest)]
-    return Glass(colour, float(np.log((half + DARK_NOISE) / (colour + DARK_NOISE)).std()))
+def _brightest_common(sample: Floats) -> Glass:
+    level = sample.mean(axis=1)  # [n]
+    counts = ndimage.uniform_filter1d(np.bincount(np.rint(level).astype(int), minlength=256).astype(float), 3)
+    common = np.flatnonzero(counts >= 0.2 * counts.max())[-1]
+    while counts[common - 1] > counts[common]:  # from the peak's bright foot up to its top
+        common -= 1
+    colour = np.median(sample[np.abs(level - common) <= 2], axis=0)
+    # On the bright side of the peak there is noise only, no pale tissue; a median absolute deviation of noise
+    # is 1 / 1.4826 of its standard deviation.
+    brighter = sample[level >= colour.mean()]
+    od = np.log((brighter + DARK_NOISE) / (colour + DARK_NOISE))
+    return Glass(colour.astype(np.float32), 1.4826 * float(np.median(np.abs(od))))
 
 
 def _smoothed(rgb: Rgb, seen: Mask, mpp: tuple[float, float], options: TissueOptions) -> Floats:
@@ -177,7 +183,7 @@ def _smoothed(rgb: Rgb, seen: Mask, mpp: tuple[float, float], options: TissueOpt
 def _outside_scan(rgb: Rgb, mpp: tuple[float, float], options: TissueOptions) -> Mask:
     """Black that reaches in from an edge of the plane, and frames of one colour along its edges."""
     black = rgb.max(axis=2) < 40
-    labels = measure.label(black, connectivity=1)
+    labels = ndimage.label(black)[0]
     at_edge = np.unique(np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]]))
     outside: Mask = black & np.isin(labels, at_edge)
     for axis, size_um in ((0, mpp[1]), (1, mpp[0])):
@@ -201,19 +207,20 @@ def _frame_px(lines: Rgb, widest_px: int) -> int:
 def _tidied(stained: Mask, mpp: tuple[float, float], options: TissueOptions) -> Mask:
     radius_px = [round(options.close_um / size_um) for size_um in (mpp[1], mpp[0])]
     size_px = [2 * r + 1 for r in radius_px]
-    # Squares, as two passes of lines: a disc costs ten times as much, and a patch does not see the difference.
+    # Squares, as two passes of lines: a disc costs ten times as much, and a patch sees no difference.
     closed = np.pad(stained, [(r, r) for r in radius_px]).astype(np.uint8)
     closed = ndimage.minimum_filter(ndimage.maximum_filter(closed, size_px), size_px)
     closed = closed[
         radius_px[0] : closed.shape[0] - radius_px[0], radius_px[1] : closed.shape[1] - radius_px[1]
     ]
     pixel_um2 = mpp[0] * mpp[1]
-    kept = _without_small(closed.astype(np.bool_), options.min_object_um2 / pixel_um2)
-    return ~_without_small(~kept, options.max_hole_um2 / pixel_um2)
+    kept = without_small(closed.astype(np.bool_), options.min_object_um2 / pixel_um2)
+    return ~without_small(~kept, options.max_hole_um2 / pixel_um2)
 
 
-def _without_small(mask: Mask, min_px: float) -> Mask:
-    labels = measure.label(mask, connectivity=1)
+def without_small(mask: Mask, min_px: float) -> Mask:
+    """The mask less its pieces (pixels that share an edge) of fewer than `min_px` pixels."""
+    labels = ndimage.label(mask)[0]
     large = np.bincount(labels.ravel()) >= min_px
     large[0] = False
     return np.asarray(large[labels])
@@ -240,7 +247,7 @@ def _why_empty(
     stained: Mask, glass: Glass, threshold_od: float, mpp: tuple[float, float], options: TissueOptions
 ) -> str:
     colour = "rgb({:.0f}, {:.0f}, {:.0f})".format(*glass.rgb)
-    largest_px = int(np.bincount(measure.label(stained).ravel())[1:].max(initial=0))
+    largest_px = int(np.bincount(ndimage.label(stained)[0].ravel())[1:].max(initial=0))
     if largest_px == 0:
         return (
             f"nothing differs from the glass {colour} in colour by {threshold_od:.3f} optical density or more"
