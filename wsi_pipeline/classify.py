@@ -45,13 +45,11 @@ class Classifier:
     """A model on a device: uint8 patches in, probabilities of IDC out."""
 
     def __init__(self, model: "Model", device: "torch.device", options: ClassifyOptions):
-        import torch
-
         self.model = model
         self.device = device
         self.batch_size = options.batch_size or (CPU_BATCH if device.type == "cpu" else GPU_BATCH)
         self.precision = choose_precision(model, device, options)
-        self._network = model.network.to(device=device, memory_format=torch.channels_last).eval()
+        self._network = model.network.to(device)
 
     def scores(self, patches: NDArray[np.uint8]) -> NDArray[np.float32]:
         """float32 [n], 0 to 1, of uint8 patches [n, patch_px, patch_px, 3]."""
@@ -60,7 +58,9 @@ class Classifier:
         if not len(patches):
             return np.empty(0, np.float32)
         with torch.inference_mode(), self._autocast():
-            parts = [self._forward(batch) for batch in torch.from_numpy(patches).split(self.batch_size)]
+            parts = [
+                self._forward(batch) for batch in torch.split(torch.from_numpy(patches), self.batch_size)
+            ]
         return torch.cat(parts).float().cpu().numpy()
 
     def _forward(self, batch: "torch.Tensor") -> "torch.Tensor":

@@ -5,7 +5,7 @@ Layout (zarr format 3, OME-Zarr 0.5; DESIGN.md, section 5)::
     slide.zarr/          the heatmap is its image, so that a viewer pointed here shows it
       heatmap/0,1,2..    float32 [y, x], probability of IDC, NaN = not scored
       labels/status/0..  uint8: 0 background, 1 scored, 2 rejected, 3 unreadable, 4 planned
-      labels/tissue/0    uint8 at the tissue plane: 1 tissue, 2 tissue rejected by quality
+      labels/tissue/0..  uint8 at the tissue plane: 1 tissue, 2 tissue rejected by quality
       patches/           x0, y0 (int32, level-0 pixels), tissue (float32 share), label (int8, if annotated)
 
 Physical coordinates are micrometres from the upper left corner of level 0, of pixel centres.
@@ -15,7 +15,6 @@ import json
 import os
 import shutil
 import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -140,9 +139,7 @@ def create_store(
         names.insert(0, "status")
         _create_map(root, labels, plan, mpp0, status)
     labels.attrs["ome"] = {"version": "0.5", "labels": names}
-    group = labels.create_group("tissue")
-    group.attrs["ome"] = _image_label(_multiscale("tissue", tissue_plane, mpp0, 1), "../../")
-    _create_array(group, "0", tissue.shape, np.uint8, FLAT_CHUNK)[...] = tissue
+    _create_tissue(labels.create_group("tissue"), tissue, tissue_plane, mpp0, _level_count(plan.grid.map_size))
     _create_patches(root.create_group("patches"), patches)
     old = path.with_name(path.name + ".old")
     shutil.rmtree(old, ignore_errors=True)
@@ -179,6 +176,16 @@ def _create_map(
     root.attrs["ome"] = _multiscale("probability of IDC", plane, mpp0, levels, folder="heatmap/")
     names = {value: value.name.lower() for value in Status}
     group.attrs["ome"] = _image_label(_multiscale("status", plane, mpp0, levels), "../../", names)
+
+
+def _create_tissue(
+    group: zarr.Group, tissue: NDArray[np.uint8], plane: Plane, mpp0: tuple[float, float], levels: int
+) -> None:
+    """The mask in as many levels as the heatmap: OME-Zarr wants them to match."""
+    group.attrs["ome"] = _image_label(_multiscale("tissue", plane, mpp0, levels), "../../")
+    for index in range(levels):
+        _create_array(group, str(index), tissue.shape, np.uint8, FLAT_CHUNK)[...] = tissue
+        tissue = _halve_nearest(tissue)
 
 
 def _create_patches(group: zarr.Group, patches: PatchTable) -> None:
@@ -238,23 +245,20 @@ def _level_count(size: Size) -> int:
 
 
 def _halve_mean(level: NDArray[np.float32]) -> NDArray[np.float32]:
-    total, count = 0.0, 0
-    for quarter in _quarters(level, np.nan):
-        scored = ~np.isnan(quarter)
-        total = total + np.where(scored, quarter, 0).astype(np.float64)
-        count = count + scored
-    mean = np.divide(total, count, out=np.full(np.shape(count), np.nan), where=np.asarray(count) > 0)
-    return mean.astype(np.float32)
+    """Half the size, each value the mean of the scored of four; NaN where none is."""
+    height, width = level.shape
+    even = np.pad(level, ((0, height % 2), (0, width % 2)), constant_values=np.nan)
+    quarters = np.stack([even[y::2, x::2] for y in (0, 1) for x in (0, 1)])
+    scored = ~np.isnan(quarters)
+    count = scored.sum(axis=0)
+    total = np.where(scored, quarters, 0).sum(axis=0, dtype=np.float64)
+    mean = np.full(count.shape, np.nan, np.float32)
+    np.divide(total, count, out=mean, where=count > 0, casting="same_kind")
+    return mean
 
 
 def _halve_nearest(level: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return level[::2, ::2]
-
-
-def _quarters(level: NDArray[np.float32], fill: float) -> Iterator[NDArray[np.float32]]:
-    height, width = level.shape
-    even = np.pad(level, ((0, height % 2), (0, width % 2)), constant_values=fill)
-    return (even[y::2, x::2] for y in (0, 1) for x in (0, 1))
 
 
 def _slices(box: Box) -> tuple[slice, slice]:

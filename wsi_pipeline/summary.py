@@ -35,6 +35,7 @@ class Stopwatch:
 
     @contextmanager
     def __call__(self, stage: str) -> Iterator[None]:
+        """Add the seconds that the `with` block takes to the stage's."""
         start = time.perf_counter()
         yield
         self.seconds[stage] = round(self.seconds.get(stage, 0) + time.perf_counter() - start, 3)

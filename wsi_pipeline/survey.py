@@ -17,79 +17,8 @@ from wsi_pipeline.tissue import Tissue, find_tissue
 
 # The pictures' thumbnail: as many pixels along its longer side, if the slide has them.
 THUMBNAIL_PX = 2000
-
-
-def tile_slide(
-    path: Path,
-    out: Path,
-    config: TileConfig,
-    mpp: float | None = None,
-    annotations: Path | None = None,
-    export: bool = False,
-    overwrite: bool = False,
-    progress: Progress | None = None,
-) -> SlideResult:
-    """Plan the slide's patches and write them to its run folder, with a picture of the tissue kept.
-
-    `mpp` overrides the file's scale. `annotations` is a folder of GeoJSON outlines, <slide name>.geojson, that
-    label the patches. `export` writes each patch as a PNG too, in the IDC set's folder layout. Raises a
-    WsiError whose text says why; an earlier result of the same recipe is left as it is.
-    """
-    watch = Stopwatch()
-    with watch("open"):
-        slide = open_slide(path, mpp)
-        outlines = annotations / f"{slide.name}.geojson" if annotations else None
-        recipe = {
-            "command": "tile-slides",
-            "slide": _slide_facts(slide),
-            "options": options_to_dict(config),
-            "annotations": _file_hash(outlines),
-            "export": export,
-        }
-        folder = out / slide.name
-        earlier = find_run(folder, recipe_key(recipe), overwrite)
-        if earlier and earlier.is_complete:
-            return _skipped(folder)
-    with watch("survey"):
-        survey = survey_slide(slide, config, config.grid)
-    plan = survey.plan
-    warnings = list(survey.warnings)
-    with watch("write"):
-        folder.mkdir(parents=True, exist_ok=True)
-        labels = None
-        if outlines and outlines.is_file():
-            labels = label_patches(plan, read_outlines(outlines, config.annotations), config.annotations)
-        elif outlines:
-            warnings.append(f"no annotations: {outlines} does not exist; its patches are not labelled")
-        _clear(folder)
-        store = stores.create_store(
-            folder / stores.STORE_NAME,
-            _attributes(recipe),
-            plan,
-            slide.mpp,
-            survey.labels,
-            survey.tissue.plane,
-            status=None,
-            patch_labels=labels,
-        )
-        _render_survey(folder, survey)
-    unreadable = 0
-    if export:
-        with watch("export"):
-            unreadable = _export(slide, survey, labels, folder / "export" / slide.name, progress)
-    counts: dict[str, Any] = {
-        "patches": int(plan.kept.sum()),
-        "rejected": int(plan.rejected.sum()),
-        "positions": plan.kept.size,
-    }
-    if labels is not None:
-        counts |= {"idc": int((labels == 1).sum()), "not_idc": int((labels == 0).sum())}
-    if export:
-        counts["unreadable"] = unreadable
-    summary = _summary(slide, survey, recipe, watch, warnings) | {"counts": counts}
-    stores.write_json(folder / "summary.json", summary)
-    store.finish({"counts": counts})
-    return SlideResult(folder, False, counts["patches"], None, watch.total, tuple(warnings))
+# Scanners' 40x is anything from 0.22 to 0.27 um/px: that is no cause for a warning.
+NOTABLE_UPSAMPLING = 1.1
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,7 +63,7 @@ def survey_slide(slide: Slide, config: TileConfig | InferConfig, grid: GridOptio
     thumbnail = slide.read_whole(plane)
     share = 1 - float(thumbnail.readable.mean())
     if share > config.max_unreadable:
-        raise UnreadableSlideError(_too_unreadable(slide, share, config.max_unreadable))
+        raise UnreadableSlideError(too_unreadable(slide, share, config.max_unreadable))
     seen, mask_plane = _reduced(thumbnail, plane, slide.plane_at(config.tissue.mpp), slide)
     mpp = (mask_plane.downsample_x * slide.mpp[0], mask_plane.downsample_y * slide.mpp[1])
     tissue = find_tissue(seen.rgb, mask_plane, mpp, config.tissue, seen.readable)
@@ -143,7 +72,7 @@ def survey_slide(slide: Slide, config: TileConfig | InferConfig, grid: GridOptio
     warnings = []
     if slide.mpp_overridden:
         warnings.append(f"the scale is --mpp {slide.mpp[0]:g}, not the file's")
-    if grid.mpp and max(slide.mpp) > grid.mpp * 1.005:
+    if grid.mpp and max(slide.mpp) > grid.mpp * NOTABLE_UPSAMPLING:
         warnings.append(
             f"patches are enlarged {max(slide.mpp) / grid.mpp:.2f} times: the slide has {max(slide.mpp):g} "
             f"um per pixel, the grid wants {grid.mpp:g}"
@@ -177,6 +106,7 @@ def _reduced(pixels: Pixels, plane: Plane, wanted: Plane, slide: Slide) -> tuple
 
 
 def too_unreadable(slide: Slide, share: float, allowed: float) -> str:
+    """Why a slide is given up of which `share`, 0 to 1, cannot be decoded."""
     return (
         f"{slide.path}: {share:.0%} of it cannot be decoded, at most {allowed:.0%} is allowed (max_unreadable); "
         f"copy or scan it again"

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 from tqdm import tqdm
 
@@ -120,7 +121,7 @@ class SlideProgress:
 
     def __init__(self, name: str):
         self._name = name
-        self._bar: tqdm[None] | None = None
+        self._bar: tqdm[NoReturn] | None = None
         self._start = self._told = time.monotonic()
 
     def __enter__(self) -> "SlideProgress":

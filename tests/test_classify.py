@@ -1,0 +1,77 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import noise
+from models import brightness_model
+from test_patches import everything
+
+from wsi_pipeline.classify import Classifier, ClassifyOptions, choose_device, choose_precision, classify_blocks
+from wsi_pipeline.errors import UsageError
+
+MakeSlide = Callable[..., Path]
+CPU = torch.device("cpu")
+
+
+def test_scores_are_what_the_network_says_of_each_patch() -> None:
+    patches = np.stack([np.full((50, 50, 3), value, np.uint8) for value in (10, 128, 250)])
+    scores = Classifier(brightness_model(), CPU, ClassifyOptions()).scores(patches)
+    assert scores.dtype == np.float32
+    assert scores == pytest.approx([10 / 255, 128 / 255, 250 / 255], abs=1e-5)
+
+
+def test_no_patches_have_no_scores() -> None:
+    scores = Classifier(brightness_model(), CPU, ClassifyOptions()).scores(np.empty((0, 50, 50, 3), np.uint8))
+    assert scores.shape == (0,)
+
+
+@pytest.mark.parametrize("batch", [1, 7, 64])
+def test_the_batch_size_changes_scores_by_less_than_a_thousandth(batch: int) -> None:
+    patches = np.random.default_rng(0).integers(0, 256, (30, 50, 50, 3), np.uint8)
+    whole = Classifier(brightness_model(), CPU, ClassifyOptions(batch_size=1000)).scores(patches)
+    parts = Classifier(brightness_model(), CPU, ClassifyOptions(batch_size=batch)).scores(patches)
+    assert np.abs(whole - parts).max() < 1e-3
+
+
+def test_blocks_come_scored_in_order_and_unreadable_patches_as_nan(shared: Path) -> None:
+    slide, plan = everything(shared / "data/bad/five_tiles_corrupt.svs", block_px=1024)
+    options = ClassifyOptions()
+    classifier = Classifier(brightness_model(), CPU, options)
+    scored = list(
+        classify_blocks(
+            plan.blocks(), plan.grid, lambda b: slide.read_readable(b, plan.grid.plane), classifier, options
+        )
+    )
+    assert [block.cells for block, _ in scored] == [block.cells for block in plan.blocks()]
+    scores = np.concatenate([s for _, s in scored])
+    assert 0 < np.isnan(scores).sum() < 0.1 * len(scores)
+
+
+def test_threads_change_no_bit(make_slide: MakeSlide) -> None:
+    slide, plan = everything(make_slide("a.tiff", noise(500, 700)), block_px=256)
+    runs = []
+    for threads in (1, 4):
+        options = ClassifyOptions(reader_threads=threads)
+        classifier = Classifier(brightness_model(), CPU, options)
+        read = lambda b: slide.read_readable(b, plan.grid.plane)  # noqa: E731
+        runs.append(np.concatenate([s for _, s in classify_blocks(plan.blocks(), plan.grid, read, classifier, options)]))
+    assert np.array_equal(*runs)
+
+
+def test_auto_takes_a_gpu_where_there_is_one() -> None:
+    assert choose_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.mark.parametrize("name", ["gpu", "cuda:99", "meta", "cuda:x"])
+def test_a_device_that_is_not_there_is_refused(name: str) -> None:
+    with pytest.raises(UsageError, match=f"--device {name}"):
+        choose_device(name)
+
+
+def test_bf16_is_taken_only_where_the_card_allows_it() -> None:
+    model = brightness_model()
+    assert not model.card.bf16
+    assert choose_precision(model, CPU, ClassifyOptions()) == "fp32"
+    assert choose_precision(model, CPU, ClassifyOptions(precision="bf16")) == "bf16"
