@@ -108,9 +108,8 @@ def find_tissue(
 
     smooth = _smoothed(rgb, seen, mpp, options)
     glass = find_glass(smooth, seen)
-    threshold_od = float(
-        np.clip(options.noise_sigmas * glass.noise_od, options.min_stain_od, options.max_stain_od)
-    )
+    by_noise_od = min(options.noise_sigmas * glass.noise_od, options.max_stain_od)
+    threshold_od = max(by_noise_od, options.min_stain_od)
     stained = _is_stained(smooth, glass, threshold_od, options) & seen
     mask = _tidied(stained, mpp, options)
     mask[~seen] = False
@@ -129,8 +128,8 @@ def find_glass(rgb: Rgb | Floats, seen: Mask) -> Glass:
     sample = rgb[seen]  # [n, 3]
     sample = sample[:: len(sample) // 1_000_000 + 1].astype(np.float32)
     brightest, darkest = sample.max(axis=1), sample.min(axis=1)
-    not_pink = sample[:, 1] >= (sample[:, 0] + sample[:, 2]) / 2 - 8
-    like_glass = (brightest >= 170) & (brightest - darkest <= 45) & not_pink
+    not_pink = sample[:, 1] >= (sample[:, 0] + sample[:, 2]) / 2 - 6
+    like_glass = (brightest >= 190) & (brightest - darkest <= 28) & not_pink
     for candidates in (like_glass & (darkest < 253.5), like_glass):
         if candidates.sum() >= MIN_GLASS_SHARE * len(sample):
             return _brightest_common(sample[candidates])
@@ -215,7 +214,7 @@ def _tidied(stained: Mask, mpp: tuple[float, float], options: TissueOptions) -> 
     ]
     pixel_um2 = mpp[0] * mpp[1]
     kept = without_small(closed.astype(np.bool_), options.min_object_um2 / pixel_um2)
-    return ~without_small(~kept, options.max_hole_um2 / pixel_um2)
+    return _without_holes(kept, options.max_hole_um2 / pixel_um2)
 
 
 def without_small(mask: Mask, min_px: float) -> Mask:
@@ -224,6 +223,14 @@ def without_small(mask: Mask, min_px: float) -> Mask:
     large = np.bincount(labels.ravel()) >= min_px
     large[0] = False
     return np.asarray(large[labels])
+
+
+def _without_holes(mask: Mask, min_px: float) -> Mask:
+    """The mask with its holes of fewer than `min_px` pixels filled; what reaches the plane's edge is no hole."""
+    labels = ndimage.label(np.pad(~mask, 1, constant_values=True))[0]
+    small = np.bincount(labels.ravel()) < min_px
+    small[[0, labels[0, 0]]] = False  # the mask itself, and all that is joined around the plane
+    return np.asarray(mask | small[labels[1:-1, 1:-1]])
 
 
 def _surrounded(mask: Mask, readable: Mask) -> Mask:
