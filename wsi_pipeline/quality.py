@@ -36,8 +36,9 @@ class QualityOptions:
     min_dark_od: Annotated[float, Field(gt=0)] = 0.8
     """Mean optical density from which grey is dirt: the darkest nuclei reach it too, but are purple."""
 
-    max_grey_share: Annotated[float, Field(ge=0)] = 0.3
-    """Largest spread of optical density between channels, relative to its mean, that is still grey."""
+    max_grey_share: Annotated[float, Field(ge=0)] = 0.2
+    """Largest spread of optical density between channels, relative to its mean, that is still grey: the
+    greyest mixture of DAB and haematoxylin has 0.27."""
 
     min_spot_um2: Annotated[float, Field(ge=0)] = 1_000.0
     """Smaller spots stay: a patch is not spoilt by a speck of 30 um."""

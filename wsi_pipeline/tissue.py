@@ -101,16 +101,15 @@ def find_tissue(
     tissue where tissue meets it from two or more of the four sides.
     """
     readable = np.ones(rgb.shape[:2], np.bool_) if readable is None else readable
-    seen = readable & ~_outside_scan(rgb, mpp, options)
+    seen = readable & ~_outside_scan(rgb, readable, mpp, options)
     if not seen.any():
         empty = np.zeros(rgb.shape[:2], np.bool_)
         return Tissue(empty, plane, f"none of the {seen.size} pixels of the low-power plane holds a picture")
 
     smooth = _smoothed(rgb, seen, mpp, options)
     glass = find_glass(smooth, seen)
-    threshold_od = float(
-        np.clip(options.noise_sigmas * glass.noise_od, options.min_stain_od, options.max_stain_od)
-    )
+    by_noise_od = min(options.noise_sigmas * glass.noise_od, options.max_stain_od)
+    threshold_od = max(by_noise_od, options.min_stain_od)
     stained = _is_stained(smooth, glass, threshold_od, options) & seen
     mask = _tidied(stained, mpp, options)
     mask[~seen] = False
@@ -126,11 +125,13 @@ def find_glass(rgb: Rgb | Floats, seen: Mask) -> Glass:
     and fills the slide is still darker than what lies beside it. Pure white is padding that scanners add, and
     counts as glass only where there is no other.
     """
-    sample = rgb[seen]  # [n, 3]
-    sample = sample[:: len(sample) // 1_000_000 + 1].astype(np.float32)
+    every = seen.size // 500_000 + 1
+    sample = rgb.reshape(-1, 3)[::every][seen.ravel()[::every]].astype(np.float32)  # [n, 3]
+    if len(sample) == 0:
+        return Glass(USUAL_GLASS, 0.0)
     brightest, darkest = sample.max(axis=1), sample.min(axis=1)
-    not_pink = sample[:, 1] >= (sample[:, 0] + sample[:, 2]) / 2 - 8
-    like_glass = (brightest >= 170) & (brightest - darkest <= 45) & not_pink
+    not_pink = sample[:, 1] >= (sample[:, 0] + sample[:, 2]) / 2 - 6
+    like_glass = (brightest >= 190) & (brightest - darkest <= 28) & not_pink
     for candidates in (like_glass & (darkest < 253.5), like_glass):
         if candidates.sum() >= MIN_GLASS_SHARE * len(sample):
             return _brightest_common(sample[candidates])
@@ -180,26 +181,29 @@ def _smoothed(rgb: Rgb, seen: Mask, mpp: tuple[float, float], options: TissueOpt
     return np.stack([blur(np.where(seen, rgb[..., c], 0)) / weight for c in range(3)], axis=-1)
 
 
-def _outside_scan(rgb: Rgb, mpp: tuple[float, float], options: TissueOptions) -> Mask:
+def _outside_scan(rgb: Rgb, readable: Mask, mpp: tuple[float, float], options: TissueOptions) -> Mask:
     """Black that reaches in from an edge of the plane, and frames of one colour along its edges."""
-    black = rgb.max(axis=2) < 40
+    black = readable & (rgb[..., 0] < 40) & (rgb[..., 1] < 40) & (rgb[..., 2] < 40)
     labels = ndimage.label(black)[0]
     at_edge = np.unique(np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]]))
     outside: Mask = black & np.isin(labels, at_edge)
     for axis, size_um in ((0, mpp[1]), (1, mpp[0])):
-        lines = rgb if axis == 0 else rgb.swapaxes(0, 1)
-        marked = outside if axis == 0 else outside.T
+        marked, known, lines = (
+            np.moveaxis(outside, axis, 0),
+            np.moveaxis(readable, axis, 0),
+            np.moveaxis(rgb, axis, 0),
+        )
         widest_px = int(options.frame_um / size_um)
-        first, last = _frame_px(lines, widest_px), _frame_px(lines[::-1], widest_px)
-        marked[:first] = True
-        marked[len(marked) - last :] = True
+        marked[: _frame_px(lines, known, widest_px)] = True
+        marked[::-1][: _frame_px(lines[::-1], known[::-1], widest_px)] = True
     return outside
 
 
-def _frame_px(lines: Rgb, widest_px: int) -> int:
+def _frame_px(lines: Rgb, readable: Mask, widest_px: int) -> int:
     """How many of the first lines are a frame: each of one colour, ending within `widest_px` lines."""
-    for i, line in enumerate(lines[: widest_px + 1]):
-        if np.ptp(line.astype(np.int16), axis=0).max() > 6:
+    for i in range(min(widest_px + 1, len(lines))):
+        colours = lines[i][readable[i]]  # [n, 3]
+        if len(colours) and np.any(colours.max(axis=0) - colours.min(axis=0) > 6):
             return i
     return 0  # one colour further in, too: that is what the slide looks like, not a frame
 
@@ -208,14 +212,12 @@ def _tidied(stained: Mask, mpp: tuple[float, float], options: TissueOptions) -> 
     radius_px = [round(options.close_um / size_um) for size_um in (mpp[1], mpp[0])]
     size_px = [2 * r + 1 for r in radius_px]
     # Squares, as two passes of lines: a disc costs ten times as much, and a patch sees no difference.
-    closed = np.pad(stained, [(r, r) for r in radius_px]).astype(np.uint8)
-    closed = ndimage.minimum_filter(ndimage.maximum_filter(closed, size_px), size_px)
-    closed = closed[
-        radius_px[0] : closed.shape[0] - radius_px[0], radius_px[1] : closed.shape[1] - radius_px[1]
-    ]
+    padded = np.pad(stained, [(r, r) for r in radius_px]).astype(np.uint8)
+    closed = ndimage.minimum_filter(ndimage.maximum_filter(padded, size_px), size_px)
+    rows, columns = (slice(r, r + n) for r, n in zip(radius_px, stained.shape, strict=True))
     pixel_um2 = mpp[0] * mpp[1]
-    kept = without_small(closed.astype(np.bool_), options.min_object_um2 / pixel_um2)
-    return ~without_small(~kept, options.max_hole_um2 / pixel_um2)
+    kept = without_small(closed[rows, columns].astype(np.bool_), options.min_object_um2 / pixel_um2)
+    return _without_holes(kept, options.max_hole_um2 / pixel_um2)
 
 
 def without_small(mask: Mask, min_px: float) -> Mask:
@@ -226,20 +228,25 @@ def without_small(mask: Mask, min_px: float) -> Mask:
     return np.asarray(large[labels])
 
 
+def _without_holes(mask: Mask, min_px: float) -> Mask:
+    """The mask with its holes of fewer than `min_px` pixels filled; what reaches the plane's edge is none."""
+    labels = ndimage.label(np.pad(~mask, 1, constant_values=True))[0]
+    small = np.bincount(labels.ravel()) < min_px
+    small[[0, labels[0, 0]]] = False  # the mask itself, and all that is joined around the plane
+    return np.asarray(mask | small[labels[1:-1, 1:-1]])
+
+
 def _surrounded(mask: Mask, readable: Mask) -> Mask:
     """Unreadable pixels whose nearest readable pixel is tissue on two or more of their four sides."""
     if readable.all():
         return np.zeros_like(mask)
     sides = np.zeros(mask.shape, np.uint8)
     for axis in (0, 1):
-        m, r = (mask, readable) if axis == 0 else (mask.T, readable.T)
-        s = sides if axis == 0 else sides.T
-        rows = np.arange(len(m))[:, None]
-        before = np.maximum.accumulate(np.where(r, rows, -1), axis=0)
-        after = np.minimum.accumulate(np.where(r, rows, len(m))[::-1], axis=0)[::-1]
-        columns = np.arange(m.shape[1])[None, :]
-        s += (before >= 0) & m[np.maximum(before, 0), columns]
-        s += (after < len(m)) & m[np.minimum(after, len(m) - 1), columns]
+        for step in (1, -1):
+            tissue, known, count = (np.moveaxis(a, axis, 0)[::step] for a in (mask, readable, sides))
+            rows = np.arange(len(known))[:, None]
+            nearest = np.maximum.accumulate(np.where(known, rows, -1), axis=0)  # row, -1 where none came yet
+            count += (nearest >= 0) & np.take_along_axis(tissue, np.maximum(nearest, 0), axis=0)
     return ~readable & (sides >= 2)
 
 
