@@ -64,8 +64,10 @@ def load_split(folder: Path, patch_px: int, split: SplitOptions) -> tuple[Labell
     """The training and the validation patches under `folder`, decoded.
 
     Patches cut short by the edge of their section are left out (the log says how many): padding would show
-    the network an edge that no map of a slide contains. Raises DataError when something is missing, unreadable,
-    labelled other than 0 or 1, when a patient would stand on two sides, or a side would lack a class.
+    the network an edge that no map of a slide contains.
+
+    Raises DataError when something is missing, unreadable or labelled other than 0 or 1, when a patient would
+    stand on two sides, or a side would lack a class.
     """
     sides: dict[str, list[_Found]] = {"train": [], "val": []}
     patients: dict[str, set[str]] = {"train": set(), "val": set()}

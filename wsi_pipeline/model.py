@@ -102,7 +102,8 @@ def load_model(name_or_path: str | Path) -> Model:
     if found != card.weights_sha256:
         raise ModelError(
             f"{weights_path}: found weights with SHA-256 {found[:12]}..., expected "
-            f"{card.weights_sha256[:12]}... as their card says: damaged, or of another training; get both files again, together"
+            f"{card.weights_sha256[:12]}... as their card says: damaged, or of another training; "
+            "get both files again, together"
         )
     try:
         state = safetensors.torch.load(weights)

@@ -154,7 +154,7 @@ def train_one_epoch(run: _Run, epoch: int) -> float:
             logits = run.network(normalised(patches, run.card.mean, run.card.std))  # [N, classes]
         loss = F.cross_entropy(logits.float(), labels, label_smoothing=options.label_smoothing)
         run.optimiser.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         run.optimiser.step()
         run.average.update_parameters(run.network)
         total += loss.detach()
@@ -194,9 +194,8 @@ def _set_up(
     torch.manual_seed(options.seed)
     network = build_network(options.architecture, classes=len(CLASSES), **options.architecture_options)
     network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    average = AveragedModel(
-        network, multi_avg_fn=get_ema_multi_avg_fn(options.average_decay), use_buffers=True
-    )
+    averaging = get_ema_multi_avg_fn(options.average_decay)  # type: ignore[no-untyped-call]
+    average = AveragedModel(network, multi_avg_fn=averaging, use_buffers=True)
     # Decay pulls on the kernels; pulling on norms and biases would only blur them.
     kernels = [p for p in network.parameters() if p.ndim > 1]
     others = [p for p in network.parameters() if p.ndim <= 1]

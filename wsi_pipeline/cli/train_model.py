@@ -12,7 +12,7 @@ _EXAMPLE = """example:
   train-model --config configs/train/idc_default.yaml --data ../shared/data/idc --out runs/idc_default
 
 writes runs/idc_default/NAME.safetensors and NAME.json (the best epoch), epochs.csv, and last.pt, from which
-the same command goes on when it was stopped. `infer-slide --model runs/idc_default/NAME.safetensors` uses it."""
+the same command goes on when it was stopped. Then: infer-slide --model runs/idc_default/NAME.safetensors."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -40,7 +40,8 @@ class AugmentOptions:
 def augmented(patches: torch.Tensor, options: AugmentOptions, generator: torch.Generator) -> torch.Tensor:
     """Another view of each uint8 patch [N, S, S, 3], float32 of values 0 to 255.
 
-    `generator` is one of the CPU. The batch is taken as in random order: its first part is resampled, its eighths are turned one way each.
+    `generator` is one of the CPU. The batch is taken to be in random order: its first part is resampled, each
+    eighth of it is turned another way.
     """
     values = _restained(patches.permute(0, 3, 1, 2).contiguous(), options, generator)  # [N, 3, S, S]
     if options.turns:
