@@ -1,0 +1,211 @@
+"""A model is weights and a card: the card says what the network is, what it sees and what its numbers mean.
+
+Both lie side by side, NAME.safetensors and NAME.json, and the card holds the weights' checksum, so that two
+files of different trainings are never taken for one model.
+"""
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated, Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import nn
+
+from wsi_pipeline.errors import ConfigError, ModelError
+from wsi_pipeline.models.zoo import build_network as build_network
+from wsi_pipeline.options import Field, options, options_from_dict, options_to_dict
+
+SHIPPED = Path(__file__).parent / "models" / "weights"
+
+Rgb = tuple[float, float, float]
+
+
+@options
+class Stain:
+    """Colour of the training patches in optical density, -log10((RGB + 1) / 256), to notice other stains."""
+
+    # Mean over all training patches, R, G, B.
+    od_mean: Rgb = (0.0, 0.0, 0.0)
+    # Standard deviation, over patches, of each patch's own mean.
+    od_std: Rgb = (0.0, 0.0, 0.0)
+    # Standard deviation, over patients, of each patient's own mean: how far a usual slide lies off.
+    od_patient_std: Rgb = (0.0, 0.0, 0.0)
+
+
+@options
+class ModelCard:
+    """All that must be known of a network to use its numbers."""
+
+    # What people call it.
+    name: str
+    # A name of the zoo (models/zoo.py) and what it is built with; `classes` is added from below.
+    architecture: str
+    architecture_options: dict[str, Any]
+    # The square it sees, in pixels a side, at this scale in um/px.
+    patch_px: Annotated[int, Field(gt=0)]
+    mpp: Annotated[float, Field(gt=0)]
+    # Order of the logits; 'idc' is the one that maps show.
+    classes: tuple[str, ...] = ("not_idc", "idc")
+    # Normalisation of RGB on the scale 0 to 1: (value - mean) / std.
+    mean: Rgb
+    std: Rgb
+    # Logits are divided by it before the softmax. Fitted on the validation patients.
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    # A patch counts as IDC from this calibrated probability on. Chosen on the validation patients.
+    threshold: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    # Whether bfloat16 autocast keeps the probabilities within the tolerance of the training's config.
+    bf16: bool = False
+    # Where it comes from: data, splits, patients and patches a side, commit, config.
+    training: dict[str, Any] = Field(default_factory=dict)
+    # What it reached on the validation patients, over patches and by patient.
+    metrics: dict[str, Any] = Field(default_factory=dict)
+    # What its training patches look like.
+    stain: Stain = Field(default_factory=Stain)
+    licence: str = ""
+    intended_use: str = ""
+    limits: str = ""
+    # SHA-256 of the weights file; filled in when the model is saved.
+    weights_sha256: str = ""
+
+    def __post_init__(self) -> None:
+        if "idc" not in self.classes:
+            raise ValueError(f"no class 'idc' among {self.classes}")
+
+
+@dataclass(frozen=True)
+class Model:
+    """A network ready to use (eval mode, channels_last, float32, on the CPU) and its card."""
+
+    card: ModelCard
+    network: nn.Module
+    # Over the weights file and the card: any change of either is another model.
+    sha256: str
+
+
+def load_model(name_or_path: str | Path) -> Model:
+    """The model of that name among the shipped ones, or of a .safetensors file with its .json beside it.
+
+    Raises ModelError when a file is missing or damaged, or when card, weights and network do not fit.
+    """
+    weights_path = _find_weights(name_or_path)
+    weights, card_text = _read(weights_path), _read(weights_path.with_suffix(".json"))
+    card = _parse_card(card_text, weights_path.with_suffix(".json"))
+    found = hashlib.sha256(weights).hexdigest()
+    if found != card.weights_sha256:
+        raise ModelError(
+            f"{weights_path}: found weights with SHA-256 {found[:12]}..., expected "
+            f"{card.weights_sha256[:12]}... as their card says: damaged, or of another training; "
+            "get both files again, together"
+        )
+    try:
+        state = safetensors.torch.load(weights)
+    except (safetensors.SafetensorError, KeyError, ValueError) as error:
+        raise ModelError(f"{weights_path}: expected a safetensors file: {error}; get it again") from error
+    network = build_network(card.architecture, classes=len(card.classes), **card.architecture_options)
+    try:
+        network.load_state_dict(state)
+    except RuntimeError as error:
+        problem = " ".join(str(error).split())[:300]
+        raise ModelError(
+            f"{weights_path}: the weights do not fit the '{card.architecture}' that the card describes: "
+            f"{problem}; correct the card's architecture_options or take its own weights"
+        ) from error
+    network = network.float().to(memory_format=torch.channels_last).eval().requires_grad_(False)  # type: ignore[call-overload]
+    return Model(card, network, hashlib.sha256(weights + card_text).hexdigest())
+
+
+def save_model(path: Path, network: nn.Module, card: ModelCard) -> None:
+    """Write the weights to `path` (.safetensors) and the card beside it (.json), each whole or not at all."""
+    if path.suffix != ".safetensors":
+        raise ModelError(f"{path}: found the ending '{path.suffix}', expected '.safetensors'")
+    state = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
+    weights = safetensors.torch.save(state)
+    card = replace(card, weights_sha256=hashlib.sha256(weights).hexdigest())
+    _write_whole(path, weights)
+    _write_whole(
+        path.with_suffix(".json"),
+        (json.dumps(options_to_dict(card), indent=2, ensure_ascii=False) + "\n").encode(),
+    )
+
+
+def idc_probability(network: nn.Module, card: ModelCard, patches: torch.Tensor) -> torch.Tensor:
+    """Calibrated probability of IDC in [0, 1], float32 [N], of uint8 patches [N, H, W, 3].
+
+    Patches lie on the network's device. Autocast is the caller's.
+    """
+    logits = network(normalised(patches, card.mean, card.std)).float()  # [N, classes]
+    return torch.softmax(logits / card.temperature, dim=1)[:, card.classes.index("idc")]  # [N]
+
+
+def normalised(patches: torch.Tensor, mean: Rgb, std: Rgb) -> torch.Tensor:
+    """What networks take: float32 [N, 3, H, W], channels_last, of patches [N, H, W, 3] of values 0 to 255."""
+    scale, shift = _scale_and_shift(mean, std, patches.device)
+    images = torch.addcmul(shift, patches.float(), scale).permute(0, 3, 1, 2)
+    return images.contiguous(
+        memory_format=torch.channels_last
+    )  # nothing to do, if the patches lie pixel by pixel
+
+
+@lru_cache
+def _scale_and_shift(mean: Rgb, std: Rgb, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    # Kept: a copy from the host for each batch would make the device wait.
+    scale = torch.tensor([1 / (255 * s) for s in std], device=device)
+    shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=device)
+    return scale, shift
+
+
+def _find_weights(name_or_path: str | Path) -> Path:
+    path = Path(name_or_path)
+    if path.suffix == ".safetensors":
+        return path
+    if path.parent == Path() and (shipped := SHIPPED / f"{path}.safetensors").exists():
+        return shipped
+    known = ", ".join(sorted(p.stem for p in SHIPPED.glob("*.safetensors"))) or "none"
+    raise ModelError(
+        f"model '{name_or_path}' is not known; expected a shipped name ({known}) "
+        "or the path of a .safetensors file"
+    )
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ModelError(
+            f"{path}: cannot be read ({error.strerror}); "
+            "a model is a .safetensors file with its .json card beside it"
+        ) from error
+
+
+def _parse_card(text: bytes, path: Path) -> ModelCard:
+    try:
+        values = json.loads(text)
+        if not isinstance(values, Mapping):
+            raise ValueError(f"found a {type(values).__name__}, expected an object")
+        return options_from_dict(ModelCard, values, str(path))
+    except ConfigError as error:
+        raise ModelError(f"{error}; this is no model card, or one of another version") from error
+    except ValueError as error:
+        raise ModelError(f"{path}: expected a model card in JSON: {error}; get it again") from error
+
+
+def _write_whole(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Beside, then renamed: a reader sees the old file or the new one.
+    handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+        Path(beside).chmod(0o644)
+        Path(beside).replace(path)
+    except BaseException:
+        Path(beside).unlink(missing_ok=True)
+        raise
