@@ -47,9 +47,10 @@ NOISE_SD = 1.3  # scanner noise, grey levels at level 0
 JPEG_QUALITY = 80
 
 # Optical densities (red, green, blue) of unit stain: medians over 61 patients of the public IDC patches
-# (Macenko's method, first and last percentile of the angle).
-HAEMATOXYLIN = np.array([0.527, 0.731, 0.422], np.float32)
-EOSIN = np.array([0.091, 0.834, 0.544], np.float32)
+# (Macenko's method, first and last percentile of the angle; quartiles 0.51-0.56, 0.71-0.75, 0.41-0.45 and
+# 0.08-0.11, 0.82-0.85, 0.51-0.56), eosin's blue a little lower to give the median colours of stroma.
+HAEMATOXYLIN = np.array([0.54, 0.74, 0.42], np.float32)
+EOSIN = np.array([0.091, 0.834, 0.50], np.float32)
 
 
 # ------------------------------------------------------------------ randomness as a function of place
@@ -154,7 +155,11 @@ class Scene:
 
     def tissue_depth_um(self, x_um: Array, y_um: Array) -> Array:
         """Distance inside the section's outline, um; negative on glass."""
-        rough = self.slow.at(x_um, y_um, 160, 160, 1) * 14 + self.slow.at(x_um, y_um, 35, 35, 2) * 4
+        rough = (
+            self.slow.at(x_um, y_um, 620, 620, 4) * 55
+            + self.slow.at(x_um, y_um, 160, 160, 1) * 14
+            + self.slow.at(x_um, y_um, 35, 35, 2) * 4
+        )
         return self.section.depth_um(x_um, y_um) + rough
 
     def tumour_depth_um(self, x_um: Array, y_um: Array) -> Array:
@@ -173,14 +178,14 @@ def make_scene(width_um: float, height_um: float, seed: int) -> Scene:
     rng = np.random.default_rng(seed)
     slow, fine = Noise(rng, 1024, 8), Noise(rng, 2048, 8)
     centre = (width_um / 2, height_um / 2)
-    section = random_blob(rng, centre, (0.44 * width_um, 0.435 * height_um), 0.035)
+    section = random_blob(rng, centre, (0.43 * width_um, 0.425 * height_um), 0.06)
     short = min(width_um, height_um)
     masses = (
         random_blob(rng, (0.37 * width_um, 0.47 * height_um), (0.225 * short, 0.21 * short), 0.16),
         random_blob(rng, (0.735 * width_um, 0.60 * height_um), (0.115 * short, 0.105 * short), 0.16),
     )
     stamps = {
-        "tumour": np.stack([nucleus_stamp(rng, 33, (3.6, 5.6), (0.62, 0.95), 0.30) for _ in range(160)]),
+        "tumour": np.stack([nucleus_stamp(rng, 33, (3.0, 6.0), (0.55, 0.95), 0.35) for _ in range(160)]),
         "epithelium": np.stack([nucleus_stamp(rng, 25, (2.9, 3.6), (0.75, 0.95), 0.15) for _ in range(64)]),
         "lymphocyte": np.stack([nucleus_stamp(rng, 21, (2.7, 3.4), (0.85, 1.0), 0.12) for _ in range(48)]),
         "spindle": np.stack(
@@ -252,13 +257,13 @@ def place_glands(rng: np.random.Generator, scene: Scene) -> tuple[Array, Array]:
             continue
         placed: list[tuple[float, float, float]] = []
         for _ in range(60):
-            radius = rng.uniform(13, 21)
+            radius = rng.uniform(12, 20)
             away = reach * math.sqrt(rng.random())
             turn = rng.uniform(0, 2 * math.pi)
             ax, ay = x + away * math.cos(turn), y + away * math.sin(turn)
-            if all(math.hypot(ax - px, ay - py) > radius + pr + 7 for px, py, pr in placed):
+            if all(math.hypot(ax - px, ay - py) > radius + pr + 4 for px, py, pr in placed):
                 placed.append((ax, ay, radius))
-                acini.append((ax, ay, radius, max(2.5, radius - 11), rng.uniform(0, 2 * math.pi)))
+                acini.append((ax, ay, radius, max(1.5, radius - 12), rng.uniform(0, 2 * math.pi)))
     return np.array(acini, np.float32).reshape(-1, 5), np.array(lobules, np.float32).reshape(-1, 3)
 
 
@@ -332,7 +337,7 @@ def scattered(
 def fat_field(scene: Scene, layers: Layers, tumour: Array, fatness: Callable[[Array, Array], Array]) -> Array:
     """Depth inside the nearest fat vacuole, um (negative between vacuoles): cells around scattered seeds."""
     x, y = layers.x_um, layers.y_um
-    spacing = 74.0  # adipocytes are 60-100 um wide
+    spacing = 64.0  # adipocytes are 50-100 um wide
     margin = 2 * spacing
     ix, iy = np.meshgrid(
         np.arange(math.floor((x[0, 0] - margin) / spacing), math.ceil((x[0, -1] + margin) / spacing)),
@@ -342,10 +347,10 @@ def fat_field(scene: Scene, layers: Layers, tumour: Array, fatness: Callable[[Ar
     seed = scene.seed
     sx = (ix + 0.5 * (iy & 1) + 0.75 * hash01(ix, iy, seed + 11)) * np.float32(spacing)
     sy = (iy + 0.75 * hash01(ix, iy, seed + 12)) * np.float32(spacing)
-    is_fat = fatness(sx, sy) > 0.25 * (hash01(ix, iy, seed + 13) - 0.5)
+    is_fat = fatness(sx, sy) > 0.9 * (hash01(ix, iy, seed + 13) - 0.5)
     if not is_fat.any():
         return np.full(x.shape, -10, np.float32)
-    reach = 36 + 16 * hash01(ix, iy, seed + 14)
+    reach = 25 + 12 * hash01(ix, iy, seed + 14)
     bonus = 10 * hash01(ix, iy, seed + 15)  # larger cells push their walls outward
     nearest = np.full(x.shape, 1e6, np.float32)
     second = nearest.copy()
@@ -404,13 +409,13 @@ def stains(scene: Scene, window: Window) -> tuple[Array, Array] | None:
     # Fibre coordinates: `across` changes from fibre to fibre, `along` runs with them. Near a mass they bend
     # around it; `crimp` is the waviness of collagen.
     turn = 2 * math.pi * hash01(np.array([seed]), np.array([7]), 3)[0]
-    crimp = noise(x, y, 26, 26, 21) * 1.6
+    crimp = noise(x, y, 24, 24, 21) * 2.4
     across = (
         -x * math.sin(turn)
         + y * math.cos(turn)
         + 420 * noise(x, y, 1500, 1500, 22)
-        + 70 * noise(x, y, 320, 320, 23)
-        + 11 * noise(x, y, 80, 80, 25)
+        + 60 * noise(x, y, 320, 320, 23)
+        + 10 * noise(x, y, 80, 80, 25)
         + 0.5 * np.clip(-tumour, 0, 350)
         + crimp
     )
@@ -420,14 +425,19 @@ def stains(scene: Scene, window: Window) -> tuple[Array, Array] | None:
         near_mass = smooth_step(scene.tumour_depth_um(px, py), -420, 60)
         near_edge = smooth_step(scene.tissue_depth_um(px, py), 500, 0)
         low = noise(px, py, 900, 900, 31) + 0.45 * noise(px, py, 260, 260, 32)
-        return low - 0.25 + 0.5 * near_edge - 2.3 * near_mass
+        gland = np.max(
+            [smooth_step(r - np.hypot(px - x, py - y), -50, 0) for x, y, r in scene.lobules],
+            axis=0,
+            initial=0,
+        )
+        return low - 0.25 + 0.5 * near_edge - 2.3 * near_mass - 2 * gland
 
     vacuole = fat_field(scene, layers, tumour, fatness)
     vacuole = np.where(wall > -12, -10, vacuole)
 
     # Nests of carcinoma: blobs in places, cords along the fibres in others, sheets where much is grown.
     cords = smooth_step(noise(x, y, 600, 600, 41), -0.4, 0.6)
-    blobs = noise(x, y, 46, 46, 42) + 0.45 * noise(x, y, 17, 17, 43)
+    blobs = noise(x, y, 40, 40, 42) + 0.45 * noise(x, y, 17, 17, 43)
     strands = noise(along, across, 130, 20, 44) + 0.35 * noise(x, y, 17, 17, 45)
     growth = blobs * (1 - cords) + strands * cords
     density = 0.55 * noise(x, y, 420, 420, 46)
@@ -435,7 +445,8 @@ def stains(scene: Scene, window: Window) -> tuple[Array, Array] | None:
     nest = (growth + 0.35 - density - margin_sparse) * 20  # about um inside a nest's edge
     nest = np.where((vacuole > -2) | (tumour < -80), np.minimum(nest, -8), nest)
     cleft = noise(x, y, 70, 70, 47)
-    hollow = smooth_step(nest, 17, 19) * smooth_step(noise(x, y, 90, 90, 48), 0.6, 0.8)
+    tubules = noise(x, y, 24, 24, 48) + 0.8 * noise(x, y, 500, 500, 49)
+    hollow = smooth_step(nest, 8, 10) * smooth_step(tubules, 2.1, 2.25)
     split = 0.6 * noise(x, y, 350, 350, 26)  # where bundles of collagen part from one another
 
     inflamed = noise(x, y, 150, 150, 51) - 1.5 - np.abs(tumour + 40) / 260
@@ -449,25 +460,24 @@ def stains(scene: Scene, window: Window) -> tuple[Array, Array] | None:
 
     # Stroma: fibres and bundles of fibres, pale gaps between bundles, looser around glands, denser and bluer
     # where the tumour provokes it.
-    fibres = scene.fine.at(across_l, along_l, 2.4, 26, 1)
-    bundles = scene.fine.at(across_l, along_l, 8, 60, 2)
-    gaps = smooth_step(bundles + 0.35 * fibres + up(split), -2.6, -1.9)
+    x_l, y_l = np.broadcast_arrays(up(x), up(y))
+    grain = scene.fine.at(x_l, y_l, 3.5, 3.5, 3)
+    fibres = scene.fine.at(across_l, along_l, 2.2, 15, 1)
+    bundles = scene.fine.at(across_l, along_l, 6, 38, 2)
+    gaps = smooth_step(bundles + 0.5 * fibres + 0.2 * grain + up(split), -2.5, -2.0)
     desmoplastic = smooth_step(tumour_l, -120, 60)
-    eosin = 0.25 + 0.035 * fibres + 0.045 * bundles
-    eosin = np.maximum(eosin, 0.06) * (0.12 + 0.88 * gaps)
+    eosin = 0.235 + 0.02 * grain + 0.03 * fibres + 0.03 * bundles + up(0.022 * noise(x, y, 55, 55, 27))
+    eosin = np.maximum(eosin, 0.06) * (0.15 + 0.85 * gaps)
     if loose.max() > 0:
         eosin *= 1 - 0.35 * up(loose)
-    haem = 0.035 + 0.02 * bundles + 0.05 * desmoplastic
-    haem = np.maximum(haem, 0.01) * gaps
+    haem = 0.035 + 0.012 * (bundles + grain) + 0.05 * desmoplastic
+    haem = np.maximum(haem, 0.01) * (0.3 + 0.7 * gaps)
 
     # Carcinoma: cytoplasm that takes both stains; here and there the nest has shrunk from its stroma.
-    grain = scene.fine.at(
-        np.broadcast_to(up(x), across_l.shape), np.broadcast_to(up(y), across_l.shape), 4, 4, 3
-    )
     inside = smooth_step(nest_l, -0.8, 0.8)
     shrunk = smooth_step(nest_l, -5.5, -4) * (1 - inside) * smooth_step(up(cleft), 0.7, 1.0)
-    eosin = eosin * (1 - inside) + inside * (0.15 + 0.025 * grain)
-    haem = haem * (1 - inside) + inside * (0.13 + 0.03 * grain)
+    eosin = eosin * (1 - inside) + inside * (0.12 + 0.025 * grain)
+    haem = haem * (1 - inside) + inside * (0.16 + 0.03 * grain)
     eosin *= 1 - 0.9 * shrunk
     haem *= 1 - 0.95 * shrunk
     hollow_l = up(hollow)
@@ -483,11 +493,11 @@ def stains(scene: Scene, window: Window) -> tuple[Array, Array] | None:
         eosin *= 1 - 0.92 * empty
         haem *= 1 - 0.97 * empty
 
-    fat = smooth_step(vacuole_l + 0.25 * fibres, 0.7, 1.7)
+    fat = smooth_step(vacuole_l + 0.25 * fibres, 0.9, 2.1)
     eosin *= 1 - 0.985 * fat
     haem *= 1 - 0.99 * fat
 
-    eosin *= 1 - 0.55 * np.minimum(nuclei, 1)
+    eosin *= 1 - 0.8 * np.minimum(nuclei, 1)
     haem = np.maximum(haem, nuclei)
 
     # Slow variation of the stain over the section, and its edge.
@@ -513,9 +523,9 @@ def stamp_nuclei(
     canvas = np.zeros((window.height, window.width), np.float32)
     solid = (tissue > 3) & (vacuole < 0.5)
 
-    x, y, ix, iy = scattered(layers, 9.6, seed + 101, 0.62)
+    x, y, ix, iy = scattered(layers, 9.0, seed + 101, 0.9)
     keep = at((nest > 2.0) & (tissue > 3), x, y)
-    paint(canvas, window, scene.stamps["tumour"], x[keep], y[keep], ix[keep], iy[keep], 0.62, seed + 103)
+    paint(canvas, window, scene.stamps["tumour"], x[keep], y[keep], ix[keep], iy[keep], 0.56, seed + 103)
 
     x, y, ix, iy = scattered(layers, 7.6, seed + 111, 0.75)
     chance = np.clip(at(inflamed, x, y), 0, 0.9) + 0.006 + 0.03 * at(smooth_step(tumour, -60, 60), x, y)
@@ -523,7 +533,7 @@ def stamp_nuclei(
     paint(canvas, window, scene.stamps["lymphocyte"], x[keep], y[keep], ix[keep], iy[keep], 0.9, seed + 114)
 
     x, y, ix, iy = scattered(layers, 17.0, seed + 121, 0.95)
-    chance = 0.13 + 0.37 * at(smooth_step(tumour, -150, 50), x, y)
+    chance = 0.22 + 0.38 * at(smooth_step(tumour, -150, 50), x, y)
     keep = at(solid & (nest < -2) & (wall < -2), x, y) & (hash01(ix, iy, seed + 123) < chance)
     x, y, ix, iy = x[keep], y[keep], ix[keep], iy[keep]
     slope_y, slope_x = np.gradient(across)
