@@ -148,6 +148,7 @@ class Scene:
     section: Blob
     masses: tuple[Blob, ...]
     acini: Array  # float32 (n, 5): x, y, outer radius, lumen radius, phase of the wobble; um
+    vessels: Array  # the same of small vessels
     lobules: Array  # float32 (n, 3): x, y, radius of the loose stroma around acini; um
     slow: Noise
     fine: Noise
@@ -165,6 +166,11 @@ class Scene:
     def tumour_depth_um(self, x_um: Array, y_um: Array) -> Array:
         """Distance inside the nearest mass, um; negative outside."""
         return np.max([mass.depth_um(x_um, y_um) for mass in self.masses], axis=0)
+
+    @property
+    def margin_um(self) -> float:
+        """Width of the margin in which a mass thins out."""
+        return min(90.0, 0.03 * min(self.width_um, self.height_um))
 
     def truth(self, x_um: Array, y_um: Array) -> Array:
         """uint8: 0 tissue that is not tumour, 1 carcinoma, 255 glass."""
@@ -185,7 +191,7 @@ def make_scene(width_um: float, height_um: float, seed: int) -> Scene:
         random_blob(rng, (0.735 * width_um, 0.60 * height_um), (0.115 * short, 0.105 * short), 0.16),
     )
     stamps = {
-        "tumour": np.stack([nucleus_stamp(rng, 33, (3.0, 6.0), (0.55, 0.95), 0.35) for _ in range(160)]),
+        "tumour": np.stack([nucleus_stamp(rng, 37, (3.6, 7.0), (0.55, 0.95), 0.35) for _ in range(160)]),
         "epithelium": np.stack([nucleus_stamp(rng, 25, (2.9, 3.6), (0.75, 0.95), 0.15) for _ in range(64)]),
         "lymphocyte": np.stack([nucleus_stamp(rng, 21, (2.7, 3.4), (0.85, 1.0), 0.12) for _ in range(48)]),
         "spindle": np.stack(
@@ -197,10 +203,21 @@ def make_scene(width_um: float, height_um: float, seed: int) -> Scene:
         ),
     }
     scene = Scene(
-        seed, width_um, height_um, section, masses, np.empty((0, 5)), np.empty((0, 3)), slow, fine, stamps
+        seed,
+        width_um,
+        height_um,
+        section,
+        masses,
+        np.empty((0, 5)),
+        np.empty((0, 5)),
+        np.empty((0, 3)),
+        slow,
+        fine,
+        stamps,
     )
     acini, lobules = place_glands(rng, scene)
-    return Scene(seed, width_um, height_um, section, masses, acini, lobules, slow, fine, stamps)
+    vessels = place_vessels(rng, scene, lobules)
+    return Scene(seed, width_um, height_um, section, masses, acini, vessels, lobules, slow, fine, stamps)
 
 
 SPINDLE_ANGLES, SPINDLE_VARIANTS = 24, 6
@@ -265,6 +282,21 @@ def place_glands(rng: np.random.Generator, scene: Scene) -> tuple[Array, Array]:
                 placed.append((ax, ay, radius))
                 acini.append((ax, ay, radius, max(1.5, radius - 12), rng.uniform(0, 2 * math.pi)))
     return np.array(acini, np.float32).reshape(-1, 5), np.array(lobules, np.float32).reshape(-1, 3)
+
+
+def place_vessels(rng: np.random.Generator, scene: Scene, lobules: Array) -> Array:
+    """Small vessels in the stroma, none in a mass or a lobule."""
+    vessels = []
+    for _ in range(round(1.5 * scene.width_um * scene.height_um / 1e6)):
+        x, y = rng.uniform(0, scene.width_um), rng.uniform(0, scene.height_um)
+        outer = rng.uniform(12, 32)
+        inner, phase = outer * rng.uniform(0.45, 0.7), rng.uniform(0, 2 * math.pi)
+        here = np.array([x]), np.array([y])
+        free = all(math.hypot(x - lx, y - ly) > lr + outer + 20 for lx, ly, lr in lobules)
+        inside = scene.tissue_depth_um(*here)[0] > 120 and scene.tumour_depth_um(*here)[0] < -80
+        if free and inside:
+            vessels.append((x, y, outer, inner, phase))
+    return np.array(vessels, np.float32).reshape(-1, 5)
 
 
 # ------------------------------------------------------------------ the scene at points
@@ -365,23 +397,31 @@ def fat_field(scene: Scene, layers: Layers, tumour: Array, fatness: Callable[[Ar
     return np.minimum((second - nearest) / 2, limit)
 
 
-def gland_fields(scene: Scene, layers: Layers) -> tuple[Array, Array, Array]:
-    """Depth inside an acinus or duct, inside its lumen, and loose stroma around (0 to 1)."""
+def ring_fields(layers: Layers, rings: Array) -> tuple[Array, Array]:
+    """Depth inside the nearest ring's outer wall and inside its lumen, um; negative outside."""
     x, y = layers.x_um, layers.y_um
     wall = np.full(x.shape, -50, np.float32)
     lumen = wall.copy()
-    loose = np.zeros(x.shape, np.float32)
-    for gx, gy, radius in scene.lobules:
-        if near_window(layers, gx, gy, radius + 40):
-            loose = np.maximum(loose, smooth_step(radius - np.hypot(x - gx, y - gy), -20, 20))
-    for gx, gy, outer, inner, phase in scene.acini:
-        if near_window(layers, gx, gy, outer * 1.3 + 5):
-            angle = np.arctan2(y - gy, x - gx)
-            wobble = 1 + 0.10 * np.cos(2 * angle + phase) + 0.06 * np.cos(3 * angle + 2 * phase)
-            distance = np.hypot(x - gx, y - gy)
-            wall = np.maximum(wall, outer * wobble - distance)
-            lumen = np.maximum(lumen, outer * wobble - (outer - inner) - distance)
-    return wall, lumen, loose
+    for ring_x, ring_y, outer, inner, phase in rings:
+        if near_window(layers, ring_x, ring_y, outer * 1.3 + 50):
+            radius = outer * wobble(np.arctan2(y - ring_y, x - ring_x), phase)
+            distance = np.hypot(x - ring_x, y - ring_y)
+            wall = np.maximum(wall, radius - distance)
+            lumen = np.maximum(lumen, radius - (outer - inner) - distance)
+    return wall, lumen
+
+
+def wobble(angle: Array, phase: float) -> Array:
+    """Radius of a ring by angle, as a fraction of its mean."""
+    return 1 + 0.10 * np.cos(2 * angle + phase) + 0.06 * np.cos(3 * angle + 2 * phase)
+
+
+def loose_stroma(scene: Scene, x_um: Array, y_um: Array) -> Array:
+    """1 within a lobule's own stroma, 0 away from it."""
+    near = np.zeros(x_um.shape, np.float32)
+    for x, y, radius in scene.lobules:
+        near = np.maximum(near, smooth_step(radius - np.hypot(x_um - x, y_um - y), -20, 20))
+    return near
 
 
 def near_window(layers: Layers, x_um: float, y_um: float, reach_um: float) -> bool:
@@ -404,7 +444,9 @@ def stains(scene: Scene, window: Window) -> tuple[Array, Array] | None:
     if tissue.max() < -20:
         return None
     tumour = scene.tumour_depth_um(x, y)
-    wall, lumen, loose = gland_fields(scene, layers)
+    wall, lumen = ring_fields(layers, scene.acini)
+    vessel, blood = ring_fields(layers, scene.vessels)
+    loose = loose_stroma(scene, x, y)
 
     # Fibre coordinates: `across` changes from fibre to fibre, `along` runs with them. Near a mass they bend
     # around it; `crimp` is the waviness of collagen.
@@ -419,41 +461,41 @@ def stains(scene: Scene, window: Window) -> tuple[Array, Array] | None:
         + 0.5 * np.clip(-tumour, 0, 350)
         + crimp
     )
-    along = x * math.cos(turn) + y * math.sin(turn) + 300 * noise(x, y, 1500, 1500, 24)
+    along = (
+        x * math.cos(turn)
+        + y * math.sin(turn)
+        + 300 * noise(x, y, 1500, 1500, 24)
+        + 7 * noise(x, y, 9, 9, 28)
+    )
 
     def fatness(px: Array, py: Array) -> Array:
         near_mass = smooth_step(scene.tumour_depth_um(px, py), -420, 60)
         near_edge = smooth_step(scene.tissue_depth_um(px, py), 500, 0)
         low = noise(px, py, 900, 900, 31) + 0.45 * noise(px, py, 260, 260, 32)
-        gland = np.max(
-            [smooth_step(r - np.hypot(px - x, py - y), -50, 0) for x, y, r in scene.lobules],
-            axis=0,
-            initial=0,
-        )
-        return low - 0.25 + 0.5 * near_edge - 2.3 * near_mass - 2 * gland
+        return low - 0.25 + 0.5 * near_edge - 2.3 * near_mass - 2 * loose_stroma(scene, px, py)
 
     vacuole = fat_field(scene, layers, tumour, fatness)
-    vacuole = np.where(wall > -12, -10, vacuole)
+    vacuole = np.where(np.maximum(wall, vessel) > -12, -10, vacuole)
 
     # Nests of carcinoma: blobs in places, cords along the fibres in others, sheets where much is grown.
     cords = smooth_step(noise(x, y, 600, 600, 41), -0.4, 0.6)
     blobs = noise(x, y, 40, 40, 42) + 0.45 * noise(x, y, 17, 17, 43)
     strands = noise(along, across, 130, 20, 44) + 0.35 * noise(x, y, 17, 17, 45)
     growth = blobs * (1 - cords) + strands * cords
-    density = 0.55 * noise(x, y, 420, 420, 46)
-    margin_sparse = 0.75 * np.exp(-np.maximum(tumour, 0) / 90) + 0.05 * np.maximum(-tumour, 0)
-    nest = (growth + 0.35 - density - margin_sparse) * 20  # about um inside a nest's edge
+    density = 0.45 * noise(x, y, 420, 420, 46)
+    margin_sparse = np.exp(-np.maximum(tumour, 0) / scene.margin_um) + 0.05 * np.maximum(-tumour, 0)
+    nest = (growth + 0.4 - density - margin_sparse) * 18  # about um inside a nest's edge
     nest = np.where((vacuole > -2) | (tumour < -80), np.minimum(nest, -8), nest)
     cleft = noise(x, y, 70, 70, 47)
-    tubules = noise(x, y, 24, 24, 48) + 0.8 * noise(x, y, 500, 500, 49)
-    hollow = smooth_step(nest, 8, 10) * smooth_step(tubules, 2.1, 2.25)
+    tubules = noise(x, y, 24, 24, 48) + 0.5 * noise(x, y, 500, 500, 49)
+    hollow = smooth_step(nest, 8, 10) * smooth_step(tubules, 2.0, 2.15)
     split = 0.6 * noise(x, y, 350, 350, 26)  # where bundles of collagen part from one another
 
     inflamed = noise(x, y, 150, 150, 51) - 1.5 - np.abs(tumour + 40) / 260
 
-    nuclei = stamp_nuclei(
-        scene, layers, tissue, tumour, vacuole, np.where(hollow > 0, 0, nest), wall, inflamed, across
-    )
+    solid_nest = np.where(hollow > 0, 0, nest)
+    rings = np.maximum(wall, vessel)
+    nuclei = stamp_nuclei(scene, layers, tissue, tumour, vacuole, solid_nest, rings, inflamed, across)
     up = layers.to_lattice
     across_l, along_l = up(across), up(along)
     tumour_l, tissue_l, nest_l, vacuole_l = up(tumour), up(tissue), up(nest), up(vacuole)
@@ -493,6 +535,14 @@ def stains(scene: Scene, window: Window) -> tuple[Array, Array] | None:
         eosin *= 1 - 0.92 * empty
         haem *= 1 - 0.97 * empty
 
+    if vessel.max() > -2:  # a wall of muscle, blood within
+        muscle, cells = smooth_step(up(vessel), -1.5, 1.5), smooth_step(up(blood), -0.7, 0.7)
+        eosin += muscle * (0.30 + 0.03 * grain - eosin)
+        haem += muscle * (0.05 - haem)
+        packed = smooth_step(grain, -1.3, -0.9)
+        eosin += cells * (0.45 * packed - eosin)
+        haem *= 1 - cells
+
     fat = smooth_step(vacuole_l + 0.25 * fibres, 0.9, 2.1)
     eosin *= 1 - 0.985 * fat
     haem *= 1 - 0.99 * fat
@@ -523,7 +573,7 @@ def stamp_nuclei(
     canvas = np.zeros((window.height, window.width), np.float32)
     solid = (tissue > 3) & (vacuole < 0.5)
 
-    x, y, ix, iy = scattered(layers, 9.0, seed + 101, 0.9)
+    x, y, ix, iy = scattered(layers, 9.8, seed + 101, 0.9)
     keep = at((nest > 2.0) & (tissue > 3), x, y)
     paint(canvas, window, scene.stamps["tumour"], x[keep], y[keep], ix[keep], iy[keep], 0.56, seed + 103)
 
@@ -557,8 +607,7 @@ def gland_nuclei(scene: Scene, layers: Layers) -> tuple[Array, Array, Array, Arr
         number = np.arange(count)
         named = np.full(count, name)
         angle = 2 * np.pi * (number + 0.5 * hash01(named, number, scene.seed + 132)) / count
-        wobble = 1 + 0.10 * np.cos(2 * angle + phase) + 0.06 * np.cos(3 * angle + 2 * phase)
-        away = outer * wobble - 4.2 - 4 * hash01(named, number, scene.seed + 133)
+        away = outer * wobble(angle, phase) - 4.2 - 4 * hash01(named, number, scene.seed + 133)
         xs.append(gx + away * np.cos(angle))
         ys.append(gy + away * np.sin(angle))
         names.append(named)
