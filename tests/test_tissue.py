@@ -71,7 +71,7 @@ def overlap(a, b):
 
 class TestFindTissue:
     @laws
-    @given(glass=glasses, noise=st.floats(0, 4), fall=st.floats(0, 0.06))
+    @given(glass=glasses, noise=st.floats(0, 4), fall=st.floats(0, 0.15))
     def test_glass_of_any_colour_holds_no_tissue_and_the_reason_is_said(self, glass, noise, fall):
         dimmer = 1 - fall * np.linspace(0, 1, 120)[None, :, None]
         found = find(as_picture(empty_glass(90, 120, glass, noise) * dimmer))
@@ -85,6 +85,12 @@ class TestFindTissue:
         found = find(rgb)
         assert found.reason is None
         assert overlap(found.mask, where) > 0.9
+
+    @pytest.mark.parametrize("stain", STAINS)
+    def test_uneven_light_hides_no_pale_tissue(self, stain):
+        rgb, where = scene(stain=stain, od=0.15)
+        uneven = rgb * np.linspace(1, 0.88, rgb.shape[1])[None, :, None]
+        assert overlap(find(as_picture(uneven)).mask, where) > 0.9
 
     @pytest.mark.parametrize("stain", STAINS)
     def test_pale_tissue_is_found(self, stain):

@@ -54,7 +54,7 @@ class TissueOptions:
     """The threshold never rises above this, however noisy the glass: pale fibrous tissue spreads by 0.1."""
 
     noise_sigmas: Annotated[float, Field(gt=0)] = 6.0
-    """Between the two, the threshold: so many standard deviations of the glass's own spread."""
+    """Between the two, the threshold: so many standard deviations of the noise of the glass."""
 
     min_stain_share: Annotated[float, Field(ge=0)] = 0.3
     """Least ratio of that spread to the mean optical density: stains lie above 0.4; grey dust, shadows and
@@ -84,7 +84,10 @@ class Tissue:
 
 @dataclass(frozen=True)
 class Glass:
-    """Colour of the empty glass, and the standard deviation of each channel's optical density there."""
+    """Colour of the empty glass, and its noise: how far a channel's optical density strays from their mean.
+
+    Uneven light dims all channels alike, and is no noise in this sense.
+    """
 
     rgb: Floats  # [3]
     noise_od: float
@@ -165,7 +168,8 @@ def _brightest_common(sample: Floats) -> Glass:
     # is 1 / 1.4826 of its standard deviation.
     brighter = sample[level >= colour.mean()]
     od = np.log((brighter + DARK_NOISE) / (colour + DARK_NOISE))
-    return Glass(colour.astype(np.float32), 1.4826 * float(np.median(np.abs(od))))
+    tint_od = od - od.mean(axis=1, keepdims=True)  # [n, 3]
+    return Glass(colour.astype(np.float32), 1.4826 * float(np.median(np.abs(tint_od))))
 
 
 def _smoothed(rgb: Rgb, seen: Mask, mpp: tuple[float, float], options: TissueOptions) -> Floats:
