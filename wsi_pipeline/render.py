@@ -500,7 +500,7 @@ def _round_length(longest: float) -> float:
 
 def _draw_map(axes: Axes, heatmap: FloatMap, plane: Plane, ground: _Ground, frame: _Frame) -> None:
     """The map over hatching, which stays to be seen where nothing was scored."""
-    axes.add_patch(Rectangle((0, 0), 1, 1, transform=axes.transAxes, **NOT_SCORED))
+    axes.add_patch(Rectangle((0, 0), 1, 1, transform=axes.transAxes, zorder=-1, **NOT_SCORED))
     width_px, height_px = max(1, round(frame.width * DPI)), max(1, round(frame.height * DPI))
     sampled = sample(heatmap, plane, ground.plane_of(width_px, height_px), (height_px, width_px))
     limits = axes.axis()

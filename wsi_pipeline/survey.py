@@ -67,7 +67,7 @@ def survey_slide(slide: Slide, config: TileConfig | InferConfig, grid: GridOptio
     seen, mask_plane = _reduced(thumbnail, plane, slide.plane_at(config.tissue.mpp), slide)
     mpp = (mask_plane.downsample_x * slide.mpp[0], mask_plane.downsample_y * slide.mpp[1])
     tissue = find_tissue(seen.rgb, mask_plane, mpp, config.tissue, seen.readable)
-    quality = find_artefacts(seen.rgb, mask_plane, mpp, tissue.mask, config.quality)
+    quality = find_artefacts(seen.rgb, mask_plane, mpp, tissue.mask & seen.readable, config.quality)
     plan = plan_patches(slide, tissue.mask, quality.rejected, mask_plane, grid)
     warnings = []
     if slide.mpp_overridden:
