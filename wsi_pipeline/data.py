@@ -135,6 +135,9 @@ def _read_sheets(folder: Path) -> Iterator[_Found]:
         raise DataError(
             f"{folder / 'manifest.csv'}: expected rows with the columns {', '.join(sorted(wanted))}"
         )
+    for row in rows:
+        if not all(row[key].isdecimal() for key in ("width", "height", "index")):
+            raise DataError(f"{folder / 'manifest.csv'}: expected whole numbers in the row {row}")
     name, sheet = "", np.empty((0, 0, 3), np.uint8)
     # In the order of their sheets, so that each is decoded once.
     for row in sorted(rows, key=lambda r: (r["sheet"], int(r["index"]))):

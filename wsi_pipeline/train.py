@@ -5,9 +5,10 @@ import logging
 import math
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Annotated, Any
 
 import numpy as np
@@ -17,7 +18,7 @@ import yaml
 from numpy.typing import NDArray
 from scipy.special import softmax
 from torch import nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 from wsi_pipeline import evaluate as judging
@@ -194,8 +195,7 @@ def _set_up(
     torch.manual_seed(options.seed)
     network = build_network(options.architecture, classes=len(CLASSES), **options.architecture_options)
     network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    averaging = get_ema_multi_avg_fn(options.average_decay)  # type: ignore[no-untyped-call]
-    average = AveragedModel(network, multi_avg_fn=averaging, use_buffers=True)
+    average = AveragedModel(network, multi_avg_fn=_averaging(options.average_decay), use_buffers=True)
     # Decay pulls on the kernels; pulling on norms and biases would only blur them.
     kernels = [p for p in network.parameters() if p.ndim > 1]
     others = [p for p in network.parameters() if p.ndim <= 1]
@@ -213,6 +213,22 @@ def _set_up(
         val_side,
         device,
     )
+
+
+def _averaging(decay: float) -> Callable[[Any, Any, Any], None]:
+    """How the moving average takes in new weights; it keeps less at first, when they are far from good."""
+
+    @torch.no_grad()
+    def update(averages: list[torch.Tensor], currents: list[torch.Tensor], count: torch.Tensor) -> None:
+        steps = int(count)
+        keep = min(decay, (1 + steps) / (10 + steps))
+        for average, current in zip(averages, currents, strict=True):
+            if average.is_floating_point():
+                average.lerp_(current, 1 - keep)
+            else:
+                average.copy_(current)  # counters of batches
+
+    return update
 
 
 def _blank_card(options: TrainOptions, train_side: LabelledPatches, val_side: LabelledPatches) -> ModelCard:
@@ -331,7 +347,10 @@ def _resume(run: _Run, path: Path) -> list[dict[str, float]]:
     """The epochs done so far, their state put back into the run; empty where nothing was begun."""
     if not path.exists():
         return []
-    state = torch.load(path, map_location=run.device, weights_only=True)
+    try:
+        state = torch.load(path, map_location=run.device, weights_only=True)
+    except (RuntimeError, EOFError, UnpicklingError) as error:
+        raise RecipeError(f"{path}: expected a checkpoint of train-model; remove it to start anew") from error
     if state["options"] != options_to_dict(run.options):
         raise RecipeError(f"{path}: found a training with other options; give another --out, or remove it")
     run.network.load_state_dict(state["network"])

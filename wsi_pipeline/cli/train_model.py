@@ -16,7 +16,7 @@ the same command goes on when it was stopped. Then: infer-slide --model runs/idc
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit code: 0 trained, 2 nothing was run."""
+    """Exit code: 0 trained, 1 stopped half way, 2 nothing was run."""
     parser = argparse.ArgumentParser(
         prog="train-model",
         description="Train a network on labelled patches.",
@@ -53,9 +53,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UsageError as error:
         print(f"train-model: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("train-model: stopped; the same command goes on from the last whole epoch", file=sys.stderr)
-        return 130
+    except (KeyboardInterrupt, OSError) as error:
+        reason = str(error) or "interrupted"
+        print(f"train-model: {reason}; the same command goes on from the last whole epoch", file=sys.stderr)
+        return 1
     print(weights)
     return 0
 

@@ -1,0 +1,98 @@
+"""Measures against values worked out by hand, and what their fitted numbers promise."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy.special import expit, softmax
+
+from wsi_pipeline import evaluate
+
+RNG = np.random.default_rng(0)
+
+
+def test_auroc_is_one_for_perfect_zero_for_inverted_and_half_for_constant_scores():
+    labels = np.array([0, 0, 1, 1])
+    scores = np.array([0.1, 0.2, 0.3, 0.4])
+    assert evaluate.auroc(scores, labels) == 1.0
+    assert evaluate.auroc(-scores, labels) == 0.0
+    assert evaluate.auroc(np.full(4, 0.5), labels) == 0.5
+
+
+def test_auroc_equals_the_share_of_pairs_in_order():
+    labels = RNG.integers(0, 2, 60)
+    scores = RNG.integers(0, 10, 60) / 10  # with ties
+    pairs = [
+        1.0 if p > n else 0.5 if p == n else 0.0 for p in scores[labels == 1] for n in scores[labels == 0]
+    ]
+    assert evaluate.auroc(scores, labels) == pytest.approx(np.mean(pairs))
+
+
+def test_auprc_of_a_known_ranking():
+    # Falling: 1, 0, 1: precision 1 at recall 1/2, then 2/3 at recall 1.
+    assert evaluate.auprc(np.array([0.9, 0.8, 0.7]), np.array([1, 0, 1])) == pytest.approx(0.5 + 0.5 * 2 / 3)
+
+
+def test_tied_scores_count_as_one_threshold_in_auprc():
+    assert evaluate.auprc(np.full(4, 0.3), np.array([1, 0, 0, 0])) == pytest.approx(0.25)
+
+
+def test_decisions_of_a_known_table():
+    labels = np.array([1, 1, 1, 0, 0, 0, 0, 0])
+    called = np.array([1, 1, 0, 1, 0, 0, 0, 0], float)
+    decisions = evaluate.decide(called, labels, 0.5)
+    assert (decisions.precision, decisions.recall, decisions.specificity) == (2 / 3, 2 / 3, 4 / 5)
+    assert decisions.f1 == pytest.approx(2 / 3)
+    assert decisions.balanced_accuracy == pytest.approx((2 / 3 + 4 / 5) / 2)
+
+
+def test_measures_without_meaning_are_nan():
+    values = evaluate.measures(np.array([0.2, 0.3]), np.array([0, 0]), 0.5)
+    assert math.isnan(values["auroc"])
+    assert math.isnan(values["recall"])
+    assert values["patches"] == 2
+
+
+def test_calibration_error_is_the_gap_between_what_is_said_and_what_is():
+    assert evaluate.calibration_error(np.full(10, 0.8), np.array([1] * 8 + [0] * 2)) == pytest.approx(0)
+    assert evaluate.calibration_error(np.full(10, 0.8), np.array([1] * 5 + [0] * 5)) == pytest.approx(0.3)
+    assert evaluate.calibration_error(np.array([0.0, 1.0]), np.array([0, 1])) == 0
+
+
+def test_fitted_temperature_gives_back_the_one_that_labels_were_drawn_with():
+    margins = RNG.normal(0, 4, 40_000)
+    labels = (RNG.random(40_000) < expit(margins / 2.5)).astype(int)
+    logits = np.stack([np.zeros_like(margins), margins], axis=1)
+    temperature = evaluate.fit_temperature(logits, labels)
+    assert temperature == pytest.approx(2.5, rel=0.05)
+    assert evaluate.calibration_error(softmax(logits / temperature, axis=1)[:, 1], labels) < 0.02
+
+
+def test_no_threshold_has_a_higher_f1_than_the_chosen_one():
+    probability = np.round(RNG.random(200), 2)
+    labels = (RNG.random(200) < probability).astype(int)
+    chosen = evaluate.choose_threshold(probability, labels)
+    best = max(evaluate.decide(probability, labels, t).f1 for t in np.arange(0.005, 1, 0.01))
+    assert evaluate.decide(probability, labels, chosen).f1 == pytest.approx(best)
+    assert 0 < chosen < 1
+
+
+def test_patients_are_judged_each_on_their_own_patches():
+    probability, labels = np.array([0.9, 0.1, 0.2, 0.7]), np.array([1, 0, 1, 0])
+    by_patient = evaluate.measures_by_patient(probability, labels, np.array(["a", "a", "b", "b"]), 0.5)
+    assert by_patient["a"]["auroc"] == 1
+    assert by_patient["b"]["auroc"] == 0
+    assert evaluate.spread(by_patient)["auroc"] == {"median": 0.5, "lowest": 0, "highest": 1, "patients": 2}
+
+
+def test_crossfitting_uses_no_label_of_the_patient_judged():
+    logits = RNG.normal(0, 2, (300, 2))
+    labels = (RNG.random(300) < softmax(logits, axis=1)[:, 1]).astype(int)
+    patients = np.repeat(np.array(["a", "b", "c"]), 100)
+    values = evaluate.crossfitted(logits, labels, patients, folds=3)
+    by_hand = np.empty(300)
+    for patient in "abc":
+        rest = patients != patient
+        temperature = evaluate.fit_temperature(logits[rest], labels[rest])
+        by_hand[~rest] = softmax(logits[~rest] / temperature, axis=1)[:, 1]
+    assert values["ece"] == pytest.approx(evaluate.calibration_error(by_hand, labels))
