@@ -273,12 +273,12 @@ def place_glands(rng: np.random.Generator, scene: Scene) -> tuple[Array, Array]:
             acini.append((x, y, reach, reach - rng.uniform(13, 17), rng.uniform(0, 2 * math.pi)))
             continue
         placed: list[tuple[float, float, float]] = []
-        for _ in range(60):
+        for _ in range(200):
             radius = rng.uniform(12, 20)
             away = reach * math.sqrt(rng.random())
             turn = rng.uniform(0, 2 * math.pi)
             ax, ay = x + away * math.cos(turn), y + away * math.sin(turn)
-            if all(math.hypot(ax - px, ay - py) > radius + pr + 4 for px, py, pr in placed):
+            if all(math.hypot(ax - px, ay - py) > radius + pr + 3 for px, py, pr in placed):
                 placed.append((ax, ay, radius))
                 acini.append((ax, ay, radius, max(1.5, radius - 12), rng.uniform(0, 2 * math.pi)))
     return np.array(acini, np.float32).reshape(-1, 5), np.array(lobules, np.float32).reshape(-1, 3)
@@ -380,19 +380,17 @@ def fat_field(scene: Scene, layers: Layers, tumour: Array, fatness: Callable[[Ar
     sx = (ix + 0.5 * (iy & 1) + 0.75 * hash01(ix, iy, seed + 11)) * np.float32(spacing)
     sy = (iy + 0.75 * hash01(ix, iy, seed + 12)) * np.float32(spacing)
     is_fat = fatness(sx, sy) > 0.9 * (hash01(ix, iy, seed + 13) - 0.5)
-    if not is_fat.any():
-        return np.full(x.shape, -10, np.float32)
-    reach = 25 + 12 * hash01(ix, iy, seed + 14)
+    reach = 25 + 14 * hash01(ix, iy, seed + 14)
     bonus = 10 * hash01(ix, iy, seed + 15)  # larger cells push their walls outward
-    nearest = np.full(x.shape, 1e6, np.float32)
+    nearest = np.full(x.shape, 1e3, np.float32)
     second = nearest.copy()
-    limit = np.full(x.shape, -1e3, np.float32)
-    for cx, cy, fat, radius, grow in zip(sx, sy, is_fat, reach, bonus, strict=True):
+    limit = np.full(x.shape, -10, np.float32)
+    for cx, cy, radius, grow in zip(sx[is_fat], sy[is_fat], reach[is_fat], bonus[is_fat], strict=True):
         distance = np.hypot(x - cx, y - cy)
         weighted = distance - grow
         closer = weighted < nearest
         second = np.where(closer, nearest, np.minimum(second, weighted))
-        limit = np.where(closer, radius + grow - distance if fat else np.float32(-10), limit)
+        limit = np.where(closer, radius + grow - distance, limit)
         nearest = np.where(closer, weighted, nearest)
     return np.minimum((second - nearest) / 2, limit)
 
@@ -416,12 +414,12 @@ def wobble(angle: Array, phase: float) -> Array:
     return 1 + 0.10 * np.cos(2 * angle + phase) + 0.06 * np.cos(3 * angle + 2 * phase)
 
 
-def loose_stroma(scene: Scene, x_um: Array, y_um: Array) -> Array:
-    """1 within a lobule's own stroma, 0 away from it."""
-    near = np.zeros(x_um.shape, np.float32)
-    for x, y, radius in scene.lobules:
-        near = np.maximum(near, smooth_step(radius - np.hypot(x_um - x, y_um - y), -20, 20))
-    return near
+def within(discs: Array, x_um: Array, y_um: Array) -> Array:
+    """1 inside discs (x, y, radius), 0 outside, with a soft edge of 40 um."""
+    inside = np.zeros(x_um.shape, np.float32)
+    for x, y, radius in discs:
+        inside = np.maximum(inside, smooth_step(radius - np.hypot(x_um - x, y_um - y), -20, 20))
+    return inside
 
 
 def near_window(layers: Layers, x_um: float, y_um: float, reach_um: float) -> bool:
@@ -446,7 +444,7 @@ def stains(scene: Scene, window: Window) -> tuple[Array, Array] | None:
     tumour = scene.tumour_depth_um(x, y)
     wall, lumen = ring_fields(layers, scene.acini)
     vessel, blood = ring_fields(layers, scene.vessels)
-    loose = loose_stroma(scene, x, y)
+    loose = within(scene.lobules, x, y)
 
     # Fibre coordinates: `across` changes from fibre to fibre, `along` runs with them. Near a mass they bend
     # around it; `crimp` is the waviness of collagen.
@@ -468,11 +466,14 @@ def stains(scene: Scene, window: Window) -> tuple[Array, Array] | None:
         + 7 * noise(x, y, 9, 9, 28)
     )
 
+    solid = np.concatenate([scene.lobules, scene.vessels[:, :3] + (0, 0, 45)])  # no fat cell starts here
+    clear_um = min(420.0, 0.07 * min(scene.width_um, scene.height_um))  # fat keeps away from a mass
+
     def fatness(px: Array, py: Array) -> Array:
-        near_mass = smooth_step(scene.tumour_depth_um(px, py), -420, 60)
-        near_edge = smooth_step(scene.tissue_depth_um(px, py), 500, 0)
+        near_mass = smooth_step(scene.tumour_depth_um(px, py), -clear_um, 0.15 * clear_um)
+        near_edge = smooth_step(scene.tissue_depth_um(px, py), 1.2 * clear_um, 0)
         low = noise(px, py, 900, 900, 31) + 0.45 * noise(px, py, 260, 260, 32)
-        return low - 0.25 + 0.5 * near_edge - 2.3 * near_mass - 2 * loose_stroma(scene, px, py)
+        return low - 0.25 + 0.5 * near_edge - 2.3 * near_mass - 2 * within(solid, px, py)
 
     vacuole = fat_field(scene, layers, tumour, fatness)
     vacuole = np.where(np.maximum(wall, vessel) > -12, -10, vacuole)
@@ -484,7 +485,7 @@ def stains(scene: Scene, window: Window) -> tuple[Array, Array] | None:
     growth = blobs * (1 - cords) + strands * cords
     density = 0.45 * noise(x, y, 420, 420, 46)
     margin_sparse = np.exp(-np.maximum(tumour, 0) / scene.margin_um) + 0.05 * np.maximum(-tumour, 0)
-    nest = (growth + 0.4 - density - margin_sparse) * 18  # about um inside a nest's edge
+    nest = (growth + 0.28 - density - margin_sparse) * 18  # about um inside a nest's edge
     nest = np.where((vacuole > -2) | (tumour < -80), np.minimum(nest, -8), nest)
     cleft = noise(x, y, 70, 70, 47)
     tubules = noise(x, y, 24, 24, 48) + 0.5 * noise(x, y, 500, 500, 49)
@@ -765,12 +766,13 @@ def write_pyramid(path: Path, scene: Scene, scan: Scan, compression: str, worker
         raise ValueError(
             f"{path}: an .svs has one scale for x and y, not {scan.mpp_x} and {scan.mpp_y}: use .tiff"
         )
+    raw_bytes = 3 * scan.width0 * scan.height0  # classic TIFF ends at 4 GiB
     kind: dict[str, Any] = {"compression": "adobe_deflate", "photometric": "rgb"}
     if compression == "jpeg":
         kind = {"compression": "jpeg", "photometric": "ycbcr", "subsampling": (2, 2)}
     with (
         ThreadPoolExecutor(workers) as pool,
-        tifffile.TiffWriter(path, bigtiff=compression != "jpeg") as tiff,
+        tifffile.TiffWriter(path, bigtiff=raw_bytes > 3.9e9) as tiff,
     ):
 
         def write_level(tiles: Iterator[bytes], width: int, height: int, downsample: int) -> None:
