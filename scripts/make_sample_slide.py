@@ -262,7 +262,7 @@ def place_glands(rng: np.random.Generator, scene: Scene) -> tuple[Array, Array]:
     for _ in range(max(2, round(0.75 * area_mm2))):
         x, y = rng.uniform(0, scene.width_um), rng.uniform(0, scene.height_um)
         is_duct = rng.random() < 0.45
-        reach = rng.uniform(35, 80) if is_duct else rng.uniform(80, 170)
+        reach = rng.uniform(35, 80) if is_duct else rng.uniform(60, 130)
         here = np.array([x]), np.array([y])
         crowded = any(math.hypot(x - lx, y - ly) < reach + lr + 60 for lx, ly, lr in lobules)
         on_edge = scene.tissue_depth_um(*here)[0] < reach + 100
@@ -273,12 +273,12 @@ def place_glands(rng: np.random.Generator, scene: Scene) -> tuple[Array, Array]:
             acini.append((x, y, reach, reach - rng.uniform(13, 17), rng.uniform(0, 2 * math.pi)))
             continue
         placed: list[tuple[float, float, float]] = []
-        for _ in range(200):
-            radius = rng.uniform(12, 20)
+        for _ in range(500):
+            radius = rng.uniform(11, 19)
             away = reach * math.sqrt(rng.random())
             turn = rng.uniform(0, 2 * math.pi)
             ax, ay = x + away * math.cos(turn), y + away * math.sin(turn)
-            if all(math.hypot(ax - px, ay - py) > radius + pr + 3 for px, py, pr in placed):
+            if all(math.hypot(ax - px, ay - py) > radius + pr + 1.5 for px, py, pr in placed):
                 placed.append((ax, ay, radius))
                 acini.append((ax, ay, radius, max(1.5, radius - 12), rng.uniform(0, 2 * math.pi)))
     return np.array(acini, np.float32).reshape(-1, 5), np.array(lobules, np.float32).reshape(-1, 3)
@@ -473,7 +473,7 @@ def stains(scene: Scene, window: Window) -> tuple[Array, Array] | None:
         near_mass = smooth_step(scene.tumour_depth_um(px, py), -clear_um, 0.15 * clear_um)
         near_edge = smooth_step(scene.tissue_depth_um(px, py), 1.2 * clear_um, 0)
         low = noise(px, py, 900, 900, 31) + 0.45 * noise(px, py, 260, 260, 32)
-        return low - 0.25 + 0.5 * near_edge - 2.3 * near_mass - 2 * within(solid, px, py)
+        return low - 0.25 + 0.5 * near_edge - 3.5 * near_mass - 2 * within(solid, px, py)
 
     vacuole = fat_field(scene, layers, tumour, fatness)
     vacuole = np.where(np.maximum(wall, vessel) > -12, -10, vacuole)
@@ -483,9 +483,9 @@ def stains(scene: Scene, window: Window) -> tuple[Array, Array] | None:
     blobs = noise(x, y, 40, 40, 42) + 0.45 * noise(x, y, 17, 17, 43)
     strands = noise(along, across, 130, 20, 44) + 0.35 * noise(x, y, 17, 17, 45)
     growth = blobs * (1 - cords) + strands * cords
-    density = 0.45 * noise(x, y, 420, 420, 46)
+    density = 0.35 * noise(x, y, 420, 420, 46)
     margin_sparse = np.exp(-np.maximum(tumour, 0) / scene.margin_um) + 0.05 * np.maximum(-tumour, 0)
-    nest = (growth + 0.28 - density - margin_sparse) * 18  # about um inside a nest's edge
+    nest = (growth + 0.34 - density - margin_sparse) * 18  # about um inside a nest's edge
     nest = np.where((vacuole > -2) | (tumour < -80), np.minimum(nest, -8), nest)
     cleft = noise(x, y, 70, 70, 47)
     tubules = noise(x, y, 24, 24, 48) + 0.5 * noise(x, y, 500, 500, 49)
@@ -513,7 +513,7 @@ def stains(scene: Scene, window: Window) -> tuple[Array, Array] | None:
     eosin = np.maximum(eosin, 0.06) * (0.15 + 0.85 * gaps)
     if loose.max() > 0:
         eosin *= 1 - 0.35 * up(loose)
-    haem = 0.035 + 0.012 * (bundles + grain) + 0.05 * desmoplastic
+    haem = 0.035 + 0.012 * (bundles + grain) + 0.06 * desmoplastic
     haem = np.maximum(haem, 0.01) * (0.3 + 0.7 * gaps)
 
     # Carcinoma: cytoplasm that takes both stains; here and there the nest has shrunk from its stroma.
@@ -579,12 +579,12 @@ def stamp_nuclei(
     paint(canvas, window, scene.stamps["tumour"], x[keep], y[keep], ix[keep], iy[keep], 0.56, seed + 103)
 
     x, y, ix, iy = scattered(layers, 7.6, seed + 111, 0.75)
-    chance = np.clip(at(inflamed, x, y), 0, 0.9) + 0.006 + 0.03 * at(smooth_step(tumour, -60, 60), x, y)
+    chance = np.clip(at(inflamed, x, y), 0, 0.9) + 0.006 + 0.06 * at(smooth_step(tumour, -60, 60), x, y)
     keep = at(solid & (nest < -3) & (wall < -3), x, y) & (hash01(ix, iy, seed + 113) < chance)
     paint(canvas, window, scene.stamps["lymphocyte"], x[keep], y[keep], ix[keep], iy[keep], 0.9, seed + 114)
 
     x, y, ix, iy = scattered(layers, 17.0, seed + 121, 0.95)
-    chance = 0.22 + 0.38 * at(smooth_step(tumour, -150, 50), x, y)
+    chance = 0.22 + 0.55 * at(smooth_step(tumour, -150, 50), x, y)
     keep = at(solid & (nest < -2) & (wall < -2), x, y) & (hash01(ix, iy, seed + 123) < chance)
     x, y, ix, iy = x[keep], y[keep], ix[keep], iy[keep]
     slope_y, slope_x = np.gradient(across)
