@@ -508,7 +508,7 @@ def stains(scene: Scene, window: Window) -> tuple[Array, Array] | None:
     fibres = scene.fine.at(across_l, along_l, 2.2, 15, 1)
     bundles = scene.fine.at(across_l, along_l, 6, 38, 2)
     gaps = smooth_step(bundles + 0.5 * fibres + 0.2 * grain + up(split), -2.5, -2.0)
-    desmoplastic = smooth_step(tumour_l, -120, 60)
+    desmoplastic = smooth_step(tumour_l, -50, 60)
     eosin = 0.235 + 0.02 * grain + 0.03 * fibres + 0.03 * bundles + up(0.022 * noise(x, y, 55, 55, 27))
     eosin = np.maximum(eosin, 0.06) * (0.15 + 0.85 * gaps)
     if loose.max() > 0:
@@ -579,12 +579,12 @@ def stamp_nuclei(
     paint(canvas, window, scene.stamps["tumour"], x[keep], y[keep], ix[keep], iy[keep], 0.56, seed + 103)
 
     x, y, ix, iy = scattered(layers, 7.6, seed + 111, 0.75)
-    chance = np.clip(at(inflamed, x, y), 0, 0.9) + 0.006 + 0.06 * at(smooth_step(tumour, -60, 60), x, y)
+    chance = np.clip(at(inflamed, x, y), 0, 0.9) + 0.006 + 0.06 * at(smooth_step(tumour, -40, 60), x, y)
     keep = at(solid & (nest < -3) & (wall < -3), x, y) & (hash01(ix, iy, seed + 113) < chance)
     paint(canvas, window, scene.stamps["lymphocyte"], x[keep], y[keep], ix[keep], iy[keep], 0.9, seed + 114)
 
     x, y, ix, iy = scattered(layers, 17.0, seed + 121, 0.95)
-    chance = 0.22 + 0.55 * at(smooth_step(tumour, -150, 50), x, y)
+    chance = 0.22 + 0.55 * at(smooth_step(tumour, -50, 50), x, y)
     keep = at(solid & (nest < -2) & (wall < -2), x, y) & (hash01(ix, iy, seed + 123) < chance)
     x, y, ix, iy = x[keep], y[keep], ix[keep], iy[keep]
     slope_y, slope_x = np.gradient(across)
@@ -608,7 +608,7 @@ def gland_nuclei(scene: Scene, layers: Layers) -> tuple[Array, Array, Array, Arr
         number = np.arange(count)
         named = np.full(count, name)
         angle = 2 * np.pi * (number + 0.5 * hash01(named, number, scene.seed + 132)) / count
-        away = outer * wobble(angle, phase) - 4.2 - 4 * hash01(named, number, scene.seed + 133)
+        away = outer * wobble(angle, phase) - 3.6 - 2.5 * hash01(named, number, scene.seed + 133)
         xs.append(gx + away * np.cos(angle))
         ys.append(gy + away * np.sin(angle))
         names.append(named)
