@@ -262,7 +262,7 @@ def place_glands(rng: np.random.Generator, scene: Scene) -> tuple[Array, Array]:
     for _ in range(max(2, round(0.75 * area_mm2))):
         x, y = rng.uniform(0, scene.width_um), rng.uniform(0, scene.height_um)
         is_duct = rng.random() < 0.45
-        reach = rng.uniform(35, 80) if is_duct else rng.uniform(80, 170)
+        reach = rng.uniform(35, 80) if is_duct else rng.uniform(60, 130)
         here = np.array([x]), np.array([y])
         crowded = any(math.hypot(x - lx, y - ly) < reach + lr + 60 for lx, ly, lr in lobules)
         on_edge = scene.tissue_depth_um(*here)[0] < reach + 100
@@ -273,12 +273,12 @@ def place_glands(rng: np.random.Generator, scene: Scene) -> tuple[Array, Array]:
             acini.append((x, y, reach, reach - rng.uniform(13, 17), rng.uniform(0, 2 * math.pi)))
             continue
         placed: list[tuple[float, float, float]] = []
-        for _ in range(60):
-            radius = rng.uniform(12, 20)
+        for _ in range(500):
+            radius = rng.uniform(11, 19)
             away = reach * math.sqrt(rng.random())
             turn = rng.uniform(0, 2 * math.pi)
             ax, ay = x + away * math.cos(turn), y + away * math.sin(turn)
-            if all(math.hypot(ax - px, ay - py) > radius + pr + 4 for px, py, pr in placed):
+            if all(math.hypot(ax - px, ay - py) > radius + pr + 1.5 for px, py, pr in placed):
                 placed.append((ax, ay, radius))
                 acini.append((ax, ay, radius, max(1.5, radius - 12), rng.uniform(0, 2 * math.pi)))
     return np.array(acini, np.float32).reshape(-1, 5), np.array(lobules, np.float32).reshape(-1, 3)
@@ -380,19 +380,17 @@ def fat_field(scene: Scene, layers: Layers, tumour: Array, fatness: Callable[[Ar
     sx = (ix + 0.5 * (iy & 1) + 0.75 * hash01(ix, iy, seed + 11)) * np.float32(spacing)
     sy = (iy + 0.75 * hash01(ix, iy, seed + 12)) * np.float32(spacing)
     is_fat = fatness(sx, sy) > 0.9 * (hash01(ix, iy, seed + 13) - 0.5)
-    if not is_fat.any():
-        return np.full(x.shape, -10, np.float32)
-    reach = 25 + 12 * hash01(ix, iy, seed + 14)
+    reach = 25 + 14 * hash01(ix, iy, seed + 14)
     bonus = 10 * hash01(ix, iy, seed + 15)  # larger cells push their walls outward
-    nearest = np.full(x.shape, 1e6, np.float32)
+    nearest = np.full(x.shape, 1e3, np.float32)
     second = nearest.copy()
-    limit = np.full(x.shape, -1e3, np.float32)
-    for cx, cy, fat, radius, grow in zip(sx, sy, is_fat, reach, bonus, strict=True):
+    limit = np.full(x.shape, -10, np.float32)
+    for cx, cy, radius, grow in zip(sx[is_fat], sy[is_fat], reach[is_fat], bonus[is_fat], strict=True):
         distance = np.hypot(x - cx, y - cy)
         weighted = distance - grow
         closer = weighted < nearest
         second = np.where(closer, nearest, np.minimum(second, weighted))
-        limit = np.where(closer, radius + grow - distance if fat else np.float32(-10), limit)
+        limit = np.where(closer, radius + grow - distance, limit)
         nearest = np.where(closer, weighted, nearest)
     return np.minimum((second - nearest) / 2, limit)
 
@@ -416,12 +414,12 @@ def wobble(angle: Array, phase: float) -> Array:
     return 1 + 0.10 * np.cos(2 * angle + phase) + 0.06 * np.cos(3 * angle + 2 * phase)
 
 
-def loose_stroma(scene: Scene, x_um: Array, y_um: Array) -> Array:
-    """1 within a lobule's own stroma, 0 away from it."""
-    near = np.zeros(x_um.shape, np.float32)
-    for x, y, radius in scene.lobules:
-        near = np.maximum(near, smooth_step(radius - np.hypot(x_um - x, y_um - y), -20, 20))
-    return near
+def within(discs: Array, x_um: Array, y_um: Array) -> Array:
+    """1 inside discs (x, y, radius), 0 outside, with a soft edge of 40 um."""
+    inside = np.zeros(x_um.shape, np.float32)
+    for x, y, radius in discs:
+        inside = np.maximum(inside, smooth_step(radius - np.hypot(x_um - x, y_um - y), -20, 20))
+    return inside
 
 
 def near_window(layers: Layers, x_um: float, y_um: float, reach_um: float) -> bool:
@@ -446,7 +444,7 @@ def stains(scene: Scene, window: Window) -> tuple[Array, Array] | None:
     tumour = scene.tumour_depth_um(x, y)
     wall, lumen = ring_fields(layers, scene.acini)
     vessel, blood = ring_fields(layers, scene.vessels)
-    loose = loose_stroma(scene, x, y)
+    loose = within(scene.lobules, x, y)
 
     # Fibre coordinates: `across` changes from fibre to fibre, `along` runs with them. Near a mass they bend
     # around it; `crimp` is the waviness of collagen.
@@ -468,11 +466,14 @@ def stains(scene: Scene, window: Window) -> tuple[Array, Array] | None:
         + 7 * noise(x, y, 9, 9, 28)
     )
 
+    solid = np.concatenate([scene.lobules, scene.vessels[:, :3] + (0, 0, 45)])  # no fat cell starts here
+    clear_um = min(420.0, 0.07 * min(scene.width_um, scene.height_um))  # fat keeps away from a mass
+
     def fatness(px: Array, py: Array) -> Array:
-        near_mass = smooth_step(scene.tumour_depth_um(px, py), -420, 60)
-        near_edge = smooth_step(scene.tissue_depth_um(px, py), 500, 0)
+        near_mass = smooth_step(scene.tumour_depth_um(px, py), -clear_um, 0.15 * clear_um)
+        near_edge = smooth_step(scene.tissue_depth_um(px, py), 1.2 * clear_um, 0)
         low = noise(px, py, 900, 900, 31) + 0.45 * noise(px, py, 260, 260, 32)
-        return low - 0.25 + 0.5 * near_edge - 2.3 * near_mass - 2 * loose_stroma(scene, px, py)
+        return low - 0.25 + 0.5 * near_edge - 3.5 * near_mass - 2 * within(solid, px, py)
 
     vacuole = fat_field(scene, layers, tumour, fatness)
     vacuole = np.where(np.maximum(wall, vessel) > -12, -10, vacuole)
@@ -482,9 +483,9 @@ def stains(scene: Scene, window: Window) -> tuple[Array, Array] | None:
     blobs = noise(x, y, 40, 40, 42) + 0.45 * noise(x, y, 17, 17, 43)
     strands = noise(along, across, 130, 20, 44) + 0.35 * noise(x, y, 17, 17, 45)
     growth = blobs * (1 - cords) + strands * cords
-    density = 0.45 * noise(x, y, 420, 420, 46)
+    density = 0.35 * noise(x, y, 420, 420, 46)
     margin_sparse = np.exp(-np.maximum(tumour, 0) / scene.margin_um) + 0.05 * np.maximum(-tumour, 0)
-    nest = (growth + 0.4 - density - margin_sparse) * 18  # about um inside a nest's edge
+    nest = (growth + 0.34 - density - margin_sparse) * 18  # about um inside a nest's edge
     nest = np.where((vacuole > -2) | (tumour < -80), np.minimum(nest, -8), nest)
     cleft = noise(x, y, 70, 70, 47)
     tubules = noise(x, y, 24, 24, 48) + 0.5 * noise(x, y, 500, 500, 49)
@@ -507,12 +508,12 @@ def stains(scene: Scene, window: Window) -> tuple[Array, Array] | None:
     fibres = scene.fine.at(across_l, along_l, 2.2, 15, 1)
     bundles = scene.fine.at(across_l, along_l, 6, 38, 2)
     gaps = smooth_step(bundles + 0.5 * fibres + 0.2 * grain + up(split), -2.5, -2.0)
-    desmoplastic = smooth_step(tumour_l, -120, 60)
+    desmoplastic = smooth_step(tumour_l, -50, 60)
     eosin = 0.235 + 0.02 * grain + 0.03 * fibres + 0.03 * bundles + up(0.022 * noise(x, y, 55, 55, 27))
     eosin = np.maximum(eosin, 0.06) * (0.15 + 0.85 * gaps)
     if loose.max() > 0:
         eosin *= 1 - 0.35 * up(loose)
-    haem = 0.035 + 0.012 * (bundles + grain) + 0.05 * desmoplastic
+    haem = 0.035 + 0.012 * (bundles + grain) + 0.06 * desmoplastic
     haem = np.maximum(haem, 0.01) * (0.3 + 0.7 * gaps)
 
     # Carcinoma: cytoplasm that takes both stains; here and there the nest has shrunk from its stroma.
@@ -578,12 +579,12 @@ def stamp_nuclei(
     paint(canvas, window, scene.stamps["tumour"], x[keep], y[keep], ix[keep], iy[keep], 0.56, seed + 103)
 
     x, y, ix, iy = scattered(layers, 7.6, seed + 111, 0.75)
-    chance = np.clip(at(inflamed, x, y), 0, 0.9) + 0.006 + 0.03 * at(smooth_step(tumour, -60, 60), x, y)
+    chance = np.clip(at(inflamed, x, y), 0, 0.9) + 0.006 + 0.06 * at(smooth_step(tumour, -40, 60), x, y)
     keep = at(solid & (nest < -3) & (wall < -3), x, y) & (hash01(ix, iy, seed + 113) < chance)
     paint(canvas, window, scene.stamps["lymphocyte"], x[keep], y[keep], ix[keep], iy[keep], 0.9, seed + 114)
 
     x, y, ix, iy = scattered(layers, 17.0, seed + 121, 0.95)
-    chance = 0.22 + 0.38 * at(smooth_step(tumour, -150, 50), x, y)
+    chance = 0.22 + 0.55 * at(smooth_step(tumour, -50, 50), x, y)
     keep = at(solid & (nest < -2) & (wall < -2), x, y) & (hash01(ix, iy, seed + 123) < chance)
     x, y, ix, iy = x[keep], y[keep], ix[keep], iy[keep]
     slope_y, slope_x = np.gradient(across)
@@ -607,7 +608,7 @@ def gland_nuclei(scene: Scene, layers: Layers) -> tuple[Array, Array, Array, Arr
         number = np.arange(count)
         named = np.full(count, name)
         angle = 2 * np.pi * (number + 0.5 * hash01(named, number, scene.seed + 132)) / count
-        away = outer * wobble(angle, phase) - 4.2 - 4 * hash01(named, number, scene.seed + 133)
+        away = outer * wobble(angle, phase) - 3.6 - 2.5 * hash01(named, number, scene.seed + 133)
         xs.append(gx + away * np.cos(angle))
         ys.append(gy + away * np.sin(angle))
         names.append(named)
@@ -765,12 +766,13 @@ def write_pyramid(path: Path, scene: Scene, scan: Scan, compression: str, worker
         raise ValueError(
             f"{path}: an .svs has one scale for x and y, not {scan.mpp_x} and {scan.mpp_y}: use .tiff"
         )
+    raw_bytes = 3 * scan.width0 * scan.height0  # classic TIFF ends at 4 GiB
     kind: dict[str, Any] = {"compression": "adobe_deflate", "photometric": "rgb"}
     if compression == "jpeg":
         kind = {"compression": "jpeg", "photometric": "ycbcr", "subsampling": (2, 2)}
     with (
         ThreadPoolExecutor(workers) as pool,
-        tifffile.TiffWriter(path, bigtiff=compression != "jpeg") as tiff,
+        tifffile.TiffWriter(path, bigtiff=raw_bytes > 3.9e9) as tiff,
     ):
 
         def write_level(tiles: Iterator[bytes], width: int, height: int, downsample: int) -> None:
