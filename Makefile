@@ -1,19 +1,36 @@
-# make demo           set up, then the main job on a made sample slide (or on SLIDE=path)
-# make test           set up, then lint, types and every test
+# make demo           set up, then the main job on a made sample slide (SLIDE=path: on that slide)
+# make test           set up, then formatter, linter, types and every test
+# make results        set up, then measure the shipped model and write docs/results.md (needs ../shared)
+# make format         mend the formatting
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+DATA ?= ../shared/data
+SLIDE ?= demo/sample.tiff
 
-.PHONY: setup demo test lint types clean
+# Two test processes on two cores: torch's own threads would only get into each other's way.
+TEST_ENV := OMP_NUM_THREADS=1
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: setup demo test lint types format results clean
 
 setup: $(VENV)/.installed
 
-$(VENV)/.installed: setup.cfg constraints.txt
-	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Python 3.11 or newer is needed, found ' + sys.version)"
+$(VENV)/.installed: setup.cfg constraints.txt pyproject.toml
+	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Python 3.11 or newer is needed, found ' + sys.version)"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch torchvision
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
-	touch $@
+	$(PIP) torch torchvision
+	$(PIP) --editable ".[dev]"
+	@touch $@
+
+demo: setup $(SLIDE)
+	$(BIN)/tile-slides $(SLIDE) --out demo/tiles
+	$(BIN)/infer-slide $(SLIDE) --out demo/maps
+	@echo "The pictures:"
+	@ls -1 demo/tiles/*/tissue.png demo/maps/*/*.png
+
+demo/sample.tiff: scripts/make_sample_slide.py | setup
+	$(BIN)/python scripts/make_sample_slide.py $@
 
 lint: setup
 	$(BIN)/ruff format --check .
@@ -23,7 +40,14 @@ types: setup
 	$(BIN)/mypy
 
 test: lint types
-	$(BIN)/pytest wsi_pipeline tests
+	$(TEST_ENV) $(BIN)/pytest --numprocesses 2 wsi_pipeline tests
+
+results: setup
+	$(BIN)/python scripts/results.py $(DATA)
+
+format: setup
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf demo
+	rm -rf demo runs
