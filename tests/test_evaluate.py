@@ -59,21 +59,32 @@ def test_calibration_error_is_the_gap_between_what_is_said_and_what_is():
     assert evaluate.calibration_error(np.array([0.0, 1.0]), np.array([0, 1])) == 0
 
 
-def test_fitted_temperature_gives_back_the_one_that_labels_were_drawn_with():
+def test_fitted_calibration_gives_back_what_labels_were_drawn_with():
     margins = RNG.normal(0, 4, 40_000)
-    labels = (RNG.random(40_000) < expit(margins / 2.5)).astype(int)
+    labels = (RNG.random(40_000) < expit(margins / 2.5 - 0.7)).astype(int)
     logits = np.stack([np.zeros_like(margins), margins], axis=1)
-    temperature = evaluate.fit_temperature(logits, labels)
-    assert temperature == pytest.approx(2.5, rel=0.05)
-    assert evaluate.calibration_error(softmax(logits / temperature, axis=1)[:, 1], labels) < 0.02
+    calibration = evaluate.fit_calibration(logits, labels)
+    assert calibration.temperature == pytest.approx(2.5, rel=0.05)
+    assert calibration.log_odds_shift == pytest.approx(-0.7, abs=0.05)
+    assert evaluate.calibration_error(evaluate.calibrated(logits, calibration), labels) < 0.02
 
 
-def test_no_threshold_has_a_higher_f1_than_the_chosen_one():
+def test_calibrated_probabilities_of_several_classes_are_the_softmax():
+    logits = RNG.normal(0, 3, (50, 4))
+    probability = evaluate.calibrated(logits, evaluate.Calibration(2.0, 0.0), idc=2)
+    assert np.allclose(probability, softmax(logits / 2, axis=1)[:, 2])
+
+
+def test_no_threshold_has_a_higher_mean_of_f1_and_balanced_accuracy_than_the_chosen_one():
     probability = np.round(RNG.random(200), 2)
     labels = (RNG.random(200) < probability).astype(int)
+
+    def aim(threshold):
+        decisions = evaluate.decide(probability, labels, threshold)
+        return decisions.f1 + decisions.balanced_accuracy
+
     chosen = evaluate.choose_threshold(probability, labels)
-    best = max(evaluate.decide(probability, labels, t).f1 for t in np.arange(0.005, 1, 0.01))
-    assert evaluate.decide(probability, labels, chosen).f1 == pytest.approx(best)
+    assert aim(chosen) == pytest.approx(max(aim(t) for t in np.arange(0.005, 1, 0.01)))
     assert 0 < chosen < 1
 
 
@@ -93,6 +104,6 @@ def test_crossfitting_uses_no_label_of_the_patient_judged():
     by_hand = np.empty(300)
     for patient in "abc":
         rest = patients != patient
-        temperature = evaluate.fit_temperature(logits[rest], labels[rest])
-        by_hand[~rest] = softmax(logits[~rest] / temperature, axis=1)[:, 1]
+        calibration = evaluate.fit_calibration(logits[rest], labels[rest])
+        by_hand[~rest] = evaluate.calibrated(logits[~rest], calibration)
     assert values["ece"] == pytest.approx(evaluate.calibration_error(by_hand, labels))

@@ -38,6 +38,7 @@ CARD = ModelCard(
     mean=(0.8, 0.6, 0.7),
     std=(0.1, 0.2, 0.15),
     temperature=1.7,
+    log_odds_shift=-0.3,
     threshold=0.4,
     training={"patients": 3, "note": "µm"},
 )
@@ -108,16 +109,18 @@ def test_any_change_of_the_card_is_another_model(saved):
     assert load_model(saved).sha256 != before
 
 
-def test_probabilities_are_the_tempered_softmax_of_the_idc_logit(saved):
+def test_probabilities_are_calibrated_as_the_card_says(saved):
     model = load_model(saved)
     with torch.inference_mode():
         probability = idc_probability(model.network, model.card, PATCHES)
         logits = model.network(normalised(PATCHES, CARD.mean, CARD.std))
     assert probability.shape == (5,)
     assert probability.dtype == torch.float32
-    assert torch.allclose(probability, torch.sigmoid((logits[:, 1] - logits[:, 0]) / 1.7), atol=1e-6)
-    swapped = replace(model.card, classes=("idc", "not_idc"))
-    assert torch.allclose(idc_probability(model.network, swapped, PATCHES), 1 - probability, atol=1e-6)
+    assert torch.allclose(probability, torch.sigmoid((logits[:, 1] - logits[:, 0]) / 1.7 - 0.3), atol=1e-6)
+    unshifted = replace(model.card, log_odds_shift=0.0)
+    swapped = replace(unshifted, classes=("idc", "not_idc"))
+    both = [idc_probability(model.network, card, PATCHES) for card in (unshifted, swapped)]
+    assert torch.allclose(both[0] + both[1], torch.ones(5), atol=1e-6)
 
 
 def test_normalisation_is_of_rgb_on_the_scale_0_to_1_and_channels_last():

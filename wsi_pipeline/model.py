@@ -57,8 +57,10 @@ class ModelCard:
     # Normalisation of RGB on the scale 0 to 1: (value - mean) / std.
     mean: Rgb
     std: Rgb
-    # Logits are divided by it before the softmax. Fitted on the validation patients.
+    # Calibration, fitted on the validation patients: logits are divided by the temperature, then the log odds
+    # of IDC shifted.
     temperature: Annotated[float, Field(gt=0)] = 1.0
+    log_odds_shift: float = 0.0
     # A patch counts as IDC from this calibrated probability on. Chosen on the validation patients.
     threshold: Annotated[float, Field(gt=0, lt=1)] = 0.5
     # Whether bfloat16 autocast keeps the probabilities within the tolerance of the training's config.
@@ -141,8 +143,10 @@ def idc_probability(network: nn.Module, card: ModelCard, patches: torch.Tensor) 
 
     Patches lie on the network's device. Autocast is the caller's.
     """
-    logits = network(normalised(patches, card.mean, card.std)).float()  # [N, classes]
-    return torch.softmax(logits / card.temperature, dim=1)[:, card.classes.index("idc")]  # [N]
+    logits = network(normalised(patches, card.mean, card.std)).float() / card.temperature  # [N, classes]
+    idc = card.classes.index("idc")
+    others = torch.cat([logits[:, :idc], logits[:, idc + 1 :]], dim=1).logsumexp(dim=1)  # [N]
+    return torch.sigmoid(logits[:, idc] - others + card.log_odds_shift)  # [N]
 
 
 def normalised(patches: torch.Tensor, mean: Rgb, std: Rgb) -> torch.Tensor:

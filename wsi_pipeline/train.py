@@ -16,7 +16,6 @@ import torch
 import torch.nn.functional as F
 import yaml
 from numpy.typing import NDArray
-from scipy.special import softmax
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
@@ -234,6 +233,9 @@ def _averaging(decay: float) -> Callable[[Any, Any, Any], None]:
 def _blank_card(options: TrainOptions, train_side: LabelledPatches, val_side: LabelledPatches) -> ModelCard:
     """The card as far as it is known before the first epoch."""
     mean, std = _channel_statistics(train_side.pixels)
+    config = options_to_dict(options)
+    for text in ("data", "licence", "intended_use", "limits"):  # these have their own place on the card
+        del config[text]
     return ModelCard(
         name=options.name,
         architecture=options.architecture,
@@ -250,7 +252,7 @@ def _blank_card(options: TrainOptions, train_side: LabelledPatches, val_side: La
             "val": _count(val_side),
             "commit": _commit(),
             "torch": torch.__version__,
-            "config": options_to_dict(options),
+            "config": config,
         },
         licence=options.licence,
         intended_use=options.intended_use,
@@ -261,21 +263,22 @@ def _blank_card(options: TrainOptions, train_side: LabelledPatches, val_side: La
 def _judged_card(run: _Run, logits: NDArray[np.float32], epoch: int) -> ModelCard:
     """The card of the averaged network after an epoch: calibrated, with its threshold and what it reached."""
     labels, patients = run.val.labels, run.val.patients
-    temperature = judging.fit_temperature(logits, labels)
-    probability = softmax(logits / temperature, axis=1)[:, IDC]
+    calibration = judging.fit_calibration(logits, labels, IDC)
+    probability = judging.calibrated(logits, calibration, IDC)
     threshold = judging.choose_threshold(probability, labels)
     in_bf16 = evaluate(run.average, run.card, run.val.pixels[::8], run.device, bf16=True)
-    moved = float(np.abs(softmax(in_bf16 / temperature, axis=1)[:, IDC] - probability[::8]).max())
+    moved = float(np.abs(judging.calibrated(in_bf16, calibration, IDC) - probability[::8]).max())
     by_patient = judging.measures_by_patient(probability, labels, patients, threshold)
     return replace(
         run.card,
-        temperature=temperature,
+        temperature=calibration.temperature,
+        log_odds_shift=calibration.log_odds_shift,
         threshold=threshold,
         bf16=moved <= run.options.bf16_tolerance,
         training=run.card.training | {"epoch": epoch + 1},
         metrics={
-            "note": "epoch, temperature and threshold were chosen on these same validation patients; in "
-            "'crossfitted', each patient's temperature and threshold come from the others",
+            "note": "epoch, calibration and threshold were chosen on these same validation patients; in "
+            "'crossfitted', each patient's calibration and threshold come from others",
             "val": judging.measures(probability, labels, threshold),
             "crossfitted": judging.crossfitted(logits, labels, patients, IDC),
             "patients": judging.spread(by_patient),
@@ -331,8 +334,8 @@ def _count(side: LabelledPatches) -> dict[str, int]:
 
 
 def _commit() -> str:
-    """The commit of this package's source; empty where it is not in a repository."""
-    git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    """The commit of this package's source, '-dirty' where changed since; empty outside of a repository."""
+    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--abbrev=40", "--dirty"]
     try:
         return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
