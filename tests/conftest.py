@@ -50,7 +50,7 @@ def write_slide(
     return path
 
 
-@pytest.fixture()
+@pytest.fixture
 def make_slide(tmp_path: Path) -> Callable[..., Path]:
     """`make_slide(name, level0, **options of write_slide)`: a slide file in the test's own folder."""
 

@@ -40,7 +40,9 @@ def test_a_file_without_idc_outlines_labels_nothing_idc(tmp_path: Path) -> None:
     assert label_patches(plan, outlines, AnnotationOptions()).tolist() == [0, 0]
 
 
-@pytest.mark.parametrize("text", ["", "[", '{"a": 1}', '[{"geometry": 3, "properties": {"classification": {"name": "IDC"}}}]'])
+@pytest.mark.parametrize(
+    "text", ["", "[", '{"a": 1}', '[{"geometry": 3, "properties": {"classification": {"name": "IDC"}}}]']
+)
 def test_what_is_no_geojson_says_so(tmp_path: Path, text: str) -> None:
     (tmp_path / "wrong.geojson").write_text(text)
     with pytest.raises(DataError, match=r"wrong\.geojson: expected GeoJSON"):

@@ -8,7 +8,13 @@ from conftest import noise
 from models import brightness_model
 from test_patches import everything
 
-from wsi_pipeline.classify import Classifier, ClassifyOptions, choose_device, choose_precision, classify_blocks
+from wsi_pipeline.classify import (
+    Classifier,
+    ClassifyOptions,
+    choose_device,
+    choose_precision,
+    classify_blocks,
+)
 from wsi_pipeline.errors import UsageError
 
 MakeSlide = Callable[..., Path]
@@ -56,7 +62,11 @@ def test_threads_change_no_bit(make_slide: MakeSlide) -> None:
         options = ClassifyOptions(reader_threads=threads)
         classifier = Classifier(brightness_model(), CPU, options)
         read = lambda b: slide.read_readable(b, plan.grid.plane)  # noqa: E731
-        runs.append(np.concatenate([s for _, s in classify_blocks(plan.blocks(), plan.grid, read, classifier, options)]))
+        runs.append(
+            np.concatenate(
+                [s for _, s in classify_blocks(plan.blocks(), plan.grid, read, classifier, options)]
+            )
+        )
     assert np.array_equal(*runs)
 
 

@@ -15,12 +15,12 @@ from wsi_pipeline.cli import infer_slide, tile_slides
 IDC = "grid: {patch_px: 50, mpp: 4.0}\n"
 
 
-@pytest.fixture()
+@pytest.fixture
 def slide(tmp_path: Path) -> Path:
     return write_slide(tmp_path / "good.tiff", section(), mpp=(4.0, 4.0))
 
 
-@pytest.fixture()
+@pytest.fixture
 def config(tmp_path: Path) -> Path:
     (tmp_path / "idc.yaml").write_text(IDC)
     return tmp_path / "idc.yaml"
@@ -64,7 +64,9 @@ def test_bad_slides_fail_with_a_line_each_and_spare_the_others(
         ("five_tiles_corrupt.svs", 0),
     ],
 )
-def test_each_bad_file_alone_ends_with_its_exit_code(shared: Path, tmp_path: Path, name: str, code: int) -> None:
+def test_each_bad_file_alone_ends_with_its_exit_code(
+    shared: Path, tmp_path: Path, name: str, code: int
+) -> None:
     assert tile(shared / "data/bad" / name, "--out", tmp_path) == code
 
 
@@ -170,13 +172,22 @@ def test_an_output_folder_that_cannot_be_made_is_said(
 
 @pytest.mark.parametrize("command", ["tile-slides", "infer-slide", "train-model"])
 def test_help_shows_an_example(command: str) -> None:
-    run = subprocess.run([Path(sys.executable).parent / command, "--help"], capture_output=True, text=True, check=True)
+    run = subprocess.run(
+        [Path(sys.executable).parent / command, "--help"], capture_output=True, text=True, check=True
+    )
     assert "example" in run.stdout.lower()
     assert run.stdout.count(command) >= 2
 
 
 def test_a_log_has_lines_not_bars(slide: Path, config: Path, tmp_path: Path) -> None:
-    command = [Path(sys.executable).parent / "tile-slides", slide, "--out", tmp_path / "out", "--config", config]
+    command = [
+        Path(sys.executable).parent / "tile-slides",
+        slide,
+        "--out",
+        tmp_path / "out",
+        "--config",
+        config,
+    ]
     run = subprocess.run(command, capture_output=True, text=True, check=True, env=dict(os.environ))
     assert run.stdout.startswith("[1/1] good: ")
     assert "\r" not in run.stdout + run.stderr

@@ -60,7 +60,9 @@ def test_without_overlap_each_patch_is_in_one_block(plan: Plan) -> None:
 
 @given(st.integers(1, 500), st.integers(1, 500), st.integers(1, 60), st.integers(1, 60))
 @settings(deadline=None)
-def test_the_grid_covers_every_pixel_as_its_stride_says(width: int, height: int, patch: int, stride: int) -> None:
+def test_the_grid_covers_every_pixel_as_its_stride_says(
+    width: int, height: int, patch: int, stride: int
+) -> None:
     from wsi_pipeline.grid import _positions
 
     for length in (width, height):
@@ -92,7 +94,9 @@ def test_patches_over_the_edge_count_what_lies_outside_as_no_tissue() -> None:
 
 
 @pytest.mark.parametrize("stride", [None, 25, 60])
-def test_every_patch_with_enough_tissue_is_planned_and_no_other(make_slide: MakeSlide, stride: int | None) -> None:
+def test_every_patch_with_enough_tissue_is_planned_and_no_other(
+    make_slide: MakeSlide, stride: int | None
+) -> None:
     slide = open_slide(make_slide("a.tiff", noise(777, 1010)))
     tissue = np.zeros((98, 127), np.bool_)
     tissue[20:70, 30:110] = True
@@ -124,7 +128,9 @@ def test_a_slide_smaller_than_a_patch_is_one_patch(make_slide: MakeSlide) -> Non
 def test_blocks_end_where_storage_tiles_end_if_any_such_fits(make_slide: MakeSlide) -> None:
     slide = open_slide(make_slide("a.tiff", noise(2000, 2000), tile=240, factors=(1,)))
     options = GridOptions(patch_px=50, mpp=0.5, block_px=2048)
-    plan = plan_patches(slide, np.ones((250, 250), np.bool_), np.zeros((250, 250), np.bool_), Plane(8, 8), options)
+    plan = plan_patches(
+        slide, np.ones((250, 250), np.bool_), np.zeros((250, 250), np.bool_), Plane(8, 8), options
+    )
     assert plan.block_strides == 24  # 24 * 50 = 5 * 240
 
 

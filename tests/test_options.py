@@ -24,7 +24,9 @@ grids = st.builds(
 
 
 @given(st.builds(InferConfig, grid=grids, max_unreadable=st.floats(0, 1)))
-def test_dumping_and_loading_is_the_identity(tmp_path_factory: pytest.TempPathFactory, config: InferConfig) -> None:
+def test_dumping_and_loading_is_the_identity(
+    tmp_path_factory: pytest.TempPathFactory, config: InferConfig
+) -> None:
     path = tmp_path_factory.mktemp("config") / "infer.yaml"
     path.write_text(dump_config(config))
     assert load_config(InferConfig, path) == config
@@ -59,7 +61,7 @@ def test_a_wrong_config_names_file_key_and_what_was_found(tmp_path: Path, text: 
 
 
 def test_a_missing_config_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="gone.yaml"):
+    with pytest.raises(ConfigError, match=r"gone\.yaml"):
         load_config(TileConfig, tmp_path / "gone.yaml")
 
 

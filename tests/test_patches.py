@@ -15,7 +15,7 @@ from wsi_pipeline.slide import Pixels, open_slide
 MakeSlide = Callable[..., Path]
 
 
-def everything(path: Path, **grid: object):  # noqa: ANN201
+def everything(path: Path, **grid: object):
     slide = open_slide(path)
     mask = np.ones((-(-slide.size0.height // 16), -(-slide.size0.width // 16)), np.bool_)
     options = GridOptions(patch_px=50, mpp=0.5, **grid)  # type: ignore[arg-type]
@@ -28,7 +28,9 @@ def test_cut_patches_are_the_slide_there(make_slide: MakeSlide, stride: int) -> 
     slide, plan = everything(make_slide("a.tiff", image, factors=(1,)), stride_px=stride, block_px=256)
     padded = np.pad(image, ((0, 100), (0, 100), (0, 0)), constant_values=255)
     seen = np.zeros(plan.kept.shape, np.bool_)
-    for block, cut in read_blocks(plan.blocks(), plan.grid, lambda b: slide.read_readable(b, plan.grid.plane), 2):
+    for block, cut in read_blocks(
+        plan.blocks(), plan.grid, lambda b: slide.read_readable(b, plan.grid.plane), 2
+    ):
         for (column, row), rgb in zip(block.patches, cut.rgb, strict=True):
             seen[row, column] = True
             y, x = row * stride, column * stride
@@ -65,7 +67,9 @@ def test_an_error_in_a_reader_reaches_the_caller(make_slide: MakeSlide) -> None:
 
 
 @pytest.mark.parametrize("stride", [50, 30])
-def test_exported_patches_lie_in_the_idc_layout_each_once(make_slide: MakeSlide, tmp_path: Path, stride: int) -> None:
+def test_exported_patches_lie_in_the_idc_layout_each_once(
+    make_slide: MakeSlide, tmp_path: Path, stride: int
+) -> None:
     image = noise(300, 400)
     slide, plan = everything(make_slide("a.tiff", image, factors=(1,)), stride_px=stride, block_px=256)
     x0, y0, _ = patch_positions(plan)

@@ -82,7 +82,10 @@ def test_overlapping_patches_make_a_finer_map_of_the_same_slide(
     values = heatmap(infer_slide(path, tmp_path / "out", config, classifier()).folder)
     rows, columns = -(-(700 - 50) // stride) + 1, -(-(900 - 50) // stride) + 1
     cells = 50 // np.gcd(50, stride)
-    assert values.shape == ((rows - 1) * cells * stride // 50 + cells, (columns - 1) * cells * stride // 50 + cells)
+    assert values.shape == (
+        (rows - 1) * cells * stride // 50 + cells,
+        (columns - 1) * cells * stride // 50 + cells,
+    )
     # The oracle at one cell in the middle: the mean over the patches that cover it.
     px = int(np.gcd(50, stride))
     y, x = values.shape[0] // 2, values.shape[1] // 2
@@ -170,7 +173,10 @@ def test_a_corrupt_storage_tile_costs_its_own_patches(shared: Path, tmp_path: Pa
     config = InferConfig()
     maps = [
         infer_slide(path, tmp_path, config, classifier(mpp=1.0)).folder
-        for path in (shared / "data/bad/five_tiles_corrupt.svs", shared / "data/slides/cmu_1_small_region.svs")
+        for path in (
+            shared / "data/bad/five_tiles_corrupt.svs",
+            shared / "data/slides/cmu_1_small_region.svs",
+        )
     ]
     (bad, good), (status, _) = ([heatmap(m, name) for m in maps] for name in ("heatmap/0", "labels/status/0"))
     both = ~np.isnan(bad) & ~np.isnan(good)

@@ -31,7 +31,9 @@ def test_a_plane_twice_as_coarse_is_averaged_from_the_finer_level(make_slide: Ma
     assert np.abs(slide.read(Box(0, 0, 480, 320), plane) - expected).max() <= 0.51
 
 
-@pytest.mark.parametrize(("mpp", "level"), [(0.25, 0), (0.5, 0), (1.99, 0), (2.0, 1), (7.9, 1), (8, 2), (99, 2)])
+@pytest.mark.parametrize(
+    ("mpp", "level"), [(0.25, 0), (0.5, 0), (1.99, 0), (2.0, 1), (7.9, 1), (8, 2), (99, 2)]
+)
 def test_the_level_read_is_the_coarsest_that_is_not_up_sampled(
     make_slide: MakeSlide, mpp: float, level: int
 ) -> None:
@@ -200,7 +202,12 @@ def test_reading_a_real_pyramid_agrees_with_reducing_level_0(shared: Path) -> No
     box = Box(100, 100, 200, 150)
     region = plane.to_level0(box)
     level0 = slide.read(
-        Box(int(region.left), int(region.top), int(region.right - region.left), int(region.bottom - region.top)),
+        Box(
+            int(region.left),
+            int(region.top),
+            int(region.right - region.left),
+            int(region.bottom - region.top),
+        ),
         Plane(1, 1),
     )
     reduced = np.asarray(Image.fromarray(level0).resize((200, 150), Image.Resampling.BOX), float)

@@ -52,7 +52,9 @@ def test_the_size_of_blocks_changes_no_bit(plan: Plan, seed: int, other: int) ->
 
 
 @given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 9), st.integers(0, 2**31))
-def test_side_by_side_patches_stitch_back_to_their_scores(columns: int, rows: int, strides: int, seed: int) -> None:
+def test_side_by_side_patches_stitch_back_to_their_scores(
+    columns: int, rows: int, strides: int, seed: int
+) -> None:
     grid = Grid(Plane(1, 1), 50, 50, columns, rows)
     every = np.ones((rows, columns), np.bool_)
     plan = Plan(grid, every.astype(np.float32), every, ~every, strides)

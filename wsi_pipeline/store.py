@@ -139,7 +139,9 @@ def create_store(
         names.insert(0, "status")
         _create_map(root, labels, plan, mpp0, status)
     labels.attrs["ome"] = {"version": "0.5", "labels": names}
-    _create_tissue(labels.create_group("tissue"), tissue, tissue_plane, mpp0, _level_count(plan.grid.map_size))
+    _create_tissue(
+        labels.create_group("tissue"), tissue, tissue_plane, mpp0, _level_count(plan.grid.map_size)
+    )
     _create_patches(root.create_group("patches"), patches)
     old = path.with_name(path.name + ".old")
     shutil.rmtree(old, ignore_errors=True)
