@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 SHARED = Path(__file__).resolve().parents[1].parent / "shared"
+NM_PER_PX = 500
 
 
 @pytest.fixture(scope="session")
@@ -65,3 +66,46 @@ def noise(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
     rng = np.random.default_rng(seed)
     coarse = rng.integers(0, 256, (height // 8 + 2, width // 8 + 2, 3), np.uint8)
     return np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
+
+
+def write_scn(path: Path, image: NDArray[np.uint8], x0: int, y0: int, canvas: tuple[int, int]) -> Path:
+    """A Leica SCN at 0.5 um/px: `image` lies at (x0, y0) of a larger canvas (width, height) that is not scanned."""
+
+    def part(
+        name: str, objective: float, view: tuple[int, int, int, int], sizes: list[tuple[int, int]], ifd: int
+    ) -> str:
+        width, height, x, y = (v * NM_PER_PX for v in view)
+        dimensions = "".join(
+            f'<dimension sizeX="{w}" sizeY="{h}" r="{r}" ifd="{ifd + r}"/>' for r, (w, h) in enumerate(sizes)
+        )
+        return (
+            f'<image name="{name}"><creationDate>2020-01-01T00:00:00Z</creationDate><device model="Leica SCN400"/>'
+            f'<pixels sizeX="{sizes[0][0]}" sizeY="{sizes[0][1]}">{dimensions}</pixels>'
+            f'<view sizeX="{width}" sizeY="{height}" offsetX="{x}" offsetY="{y}"/>'
+            f"<scanSettings><objectiveSettings><objective>{objective}</objective></objectiveSettings>"
+            f"<illuminationSettings><numericalAperture>0.1</numericalAperture>"
+            f"<illuminationSource>brightfield</illuminationSource></illuminationSettings></scanSettings></image>"
+        )
+
+    height, width = image.shape[:2]
+    reduced = np.asarray(Image.fromarray(image).reduce(4))
+    macro = np.full((canvas[1] // 20, canvas[0] // 20, 3), 240, np.uint8)
+    description = (
+        '<?xml version="1.0"?><scn xmlns="http://www.leica-microsystems.com/scn/2010/10/01">'
+        f'<collection name="c" sizeX="{canvas[0] * NM_PER_PX}" sizeY="{canvas[1] * NM_PER_PX}">'
+        + part("macro", 0.6, (*canvas, 0, 0), [macro.shape[1::-1]], 0)
+        + part("main", 20, (width, height, x0, y0), [image.shape[1::-1], reduced.shape[1::-1]], 1)
+        + "</collection></scn>"
+    )
+    with tifffile.TiffWriter(path, bigtiff=True) as tif:
+        for i, (level, mpp) in enumerate([(macro, 10), (image, 0.5), (reduced, 2)]):
+            tif.write(
+                level,
+                tile=(256, 256),
+                photometric="rgb",
+                description=description if i == 0 else None,
+                metadata=None,
+                resolution=(1e4 / mpp, 1e4 / mpp),
+                resolutionunit="CENTIMETER",
+            )
+    return path

@@ -4,11 +4,11 @@ from threading import Thread
 
 import numpy as np
 import pytest
-from conftest import noise, write_slide
+from conftest import noise, write_scn, write_slide
 from PIL import Image
 
 from wsi_pipeline.errors import RegionReadError, ScaleError, SlideOpenError
-from wsi_pipeline.geometry import Box, Plane
+from wsi_pipeline.geometry import Box, Plane, Size
 from wsi_pipeline.readers.openslide import OpenSlideReader
 from wsi_pipeline.readers.tiles import TiledLevels
 from wsi_pipeline.slide import open_slide
@@ -117,6 +117,21 @@ def test_threads_that_share_tiles_read_the_same_pixels_and_decode_none_twice(mak
         thread.join()
     assert np.array_equal(got, image)
     assert sum(-(-box.width // 256) * -(-box.height // 256) for box in reads) == 16
+
+
+def test_planes_start_where_the_scanned_area_of_a_larger_canvas_starts(tmp_path: Path) -> None:
+    image = noise(800, 1200)
+    slide = open_slide(write_scn(tmp_path / "a.scn", image, 700, 2400, canvas=(4000, 6000)))
+    assert (slide.size0.width, slide.size0.height) == (4000, 6000)
+    assert slide.bounds == Box(700, 2400, 1200, 800)
+    plane = slide.plane_at(0.5)
+    assert slide.size_on(plane) == Size(1200, 800)
+    assert np.array_equal(slide.read(Box(10, 20, 300, 400), plane), image[20:420, 10:310])
+    coarse = slide.plane_at(2.0)
+    assert slide.level_for(coarse) == 1
+    reduced = np.asarray(Image.fromarray(image).reduce(4), int)
+    assert np.abs(slide.read(Box(0, 0, 300, 200), coarse) - reduced).max() <= 1
+    assert (slide.read(Box(-50, -50, 50, 50), plane) == 255).all()  # the canvas, never scanned
 
 
 def test_a_slide_without_scale_is_refused_and_taken_with_one(make_slide: MakeSlide) -> None:
