@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wsi_pipeline.config import InferConfig, TileConfig, dump_config, load_config
+from wsi_pipeline.config import InferConfig, TileConfig, TileGridOptions, dump_config, load_config
 from wsi_pipeline.errors import ConfigError
 from wsi_pipeline.grid import GridOptions
 from wsi_pipeline.options import options_from_dict, options_to_dict
@@ -75,9 +75,15 @@ def test_the_shipped_configs_say_what_the_commands_do_by_default() -> None:
     assert load_config(InferConfig, CONFIGS / "infer.yaml") == InferConfig()
 
 
-def test_the_idc_config_differs_in_scale_alone() -> None:
+def test_the_idc_config_differs_in_the_grid_alone() -> None:
     idc = load_config(TileConfig, CONFIGS / "tile_idc.yaml")
-    assert idc == TileConfig(grid=GridOptions(patch_px=50, mpp=4.0))
+    assert idc == TileConfig(grid=TileGridOptions(patch_px=50, mpp=4.0, min_tissue=0.1))
+
+
+def test_a_grid_said_in_part_keeps_its_scale(tmp_path: Path) -> None:
+    (tmp_path / "part.yaml").write_text("grid: {min_tissue: 0.3}")
+    grid = load_config(TileConfig, tmp_path / "part.yaml").grid
+    assert (grid.patch_px, grid.mpp, grid.min_tissue) == (50, 0.25, 0.3)
 
 
 def test_options_cannot_be_changed() -> None:

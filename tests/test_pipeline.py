@@ -17,7 +17,7 @@ from PIL import Image
 
 from wsi_pipeline import pipeline
 from wsi_pipeline.classify import Classifier, ClassifyOptions
-from wsi_pipeline.config import InferConfig, TileConfig
+from wsi_pipeline.config import InferConfig, TileConfig, TileGridOptions
 from wsi_pipeline.errors import RecipeError, ScaleError, UnreadableSlideError
 from wsi_pipeline.grid import GridOptions
 from wsi_pipeline.pipeline import infer_slide, tile_slide
@@ -164,7 +164,7 @@ def test_a_slide_without_tissue_is_a_result_with_a_reason(make_slide: MakeSlide,
     assert result.patches == 0
     assert any("no tissue" in warning for warning in result.warnings)
     assert np.isnan(heatmap(result.folder)).all()
-    tiled = tile_slide(path, tmp_path / "tiles", TileConfig(grid=GridOptions(patch_px=50, mpp=4.0)))
+    tiled = tile_slide(path, tmp_path / "tiles", TileConfig(grid=TileGridOptions(patch_px=50, mpp=4.0)))
     assert tiled.patches == 0
     assert (tiled.folder / "tissue.png").exists()
 
@@ -214,7 +214,7 @@ def test_an_overridden_scale_is_recorded(make_slide: MakeSlide, tmp_path: Path) 
 
 def test_tiling_writes_the_planned_patches(make_slide: MakeSlide, tmp_path: Path) -> None:
     path = make_slide("a.tiff", section(), mpp=(0.5, 0.5))
-    config = TileConfig(grid=GridOptions(patch_px=50, mpp=0.5, min_tissue=0.5))
+    config = TileConfig(grid=TileGridOptions(patch_px=50, mpp=0.5, min_tissue=0.5))
     result = tile_slide(path, tmp_path / "out", config, export=True)
     x0, y0, share = (heatmap(result.folder, f"patches/{name}") for name in ("x0", "y0", "tissue"))
     assert len(x0) == result.patches
@@ -228,7 +228,7 @@ def test_tiling_writes_the_planned_patches(make_slide: MakeSlide, tmp_path: Path
 
 def test_outlines_label_the_patches(shared: Path, tmp_path: Path) -> None:
     slide = shared / "data/slides/breast_40x.svs"
-    config = TileConfig(grid=GridOptions(patch_px=50, mpp=4.0))
+    config = TileConfig(grid=TileGridOptions(patch_px=50, mpp=4.0))
     result = tile_slide(slide, tmp_path, config, annotations=slide.parent)
     labels = heatmap(result.folder, "patches/label")
     counts = json.loads((result.folder / "summary.json").read_text())["counts"]["labels"]

@@ -18,12 +18,26 @@ T = TypeVar("T")
 
 
 @options
+class TileGridOptions(GridOptions):
+    """The grid of `tile-slides`, which asks no model for its scale."""
+
+    patch_px: Annotated[int, Field(gt=0)] = 50
+    """Side of a patch in pixels at `mpp`; 50 is the public IDC set's."""
+
+    mpp: Annotated[float, Field(gt=0)] = 0.25
+    """um per pixel of a patch; 0.25 is 40x."""
+
+    min_tissue: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """Share of a patch that must be tissue; half: at 40x a patch is hardly wider than a pixel of the mask."""
+
+
+@options
 class TileConfig:
     """What `tile-slides` does; its defaults are configs/tile_40x.yaml."""
 
     tissue: TissueOptions = TissueOptions()
     quality: QualityOptions = QualityOptions()
-    grid: GridOptions = GridOptions(patch_px=50, mpp=0.25)
+    grid: TileGridOptions = TileGridOptions()
     annotations: AnnotationOptions = AnnotationOptions()
     max_unreadable: Annotated[float, Field(ge=0, le=1)] = 0.25
     """A slide fails when more than this share of it cannot be decoded; below, it is mapped with gaps."""

@@ -167,7 +167,9 @@ def plan_grid(slide: Slide, options: GridOptions) -> Grid:
     have to be enlarged more than `max_upsampling` times.
     """
     if options.patch_px is None or options.mpp is None:
-        raise ConfigError("the grid says neither patch_px nor mpp, and there is no model card to say them")
+        raise ConfigError(
+            "the grid lacks patch_px or mpp, and there is no model card to say them; set grid.patch_px and grid.mpp"
+        )
     patch, mpp = options.patch_px, options.mpp
     stride = options.stride_px or patch
     cells = patch // math.gcd(patch, stride)
