@@ -50,12 +50,16 @@ TEXT_PT = 10
 # Of the palette of Okabe and Ito (2008), made to be told apart with any colour vision.
 BLUE, ORANGE = "#0072B2", "#E69F00"
 BLACK, GREY, WHITE = "#000000", "#777777", "#FFFFFF"
-NOT_SCORED: dict[str, Any] = {"facecolor": "#F4F4F4", "edgecolor": "#BBBBBB", "hatch": "////", "linewidth": 0}
+NOT_SCORED: dict[str, Any] = {"facecolor": "#EBEBEB", "edgecolor": "#BBBBBB", "hatch": "////", "linewidth": 0}
 
 
 @dataclass(frozen=True)
 class ReportFacts:
-    """What the report states beside the pictures; `warnings` are for people, a sentence each."""
+    """What the report states beside the pictures.
+
+    mpp_overridden: the scale was given by hand. map_kind: which map is shown, in words (each patch alone, or
+    after the card's context step). scored, rejected, unreadable: patches. warnings: a sentence each.
+    """
 
     slide_name: str
     size0: Size
@@ -100,7 +104,9 @@ def render_tissue(
     picture[_rim(inside, line_px)] = _rgb(BLUE)
 
     font = _key_font(picture)
-    key = [_swatch(BLUE, "outline of the tissue kept" if kept.any() else "no tissue kept", font)]
+    key = [
+        _swatch(BLUE, "outline of the tissue kept", font) if kept.any() else _label("no tissue kept", font)
+    ]
     if rejected is not None and rejected.any():
         key.append(_swatch(ORANGE, "rejected: tissue that is not scored", font))
     _write_png(path, _with_key(picture, key, reason))
@@ -125,7 +131,7 @@ def render_overlay(
     """
     sampled = sample(heatmap, heatmap_plane, thumbnail_plane, (thumbnail.shape[0], thumbnail.shape[1]))
     scored = np.isfinite(sampled)
-    opacity = np.where(scored, 0.12 + 0.5 * np.clip(np.nan_to_num(sampled), 0, 1), 0)[:, :, None]
+    opacity = np.where(scored, 0.12 + 0.43 * np.clip(np.nan_to_num(sampled), 0, 1), 0)[:, :, None]
     blended = thumbnail * (1 - opacity) + colour(sampled)[:, :, :3] * opacity
     factor = _enlargement(thumbnail.shape)
     picture = _enlarge(np.round(blended).astype(np.uint8), factor).copy()
@@ -138,7 +144,8 @@ def render_overlay(
         for region in regions
         for ring in (region.polygon.exterior, *region.polygon.interiors)
     ]
-    line_px = max(2, round(max(picture.shape) / 600))
+    # Many regions are small ones: thick lines would hide them.
+    line_px = max(2, round(max(picture.shape) / 600)) if len(regions) <= 100 else 1
     for fill, width in ((WHITE, line_px + 2), (BLACK, line_px)):
         for ring in rings:
             draw.line(ring, fill=fill, width=width, joint="curve")
@@ -393,13 +400,13 @@ def _lay_out(aspect: float, fact_rows: int, table_rows: int, warning_rows: int) 
 
     A wide slide stands above its map; others side by side, a tall one with the numbers to the right.
     """
-    top, facts_height, table_height = 1.25, fact_rows * LINE_IN, table_rows * LINE_IN
+    top, facts_height, table_height = 1.05, fact_rows * LINE_IN, table_rows * LINE_IN
     if aspect >= 2.2:
         height = min(PAGE_IN / aspect, 6.0)
         slide = _Frame(0, top, height * aspect, height)
         map_ = _Frame(0, slide.bottom + 0.85, slide.width, height)
     else:
-        height = min(6.8 / aspect, 7.5 if aspect >= 0.6 else 9.0)
+        height = min(6.8 / aspect, 7.5) if aspect >= 0.6 else min(3.3 / aspect, 8.2)
         slide = _Frame(0, top, height * aspect, height)
         map_ = _Frame(max(slide.width, 1.5) + 0.4, top, slide.width, height)
     if aspect >= 0.6:
@@ -500,6 +507,7 @@ def _round_length(longest: float) -> float:
 
 def _draw_map(axes: Axes, heatmap: FloatMap, plane: Plane, ground: _Ground, frame: _Frame) -> None:
     """The map over hatching, which stays to be seen where nothing was scored."""
+    # Images lie at zorder 0, patches above: the hatching goes below both.
     axes.add_patch(Rectangle((0, 0), 1, 1, transform=axes.transAxes, zorder=-1, **NOT_SCORED))
     width_px, height_px = max(1, round(frame.width * DPI)), max(1, round(frame.height * DPI))
     sampled = sample(heatmap, plane, ground.plane_of(width_px, height_px), (height_px, width_px))
@@ -544,7 +552,7 @@ def _draw_fields(axes: Axes, fields: Sequence[GradingField], ground: _Ground, fr
                 "clip_on": True,
             }
             box = {"boxstyle": "round,pad=0.15", "facecolor": BLUE, "linewidth": 0}
-            axes.text(x, y, str(number), bbox=box, **style)
+            axes.text(x, y - height / 2, str(number), bbox=box, **style)
 
 
 def _draw_names(page: _Page, axes: Axes, regions: Sequence[IdcRegion], ground: _Ground) -> None:
@@ -596,7 +604,7 @@ def _draw_key(
         page.text(frame.left + 0.5, y, text)
         return y - 0.05
 
-    y = line(0, "hatched: not scored (background, rejected, or unreadable), which is not probability 0")
+    y = line(0, "not scored: background, rejected or unreadable")
     page.paper.add_patch(Rectangle((frame.left, y - 0.07), 0.35, 0.14, **NOT_SCORED))
     y = line(1, f"region: connected cells of at least {threshold:.3g}")
     page.paper.add_patch(Rectangle((frame.left, y - 0.07), 0.35, 0.14, fill=False, linewidth=1.4))
@@ -616,7 +624,6 @@ def _fact_rows(facts: ReportFacts, mpp0: tuple[float, float]) -> list[tuple[str,
     width_mm, height_mm = size.width * mpp_x / 1000, size.height * mpp_y / 1000
     source = "given by hand, not the file's" if facts.mpp_overridden else "as the file says"
     patch_um = facts.patch_px * facts.patch_mpp
-    share = f", {facts.idc_mm2 / facts.tissue_mm2:.1%} of the tissue" if facts.tissue_mm2 > 0 else ""
     return [
         (
             "Slide",
@@ -629,7 +636,7 @@ def _fact_rows(facts: ReportFacts, mpp0: tuple[float, float]) -> list[tuple[str,
         ("Scored", f"{facts.scored:,} patches"),
         ("Not scored", f"{facts.rejected:,} rejected, {facts.unreadable:,} unreadable"),
         ("Tissue", f"{facts.tissue_mm2:.2f} mm²"),
-        ("IDC", f"{facts.idc_mm2:.2f} mm²{share}"),
+        ("IDC", f"{facts.idc_mm2:.2f} mm², whole patches"),
     ]
 
 
@@ -666,7 +673,7 @@ def _write_table(page: _Page, frame: _Frame, rows: Sequence[tuple[str, ...]]) ->
         y = frame.top + (i + 0.7) * LINE_IN
         weight = "bold" if i == 0 else "normal"
         for text, x, align in zip(
-            row, (0, 1.9, 3.1, 4.1, 4.5), ("left", "right", "right", "right", "left"), strict=False
+            row, (0, 1.5, 2.6, 3.4, 3.8), ("left", "right", "right", "right", "left"), strict=False
         ):
             page.text(frame.left + x, y, text, ha=align, weight=weight)
     if len(rows) > 1:
