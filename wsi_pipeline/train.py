@@ -184,7 +184,7 @@ def evaluate(
 
 
 def learning_rate(epoch: float, options: TrainOptions) -> float:
-    """The learning rate at a moment, in epochs since the start: warm-up and a cosine to zero, in each cycle."""
+    """The learning rate at a moment, in epochs since the start: warm-up, cosine to zero, in each cycle."""
     edges = [0, *(restart for restart in options.restarts if restart < options.epochs), options.epochs]
     start = max(edge for edge in edges[:-1] if edge <= epoch)
     length = min(edge for edge in edges[1:] if edge > start) - start
