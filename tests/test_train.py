@@ -184,6 +184,19 @@ def test_the_learning_rate_rises_to_its_peak_and_ends_at_zero():
     assert rates[-1] == pytest.approx(0)
 
 
+def test_after_a_restart_the_learning_rate_does_the_same_again():
+    options = replace(OPTIONS, epochs=10, warmup_epochs=1.0, restarts=(5,))
+    rates = [learning_rate(epoch / 4, options) for epoch in range(40)]
+    assert rates[:20] == pytest.approx(rates[20:])
+    assert max(rates) == pytest.approx(options.learning_rate)
+
+
+def test_restarts_past_the_end_change_nothing():
+    options = replace(OPTIONS, epochs=4)
+    for epoch in (0.0, 1.5, 3.9):
+        assert learning_rate(epoch, replace(options, restarts=(4, 9))) == learning_rate(epoch, options)
+
+
 NOTHING = AugmentOptions(
     turns=False, resampled=0.0, stain_strength=0.0, stain_tint=0.0, colour=0.0, brightness=0.0
 )

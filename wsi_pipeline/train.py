@@ -51,6 +51,9 @@ class TrainOptions:
     batch_size: Annotated[int, Field(gt=1)] = 128
     # Reached after the warm-up, then down to zero by a cosine.
     learning_rate: Annotated[float, Field(gt=0)] = 0.002
+    # After so many epochs the learning rate starts over, and falls to zero again: a way out of where it
+    # settled. Those past the last epoch, of a shortened training say, have no effect.
+    restarts: tuple[Annotated[int, Field(gt=0)], ...] = ()
     warmup_epochs: Annotated[float, Field(ge=0)] = 1.0
     weight_decay: Annotated[float, Field(ge=0)] = 0.05
     # Outlines are coarse: no patch of a region's edge is certain.
@@ -181,10 +184,13 @@ def evaluate(
 
 
 def learning_rate(epoch: float, options: TrainOptions) -> float:
-    """The learning rate at a moment, in epochs since the start: linear warm-up, then a cosine to zero."""
-    if epoch < options.warmup_epochs:
-        return options.learning_rate * (epoch + 0.01) / (options.warmup_epochs + 0.01)
-    done = (epoch - options.warmup_epochs) / max(options.epochs - options.warmup_epochs, 1e-9)
+    """The learning rate at a moment, in epochs since the start: warm-up, cosine to zero, in each cycle."""
+    edges = [0, *(restart for restart in options.restarts if restart < options.epochs), options.epochs]
+    start = max(edge for edge in edges[:-1] if edge <= epoch)
+    length = min(edge for edge in edges[1:] if edge > start) - start
+    if epoch - start < options.warmup_epochs:
+        return options.learning_rate * (epoch - start + 0.01) / (options.warmup_epochs + 0.01)
+    done = (epoch - start - options.warmup_epochs) / max(length - options.warmup_epochs, 1e-9)
     return options.learning_rate * (1 + math.cos(math.pi * min(done, 1.0))) / 2
 
 
