@@ -131,7 +131,7 @@ def render_overlay(
     """
     sampled = sample(heatmap, heatmap_plane, thumbnail_plane, (thumbnail.shape[0], thumbnail.shape[1]))
     scored = np.isfinite(sampled)
-    opacity = np.where(scored, 0.12 + 0.43 * np.clip(np.nan_to_num(sampled), 0, 1), 0)[:, :, None]
+    opacity = np.where(scored, 0.12 + 0.35 * np.clip(np.nan_to_num(sampled), 0, 1), 0)[:, :, None]
     blended = thumbnail * (1 - opacity) + colour(sampled)[:, :, :3] * opacity
     factor = _enlargement(thumbnail.shape)
     picture = _enlarge(np.round(blended).astype(np.uint8), factor).copy()
@@ -606,7 +606,7 @@ def _draw_key(
 
     y = line(0, "not scored: background, rejected or unreadable")
     page.paper.add_patch(Rectangle((frame.left, y - 0.07), 0.35, 0.14, **NOT_SCORED))
-    y = line(1, f"region: connected cells of at least {threshold:.3g}")
+    y = line(1, f"region: connected cells of at least {threshold:.3g}; the smallest are left out")
     page.paper.add_patch(Rectangle((frame.left, y - 0.07), 0.35, 0.14, fill=False, linewidth=1.4))
     if fields:
         diameter_mm = ground.mm(2 * fields[0].radius_x0, 0)[0]
