@@ -465,11 +465,11 @@ def nest_depth(
     """
     x, y, noise = layers.x_um, layers.y_um, scene.slow.at
     cords = smooth_step(noise(x, y, 600, 600, 41), -0.4, 0.6)
-    blobs = noise(x, y, 40, 40, 42) + 0.45 * noise(x, y, 17, 17, 43)
-    strands = noise(along, across, 130, 20, 44) + 0.35 * noise(x, y, 17, 17, 45)
+    blobs = noise(x, y, 30, 30, 42) + 0.55 * noise(x, y, 14, 14, 43)
+    strands = noise(along, across, 90, 15, 44) + 0.45 * noise(x, y, 14, 14, 45)
     growth = blobs * (1 - cords) + strands * cords + 0.3 * noise(x, y, 420, 420, 46)
     sparse = np.exp(-np.maximum(tumour, 0) / scene.margin_um) + 0.05 * np.maximum(-tumour, 0)
-    depth = (growth + 0.55 - sparse) * 18  # noise to um: one unit of blobs' noise changes in about 18 um
+    depth = (growth + 0.45 - sparse) * 13  # noise to um: one unit of the blobs' noise in about 13 um
     return np.where((vacuole > -2) | (tumour < -80), np.minimum(depth, -8), depth)
 
 
@@ -504,7 +504,7 @@ def slow_fields(scene: Scene, layers: Layers) -> Fields | None:
     across, along = fibre_coordinates(scene, x, y, tumour)
     nest = nest_depth(scene, layers, tumour, vacuole, across, along)
     tubules = noise(x, y, 24, 24, 48) + 0.5 * noise(x, y, 500, 500, 49)
-    hollow = smooth_step(nest, 8, 10) * smooth_step(tubules, 2.0, 2.15)
+    hollow = smooth_step(nest, 6, 8) * smooth_step(tubules, 2.1, 2.25)
     loose = within(scene.lobules, x, y)
     return Fields(tissue, tumour, vacuole, nest, hollow, wall, lumen, vessel, blood, loose, across, along)
 
@@ -546,7 +546,7 @@ def stains(scene: Scene, window: Window) -> Stains | None:
     parting = up(0.6 * noise(x, y, 350, 350, 26))
     tissue = smooth_step(bundles + 0.5 * fibres + 0.2 * grain + parting, -2.5, -2.0)
     eosin = 0.235 + 0.02 * grain + 0.03 * (fibres + bundles) + up(0.022 * noise(x, y, 55, 55, 27))
-    haem = 0.035 + 0.012 * (bundles + grain) + 0.07 * provoked
+    haem = 0.035 + 0.012 * (bundles + grain) + 0.08 * provoked
     eosin = (
         np.maximum(eosin, 0.06)
         * (1 - up(0.35 * fields.loose))
@@ -588,8 +588,10 @@ def stamp_nuclei(scene: Scene, layers: Layers, fields: Fields) -> Array:
     stroma = (fields.tissue > 3) & (fields.vacuole < 0.5) & (fields.nest < -2.5) & (rings < -2.5)
 
     x, y, ix, iy = scattered(layers, 9.8, seed + 101, 0.9)
-    keep = at((fields.nest > 2) & (fields.hollow == 0) & (fields.tissue > 3), x, y)
-    paint(canvas, window, scene.stamps["tumour"], x[keep], y[keep], ix[keep], iy[keep], 0.56, seed + 103)
+    alone = hash01(ix, iy, seed + 105) < at(0.16 * smooth_step(fields.tumour, 0, 60), x, y)
+    nested = at((fields.nest > 1.5) & (fields.hollow == 0) & (fields.tissue > 3), x, y)
+    keep = nested | (alone & at(stroma, x, y))
+    paint(canvas, window, scene.stamps["tumour"], x[keep], y[keep], ix[keep], iy[keep], 0.60, seed + 103)
 
     # Lymphocytes: a few everywhere, more within a mass, clusters about its outline.
     clusters = scene.slow.at(layers.x_um, layers.y_um, 150, 150, 51) - 1.5 - np.abs(fields.tumour + 40) / 260
