@@ -8,7 +8,7 @@ seed, so the same scene can be scanned at any scale:
     scene      concentrations of haematoxylin and eosin at each point of the SCENE_UM lattice
     render     Beer-Lambert law: what white light is left after them, 8 bit RGB on that lattice
     scan       the lattice resampled to the wanted micrometres per pixel, scanner noise added
-    write      tiles of a pyramid (1, 4, 16, 64), made block by block: memory does not grow with the height
+    write      tiles of a pyramid (1, 4, 16, 64), made block by block; only the second level is held whole
 
 Beside the slide lie `<name>_truth.png` (4 um/px: 0 tissue that is not tumour, 1 carcinoma, 255 glass) and
 `<name>_truth.geojson` (the outlines in level-0 pixels, class Tumor, as QuPath reads them).
@@ -170,7 +170,7 @@ class Scene:
     @property
     def margin_um(self) -> float:
         """Width of the margin in which a mass thins out."""
-        return min(90.0, 0.03 * min(self.width_um, self.height_um))
+        return min(90.0, 0.015 * min(self.width_um, self.height_um))
 
     def truth(self, x_um: Array, y_um: Array) -> Array:
         """uint8: 0 tissue that is not tumour, 1 carcinoma, 255 glass."""
@@ -366,7 +366,7 @@ def scattered(
     return (ix + shift_x) * spacing_um, (iy + shift_y) * spacing_um, ix, iy
 
 
-def fat_field(scene: Scene, layers: Layers, tumour: Array, fatness: Callable[[Array, Array], Array]) -> Array:
+def fat_field(scene: Scene, layers: Layers) -> Array:
     """Depth inside the nearest fat vacuole, um (negative between vacuoles): cells around scattered seeds."""
     x, y = layers.x_um, layers.y_um
     spacing = 64.0  # adipocytes are 50-100 um wide
@@ -379,7 +379,7 @@ def fat_field(scene: Scene, layers: Layers, tumour: Array, fatness: Callable[[Ar
     seed = scene.seed
     sx = (ix + 0.5 * (iy & 1) + 0.75 * hash01(ix, iy, seed + 11)) * np.float32(spacing)
     sy = (iy + 0.75 * hash01(ix, iy, seed + 12)) * np.float32(spacing)
-    is_fat = fatness(sx, sy) > 0.9 * (hash01(ix, iy, seed + 13) - 0.5)
+    is_fat = fatness(scene, sx, sy) > 0.9 * (hash01(ix, iy, seed + 13) - 0.5)
     reach = 25 + 14 * hash01(ix, iy, seed + 14)
     bonus = 10 * hash01(ix, iy, seed + 15)  # larger cells push their walls outward
     nearest = np.full(x.shape, 1e3, np.float32)
@@ -430,164 +430,182 @@ def near_window(layers: Layers, x_um: float, y_um: float, reach_um: float) -> bo
     )
 
 
-def stains(scene: Scene, window: Window) -> tuple[Array, Array] | None:
-    """Haematoxylin and eosin (optical density along each stain's direction) at each point of the window.
+def fatness(scene: Scene, x_um: Array, y_um: Array) -> Array:
+    """Where fat is likely: above 0. It keeps away from masses, glands and vessels and likes the edge."""
+    clear_um = min(420.0, 0.07 * min(scene.width_um, scene.height_um))
+    near_mass = smooth_step(scene.tumour_depth_um(x_um, y_um), -clear_um, 0.15 * clear_um)
+    near_edge = smooth_step(scene.tissue_depth_um(x_um, y_um), 1.2 * clear_um, 0)
+    taken = within(np.concatenate([scene.lobules, scene.vessels[:, :3] + (0, 0, 45)]), x_um, y_um)
+    low = scene.slow.at(x_um, y_um, 900, 900, 31) + 0.45 * scene.slow.at(x_um, y_um, 260, 260, 32)
+    return low - 0.25 + 0.5 * near_edge - 3.5 * near_mass - 2 * taken
 
-    None where the window is all glass.
+
+def fibre_coordinates(scene: Scene, x_um: Array, y_um: Array, tumour: Array) -> tuple[Array, Array]:
+    """(across, along), um: the first changes from fibre to fibre, the second runs with them.
+
+    Fibres wind slowly, are crimped at the scale of a cell, and bend around a mass.
     """
-    noise, seed = scene.slow.at, scene.seed
-    layers = Layers(window, *window.grid_um(MID_UM, margin=10))
-    x, y = layers.x_um, layers.y_um
+    noise = scene.slow.at
+    turn = 2 * math.pi * hash01(np.array([scene.seed]), np.array([7]), 3)[0]
+    across = y_um * math.cos(turn) - x_um * math.sin(turn) + 0.5 * np.clip(-tumour, 0, 350)
+    for amplitude, feature, salt in ((420, 1500, 22), (60, 320, 23), (10, 80, 25), (2.4, 24, 21)):
+        across += amplitude * noise(x_um, y_um, feature, feature, salt)
+    along = x_um * math.cos(turn) + y_um * math.sin(turn)
+    for amplitude, feature, salt in ((300, 1500, 24), (7, 9, 28)):
+        along += amplitude * noise(x_um, y_um, feature, feature, salt)
+    return across, along
+
+
+def nest_depth(
+    scene: Scene, layers: Layers, tumour: Array, vacuole: Array, across: Array, along: Array
+) -> Array:
+    """About how far inside a nest of carcinoma points lie, um; negative outside.
+
+    Blobs in places, cords along the fibres in others, sheets where much has grown; sparse at the margin.
+    """
+    x, y, noise = layers.x_um, layers.y_um, scene.slow.at
+    cords = smooth_step(noise(x, y, 600, 600, 41), -0.4, 0.6)
+    blobs = noise(x, y, 30, 30, 42) + 0.55 * noise(x, y, 14, 14, 43)
+    strands = noise(along, across, 90, 15, 44) + 0.45 * noise(x, y, 14, 14, 45)
+    growth = blobs * (1 - cords) + strands * cords + 0.3 * noise(x, y, 420, 420, 46)
+    sparse = np.exp(-np.maximum(tumour, 0) / scene.margin_um) + 0.05 * np.maximum(-tumour, 0)
+    depth = (growth + 0.45 - sparse) * 13  # noise to um: one unit of the blobs' noise in about 13 um
+    return np.where((vacuole > -2) | (tumour < -80), np.minimum(depth, -8), depth)
+
+
+@dataclass
+class Fields:
+    """The slow fields of a window on its grid: depths inside things in um (negative outside), or 0 to 1."""
+
+    tissue: Array
+    tumour: Array
+    vacuole: Array
+    nest: Array
+    hollow: Array  # 0 to 1: lumen of a tubule within a nest
+    wall: Array  # of glands
+    lumen: Array
+    vessel: Array
+    blood: Array
+    loose: Array  # 0 to 1: stroma of a lobule
+    across: Array
+    along: Array
+
+
+def slow_fields(scene: Scene, layers: Layers) -> Fields | None:
+    """What lies where in a window; None where it is all glass."""
+    x, y, noise = layers.x_um, layers.y_um, scene.slow.at
     tissue = scene.tissue_depth_um(x, y)
     if tissue.max() < -20:
         return None
     tumour = scene.tumour_depth_um(x, y)
     wall, lumen = ring_fields(layers, scene.acini)
     vessel, blood = ring_fields(layers, scene.vessels)
-    loose = within(scene.lobules, x, y)
-
-    # Fibre coordinates: `across` changes from fibre to fibre, `along` runs with them. Near a mass they bend
-    # around it; `crimp` is the waviness of collagen.
-    turn = 2 * math.pi * hash01(np.array([seed]), np.array([7]), 3)[0]
-    crimp = noise(x, y, 24, 24, 21) * 2.4
-    across = (
-        -x * math.sin(turn)
-        + y * math.cos(turn)
-        + 420 * noise(x, y, 1500, 1500, 22)
-        + 60 * noise(x, y, 320, 320, 23)
-        + 10 * noise(x, y, 80, 80, 25)
-        + 0.5 * np.clip(-tumour, 0, 350)
-        + crimp
-    )
-    along = (
-        x * math.cos(turn)
-        + y * math.sin(turn)
-        + 300 * noise(x, y, 1500, 1500, 24)
-        + 7 * noise(x, y, 9, 9, 28)
-    )
-
-    solid = np.concatenate([scene.lobules, scene.vessels[:, :3] + (0, 0, 45)])  # no fat cell starts here
-    clear_um = min(420.0, 0.07 * min(scene.width_um, scene.height_um))  # fat keeps away from a mass
-
-    def fatness(px: Array, py: Array) -> Array:
-        near_mass = smooth_step(scene.tumour_depth_um(px, py), -clear_um, 0.15 * clear_um)
-        near_edge = smooth_step(scene.tissue_depth_um(px, py), 1.2 * clear_um, 0)
-        low = noise(px, py, 900, 900, 31) + 0.45 * noise(px, py, 260, 260, 32)
-        return low - 0.25 + 0.5 * near_edge - 3.5 * near_mass - 2 * within(solid, px, py)
-
-    vacuole = fat_field(scene, layers, tumour, fatness)
-    vacuole = np.where(np.maximum(wall, vessel) > -12, -10, vacuole)
-
-    # Nests of carcinoma: blobs in places, cords along the fibres in others, sheets where much is grown.
-    cords = smooth_step(noise(x, y, 600, 600, 41), -0.4, 0.6)
-    blobs = noise(x, y, 40, 40, 42) + 0.45 * noise(x, y, 17, 17, 43)
-    strands = noise(along, across, 130, 20, 44) + 0.35 * noise(x, y, 17, 17, 45)
-    growth = blobs * (1 - cords) + strands * cords
-    density = 0.35 * noise(x, y, 420, 420, 46)
-    margin_sparse = np.exp(-np.maximum(tumour, 0) / scene.margin_um) + 0.05 * np.maximum(-tumour, 0)
-    nest = (growth + 0.34 - density - margin_sparse) * 18  # about um inside a nest's edge
-    nest = np.where((vacuole > -2) | (tumour < -80), np.minimum(nest, -8), nest)
-    cleft = noise(x, y, 70, 70, 47)
+    vacuole = np.where(np.maximum(wall, vessel) > -12, -10, fat_field(scene, layers))
+    across, along = fibre_coordinates(scene, x, y, tumour)
+    nest = nest_depth(scene, layers, tumour, vacuole, across, along)
     tubules = noise(x, y, 24, 24, 48) + 0.5 * noise(x, y, 500, 500, 49)
-    hollow = smooth_step(nest, 8, 10) * smooth_step(tubules, 2.0, 2.15)
-    split = 0.6 * noise(x, y, 350, 350, 26)  # where bundles of collagen part from one another
-
-    inflamed = noise(x, y, 150, 150, 51) - 1.5 - np.abs(tumour + 40) / 260
-
-    solid_nest = np.where(hollow > 0, 0, nest)
-    rings = np.maximum(wall, vessel)
-    nuclei = stamp_nuclei(scene, layers, tissue, tumour, vacuole, solid_nest, rings, inflamed, across)
-    up = layers.to_lattice
-    across_l, along_l = up(across), up(along)
-    tumour_l, tissue_l, nest_l, vacuole_l = up(tumour), up(tissue), up(nest), up(vacuole)
-
-    # Stroma: fibres and bundles of fibres, pale gaps between bundles, looser around glands, denser and bluer
-    # where the tumour provokes it.
-    x_l, y_l = np.broadcast_arrays(up(x), up(y))
-    grain = scene.fine.at(x_l, y_l, 3.5, 3.5, 3)
-    fibres = scene.fine.at(across_l, along_l, 2.2, 15, 1)
-    bundles = scene.fine.at(across_l, along_l, 6, 38, 2)
-    gaps = smooth_step(bundles + 0.5 * fibres + 0.2 * grain + up(split), -2.5, -2.0)
-    desmoplastic = smooth_step(tumour_l, -50, 60)
-    eosin = 0.235 + 0.02 * grain + 0.03 * fibres + 0.03 * bundles + up(0.022 * noise(x, y, 55, 55, 27))
-    eosin = np.maximum(eosin, 0.06) * (0.15 + 0.85 * gaps)
-    if loose.max() > 0:
-        eosin *= 1 - 0.35 * up(loose)
-    haem = 0.035 + 0.012 * (bundles + grain) + 0.06 * desmoplastic
-    haem = np.maximum(haem, 0.01) * (0.3 + 0.7 * gaps)
-
-    # Carcinoma: cytoplasm that takes both stains; here and there the nest has shrunk from its stroma.
-    inside = smooth_step(nest_l, -0.8, 0.8)
-    shrunk = smooth_step(nest_l, -5.5, -4) * (1 - inside) * smooth_step(up(cleft), 0.7, 1.0)
-    eosin = eosin * (1 - inside) + inside * (0.12 + 0.025 * grain)
-    haem = haem * (1 - inside) + inside * (0.16 + 0.03 * grain)
-    eosin *= 1 - 0.9 * shrunk
-    haem *= 1 - 0.95 * shrunk
-    hollow_l = up(hollow)
-    eosin *= 1 - 0.9 * hollow_l
-    haem *= 1 - 0.95 * hollow_l
-
-    if wall.max() > -2:
-        wall_l, lumen_l = up(wall), up(lumen)
-        epithelium = smooth_step(wall_l, -0.7, 0.7)
-        eosin = eosin * (1 - epithelium) + epithelium * (0.14 + 0.02 * grain)
-        haem = haem * (1 - epithelium) + epithelium * 0.11
-        empty = smooth_step(lumen_l, -0.7, 0.7)
-        eosin *= 1 - 0.92 * empty
-        haem *= 1 - 0.97 * empty
-
-    if vessel.max() > -2:  # a wall of muscle, blood within
-        muscle, cells = smooth_step(up(vessel), -1.5, 1.5), smooth_step(up(blood), -0.7, 0.7)
-        eosin += muscle * (0.30 + 0.03 * grain - eosin)
-        haem += muscle * (0.05 - haem)
-        packed = smooth_step(grain, -1.3, -0.9)
-        eosin += cells * (0.45 * packed - eosin)
-        haem *= 1 - cells
-
-    fat = smooth_step(vacuole_l + 0.25 * fibres, 0.9, 2.1)
-    eosin *= 1 - 0.985 * fat
-    haem *= 1 - 0.99 * fat
-
-    eosin *= 1 - 0.8 * np.minimum(nuclei, 1)
-    haem = np.maximum(haem, nuclei)
-
-    # Slow variation of the stain over the section, and its edge.
-    present = smooth_step(tissue_l, -1.5, 1.5)
-    eosin *= present * (1 + 0.10 * up(noise(x, y, 1300, 1300, 61)))
-    haem *= present * (1 + 0.08 * up(noise(x, y, 1100, 1100, 62)))
-    return haem, eosin
+    hollow = smooth_step(nest, 6, 8) * smooth_step(tubules, 2.1, 2.25)
+    loose = within(scene.lobules, x, y)
+    return Fields(tissue, tumour, vacuole, nest, hollow, wall, lumen, vessel, blood, loose, across, along)
 
 
-def stamp_nuclei(
-    scene: Scene,
-    layers: Layers,
-    tissue: Array,
-    tumour: Array,
-    vacuole: Array,
-    nest: Array,
-    wall: Array,
-    inflamed: Array,
-    across: Array,
-) -> Array:
-    """Haematoxylin of all nuclei of the window: carcinoma, epithelium of glands, lymphocytes, fibroblasts."""
+@dataclass
+class Stains:
+    """Haematoxylin and eosin at each point of a window: float32, in units of the stains' directions."""
+
+    haem: Array
+    eosin: Array
+
+    def lay(self, cover: Array, haem: Array | float, eosin: Array | float) -> None:
+        """Replace what is there by these stains, as far as `cover` (0 to 1) says."""
+        self.haem += cover * (haem - self.haem)
+        self.eosin += cover * (eosin - self.eosin)
+
+    def clear(self, cover: Array, left: float = 0.0) -> None:
+        """Take tissue away where `cover` is 1, but for the share `left`."""
+        self.haem *= 1 - (1 - left) * cover
+        self.eosin *= 1 - (1 - left) * cover
+
+
+def stains(scene: Scene, window: Window) -> Stains | None:
+    """The stains at each point of the window; None where it is all glass."""
+    layers = Layers(window, *window.grid_um(MID_UM, margin=10))
+    fields = slow_fields(scene, layers)
+    if fields is None:
+        return None
+    x, y, up, noise = layers.x_um, layers.y_um, layers.to_lattice, scene.slow.at
+    grain = scene.fine.at(*np.broadcast_arrays(up(x), up(y)), 3.5, 3.5, 3)
+    across, along = up(fields.across), up(fields.along)
+    fibres = scene.fine.at(across, along, 2.2, 15, 1)
+    bundles = scene.fine.at(across, along, 6, 38, 2)
+    nuclei = stamp_nuclei(scene, layers, fields)
+
+    # Stroma: fibres in bundles that part here and there, looser in lobules, paler and bluer in a mass (the
+    # paler pixels of real carcinoma hold about 0.12 of either stain, fibrous stroma 0.25 of eosin).
+    provoked = up(smooth_step(fields.tumour, -50, 60))
+    parting = up(0.6 * noise(x, y, 350, 350, 26))
+    tissue = smooth_step(bundles + 0.5 * fibres + 0.2 * grain + parting, -2.5, -2.0)
+    eosin = 0.235 + 0.02 * grain + 0.03 * (fibres + bundles) + up(0.022 * noise(x, y, 55, 55, 27))
+    haem = 0.035 + 0.012 * (bundles + grain) + 0.08 * provoked
+    eosin = (
+        np.maximum(eosin, 0.06)
+        * (1 - up(0.35 * fields.loose))
+        * (1 - 0.35 * provoked)
+        * (0.15 + 0.85 * tissue)
+    )
+    stain = Stains(np.maximum(haem, 0.01) * (0.3 + 0.7 * tissue), eosin)
+
+    # Carcinoma: cytoplasm that takes both stains; here and there a nest has shrunk from its stroma.
+    nest = up(fields.nest)
+    inside = smooth_step(nest, -0.8, 0.8)
+    retracted = up(smooth_step(noise(x, y, 70, 70, 47), 0.7, 1.0))
+    stain.clear(smooth_step(nest, -5.5, -4) * (1 - inside) * retracted, left=0.08)
+    stain.lay(inside, 0.16 + 0.03 * grain, 0.11 + 0.025 * grain)
+    stain.clear(up(fields.hollow), left=0.08)
+
+    if fields.wall.max() > -2:
+        stain.lay(smooth_step(up(fields.wall), -0.7, 0.7), 0.11, 0.14 + 0.02 * grain)
+        stain.clear(smooth_step(up(fields.lumen), -0.7, 0.7), left=0.06)
+    if fields.vessel.max() > -2:  # a wall of muscle, red cells within
+        stain.lay(smooth_step(up(fields.vessel), -1.5, 1.5), 0.05, 0.30 + 0.03 * grain)
+        red_cells = 0.45 * smooth_step(grain, -1.3, -0.9)
+        stain.lay(smooth_step(up(fields.blood), -0.7, 0.7), 0.0, red_cells)
+    stain.clear(smooth_step(up(fields.vacuole) + 0.25 * fibres, 0.9, 2.1), left=0.013)
+
+    stain.eosin *= 1 - 0.8 * np.minimum(nuclei, 1)
+    np.maximum(stain.haem, nuclei, out=stain.haem)
+    present = smooth_step(up(fields.tissue), -1.5, 1.5)
+    stain.eosin *= present * (1 + up(0.10 * noise(x, y, 1300, 1300, 61)))  # staining is never even
+    stain.haem *= present * (1 + up(0.08 * noise(x, y, 1100, 1100, 62)))
+    return stain
+
+
+def stamp_nuclei(scene: Scene, layers: Layers, fields: Fields) -> Array:
+    """Haematoxylin of all nuclei of the window: carcinoma, lymphocytes, fibroblasts, epithelium of glands."""
     window, seed, at = layers.window, scene.seed, layers.at
     canvas = np.zeros((window.height, window.width), np.float32)
-    solid = (tissue > 3) & (vacuole < 0.5)
+    rings = np.maximum(fields.wall, fields.vessel)
+    stroma = (fields.tissue > 3) & (fields.vacuole < 0.5) & (fields.nest < -2.5) & (rings < -2.5)
 
     x, y, ix, iy = scattered(layers, 9.8, seed + 101, 0.9)
-    keep = at((nest > 2.0) & (tissue > 3), x, y)
-    paint(canvas, window, scene.stamps["tumour"], x[keep], y[keep], ix[keep], iy[keep], 0.56, seed + 103)
+    alone = hash01(ix, iy, seed + 105) < at(0.16 * smooth_step(fields.tumour, 0, 60), x, y)
+    nested = at((fields.nest > 1.5) & (fields.hollow == 0) & (fields.tissue > 3), x, y)
+    keep = nested | (alone & at(stroma, x, y))
+    paint(canvas, window, scene.stamps["tumour"], x[keep], y[keep], ix[keep], iy[keep], 0.60, seed + 103)
 
+    # Lymphocytes: a few everywhere, more within a mass, clusters about its outline.
+    clusters = scene.slow.at(layers.x_um, layers.y_um, 150, 150, 51) - 1.5 - np.abs(fields.tumour + 40) / 260
+    chance = np.clip(clusters, 0, 0.9) + 0.006 + 0.06 * smooth_step(fields.tumour, -40, 60)
     x, y, ix, iy = scattered(layers, 7.6, seed + 111, 0.75)
-    chance = np.clip(at(inflamed, x, y), 0, 0.9) + 0.006 + 0.06 * at(smooth_step(tumour, -40, 60), x, y)
-    keep = at(solid & (nest < -3) & (wall < -3), x, y) & (hash01(ix, iy, seed + 113) < chance)
+    keep = at(stroma, x, y) & (hash01(ix, iy, seed + 113) < at(chance, x, y))
     paint(canvas, window, scene.stamps["lymphocyte"], x[keep], y[keep], ix[keep], iy[keep], 0.9, seed + 114)
 
+    # Fibroblasts lie along the fibres, more of them where the tumour provokes the stroma.
+    chance = 0.22 + 0.55 * smooth_step(fields.tumour, -50, 50)
     x, y, ix, iy = scattered(layers, 17.0, seed + 121, 0.95)
-    chance = 0.22 + 0.55 * at(smooth_step(tumour, -50, 50), x, y)
-    keep = at(solid & (nest < -2) & (wall < -2), x, y) & (hash01(ix, iy, seed + 123) < chance)
+    keep = at(stroma, x, y) & (hash01(ix, iy, seed + 123) < at(chance, x, y))
     x, y, ix, iy = x[keep], y[keep], ix[keep], iy[keep]
-    slope_y, slope_x = np.gradient(across)
+    slope_y, slope_x = np.gradient(fields.across)
     angle = np.arctan2(at(slope_x, x, y), -at(slope_y, x, y)) + 0.35 * (hash01(ix, iy, seed + 124) - 0.5)
     step = np.round(angle / np.pi * SPINDLE_ANGLES).astype(np.int64) % SPINDLE_ANGLES
     choice = step * SPINDLE_VARIANTS + (hash01(ix, iy, seed + 125) * SPINDLE_VARIANTS).astype(np.int64)
@@ -653,7 +671,7 @@ def render(scene: Scene, window: Window) -> Array:
     stain = stains(scene, window)
     if stain is None:
         return image
-    haem, eosin = (np.float32(-math.log(10)) * value for value in stain)
+    haem, eosin = (np.float32(-math.log(10)) * value for value in (stain.haem, stain.eosin))
     for channel in range(3):
         light = np.exp(haem * HAEMATOXYLIN[channel] + eosin * EOSIN[channel])
         image[..., channel] = np.clip(light * GLASS + 0.5, 8, GLASS)
