@@ -1,5 +1,4 @@
 import json
-import shutil
 import signal
 import subprocess
 import sys
@@ -247,7 +246,7 @@ def test_the_same_scene_at_any_scale_gives_the_same_map(tmp_path: Path) -> None:
     maps = {}
     for mpp in (0.25, 0.23, 0.5, (0.25, 0.2625)):
         path = tmp_path / f"{mpp}.tiff"
-        make_sample_slide(path, 1.6, 1.2, mpp, seed=3, compression="deflate")
+        make_sample_slide(path, 1.9, 1.3, mpp, seed=3, compression="deflate")
         maps[mpp] = heatmap(infer_slide(path, tmp_path / "out", InferConfig(), shipped).folder)
         assert maps[mpp].shape == maps[0.25].shape
         both = ~np.isnan(maps[mpp]) & ~np.isnan(maps[0.25])
@@ -262,7 +261,7 @@ def test_a_killed_process_leaves_what_the_next_one_goes_on_from(tmp_path: Path) 
         pytest.skip("needs ../shared, which is not here")
     slide = SHARED / "data/slides/breast_40x.svs"
     config = tmp_path / "infer.yaml"
-    config.write_text("grid: {stride_px: 10, block_px: 512}\nclassify: {precision: fp32}\n")
+    config.write_text("grid: {stride_px: 25, block_px: 512}\nclassify: {precision: fp32}\n")
     command = [sys.executable, "-m", "wsi_pipeline.cli.infer_slide", str(slide), "--device", "cpu"]
     command += ["--config", str(config), "--out"]
     store = tmp_path / "killed/breast_40x/slide.zarr/labels/status/0"
@@ -270,11 +269,9 @@ def test_a_killed_process_leaves_what_the_next_one_goes_on_from(tmp_path: Path) 
     started = time.monotonic()
     while time.monotonic() - started < 300 and len(list(store.glob("c/*/*"))) < 1:
         time.sleep(0.05)
-    time.sleep(2)
     process.send_signal(signal.SIGKILL)
-    process.wait()
+    assert process.wait() == -signal.SIGKILL
     before = heatmap(tmp_path / "killed/breast_40x")
-    shutil.copytree(tmp_path / "killed", tmp_path / "copy")
     assert subprocess.run([*command, str(tmp_path / "killed")], check=False).returncode == 0
     assert subprocess.run([*command, str(tmp_path / "never")], check=False).returncode == 0
     after, never = (heatmap(tmp_path / name / "breast_40x") for name in ("killed", "never"))

@@ -32,9 +32,10 @@ def test_a_plane_twice_as_coarse_is_averaged_from_the_finer_level(make_slide: Ma
 
 
 @pytest.mark.parametrize(
-    ("mpp", "level"), [(0.25, 0), (0.5, 0), (1.99, 0), (2.0, 1), (7.9, 1), (8, 2), (99, 2)]
+    ("mpp", "level"),
+    [(0.25, 0), (0.5, 0), (1.99, 0), (2.0, 1), (2.2, 0), (4.0, 1), (7.9, 1), (8, 2), (9, 1), (99, 2)],
 )
-def test_the_level_read_is_the_coarsest_that_is_not_up_sampled(
+def test_the_level_read_is_the_coarsest_of_the_scale_or_twice_as_fine(
     make_slide: MakeSlide, mpp: float, level: int
 ) -> None:
     slide = open_slide(make_slide("a.tiff", noise(640, 960), factors=(1, 4, 16)))
