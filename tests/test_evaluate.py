@@ -59,11 +59,12 @@ def test_calibration_error_is_the_gap_between_what_is_said_and_what_is():
     assert evaluate.calibration_error(np.array([0.0, 1.0]), np.array([0, 1])) == 0
 
 
-def test_fitted_calibration_gives_back_what_labels_were_drawn_with():
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_fitted_calibration_gives_back_what_labels_were_drawn_with(dtype):
     margins = RNG.normal(0, 4, 40_000)
     labels = (RNG.random(40_000) < expit(margins / 2.5 - 0.7)).astype(int)
     logits = np.stack([np.zeros_like(margins), margins], axis=1)
-    calibration = evaluate.fit_calibration(logits, labels)
+    calibration = evaluate.fit_calibration(logits.astype(dtype), labels)
     assert calibration.temperature == pytest.approx(2.5, rel=0.05)
     assert calibration.log_odds_shift == pytest.approx(-0.7, abs=0.05)
     assert evaluate.calibration_error(evaluate.calibrated(logits, calibration), labels) < 0.02

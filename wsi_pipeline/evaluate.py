@@ -113,6 +113,8 @@ def fit_calibration(logits: Floats, labels: Labels, idc: int = 1) -> Calibration
     patches trained on.
     """
 
+    logits = logits.astype(float)  # in float32 the loss has steps, and no slope to follow
+
     def loss(parameters: Floats) -> float:
         odds = _log_odds(logits / math.exp(parameters[0]), idc) + parameters[1]
         return float(np.logaddexp(0, np.where(labels == 1, -odds, odds)).mean())
