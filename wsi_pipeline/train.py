@@ -58,6 +58,8 @@ class TrainOptions:
     weight_decay: Annotated[float, Field(ge=0)] = 0.05
     # Outlines are coarse: no patch of a region's edge is certain.
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    # Above 0, each patch is blended with another, by shares from a beta distribution of this parameter.
+    mixup: Annotated[float, Field(ge=0)] = 0.0
     # What is judged and saved is the moving average of the weights, which keeps this share a step.
     average_decay: Annotated[float, Field(ge=0, lt=1)] = 0.998
     # A patient of n patches is drawn as if of n ** (1 - balance): 0 every patch alike, 1 every patient alike.
@@ -153,9 +155,12 @@ def train_one_epoch(run: _Run, epoch: int) -> float:
         patches = torch.from_numpy(run.train.pixels[indices]).to(device)  # [N, S, S, 3] uint8
         labels = torch.from_numpy(run.train.labels[indices]).long().to(device)  # [N]
         patches = augmented(patches, options.augment, generator)
+        targets = F.one_hot(labels, len(CLASSES)).float()  # [N, classes]
+        if options.mixup:
+            patches, targets = _mixed(patches, targets, options.mixup)
         with torch.autocast(device.type, torch.bfloat16, enabled=options.bf16):
             logits = run.network(normalised(patches, run.card.mean, run.card.std))  # [N, classes]
-        loss = F.cross_entropy(logits.float(), labels, label_smoothing=options.label_smoothing)
+        loss = F.cross_entropy(logits.float(), targets, label_smoothing=options.label_smoothing)
         run.optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         run.optimiser.step()
@@ -181,6 +186,20 @@ def evaluate(
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             logits.append(network(normalised(patches, card.mean, card.std)).float().cpu())
     return torch.cat(logits).numpy()
+
+
+def _mixed(
+    patches: torch.Tensor, targets: torch.Tensor, mixup: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Each patch and its target blended with another's of the batch (mixup; Zhang et al., ICLR 2018).
+
+    The larger share is its own; `mixup` is both parameters of the beta distribution it is drawn from.
+    """
+    share = torch.distributions.Beta(mixup, mixup).sample((len(patches),)).to(patches.device)
+    share = torch.maximum(share, 1 - share)
+    other = torch.randperm(len(patches)).to(patches.device)
+    patches = torch.lerp(patches[other], patches, share[:, None, None, None])
+    return patches, torch.lerp(targets[other], targets, share[:, None])
 
 
 def learning_rate(epoch: float, options: TrainOptions) -> float:
