@@ -175,7 +175,8 @@ def _stain_figure(exploration: Exploration) -> Figure:
     for axis, name, values in zip(axes, names, np.hstack([facts.densities, amounts]).T, strict=True):
         seen = values[facts.readable]
         low, high = np.percentile(seen, [0.1, 99.9]) if len(seen) else (0, 1)
-        bins = np.linspace(low, max(high, low + 1e-3), 41)
+        # Few images fill few bins.
+        bins = np.linspace(low, max(high, low + 1e-3), int(np.clip(np.sqrt(len(seen)), 8, 40)) + 1)
         for label in LABELS:
             here = facts.readable & (listing.labels == label)
             if here.any():

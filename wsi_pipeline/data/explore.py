@@ -76,10 +76,11 @@ def explore(listing: Listing, split: SplitOptions) -> Exploration:
     sides, leak = _sides(listing, split)
     findings = [
         *leak,
-        *_damage(listing, facts),
         *_doubles(listing, exact, "pixel for pixel", sides),
         *_doubles(listing, near, "nearly (re-encoded, flipped or turned)", sides),
+        *_damage(listing, facts),
         *_stains(listing, facts, patients),
+        *_nameless(listing),
     ]
     return Exploration(listing, facts, patients, exact, near, sides, findings)
 
@@ -143,7 +144,7 @@ def _spreads(
 
 
 def _sides(listing: Listing, split: SplitOptions) -> tuple[NDArray[np.str_], list[Finding]]:
-    """The side of each image; what is wrong with the split, or that it judges by image."""
+    """The side of each image, and who stands on several."""
     sides = listing.parts.astype("U5")
     findings = []
     try:
@@ -165,15 +166,14 @@ def _sides(listing: Listing, split: SplitOptions) -> tuple[NDArray[np.str_], lis
                     f"{', '.join(sorted(shared)[:5])}: split anew, by {listing.by} (val_patients or val_share)",
                 )
             )
-    if listing.by != "patient":
-        findings.append(
-            Finding(
-                f"No patients, only {listing.by}s",
-                len(set(listing.patients)),
-                "One patient may stand on both sides, and the numbers flatter. patient_pattern finds patients in names",
-            )
-        )
     return sides, findings
+
+
+def _nameless(listing: Listing) -> list[Finding]:
+    if listing.by == "patient":
+        return []
+    advice = "One patient may stand on both sides, and the numbers flatter. patient_pattern finds patients in names"
+    return [Finding(f"No patients, only {listing.by}s", len(set(listing.patients)), advice)]
 
 
 def _damage(listing: Listing, facts: ImageFacts) -> list[Finding]:
