@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,6 +48,10 @@ class LabelledPatches:
     labels: NDArray[np.uint8]
     # [N], names.
     patients: NDArray[np.str_]
+    # [N], what the public set calls each patch, <patient>_idx5_x<x>_y<y>_class<label>, or its place in a sheet.
+    names: NDArray[np.str_]
+    # What `patients` tells apart. Numbers of a set by image flatter: one patient may stand on both sides.
+    by: Literal["patient", "slide", "image"] = "patient"
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -54,6 +59,7 @@ class LabelledPatches:
 
 @dataclass(frozen=True)
 class _Found:
+    name: str
     patient: str
     split: str
     label: int
@@ -90,6 +96,19 @@ def load_split(folder: Path, patch_px: int, split: SplitOptions) -> tuple[Labell
     return _gather(sides["train"], folder, "train"), _gather(sides["val"], folder, "val")
 
 
+def load_side(folder: Path, patch_px: int, side: str, split: SplitOptions) -> LabelledPatches:
+    """The patches of one side ('train' or 'val'), or 'all' of them whatever the split, decoded.
+
+    Patches of another size are left out, as by `load_split`. Raises DataError as that does.
+    """
+    found = [
+        f
+        for f in _read_patches(folder)
+        if f.pixels.shape[:2] == (patch_px, patch_px) and (side == "all" or side in _sides_of(f, split))
+    ]
+    return _gather(found, folder, side)
+
+
 def check_no_leak(train_patients: set[str], val_patients: set[str]) -> None:
     """Raises DataError when a patient stands on both sides: neighbours of one section look alike."""
     if both := train_patients & val_patients:
@@ -116,6 +135,7 @@ def _gather(found: list[_Found], folder: Path, side: str) -> LabelledPatches:
         np.stack([f.pixels for f in found]),
         np.array([f.label for f in found], np.uint8),
         np.array([f.patient for f in found]),
+        np.array([f.name for f in found]),
     )
 
 
@@ -154,7 +174,7 @@ def _read_sheets(folder: Path) -> Iterator[_Found]:
                 f"{folder / 'manifest.csv'}: sheet {name} index {row['index']}: found label {row['label']} "
                 f"and {pixels.shape[1]} x {pixels.shape[0]} px, expected 0 or 1 and {width} x {height}"
             )
-        yield _Found(row["patient"], row["split"], int(row["label"]), pixels)
+        yield _Found(_name_of(row), row["patient"], row["split"], int(row["label"]), pixels)
 
 
 def _read_folders(folder: Path) -> Iterator[_Found]:
@@ -166,7 +186,14 @@ def _read_folders(folder: Path) -> Iterator[_Found]:
                 f"{path}: expected the name {patient}_idx5_x<x>_y<y>_class{label}.png "
                 f"in the folder {patient}/{label}"
             )
-        yield _Found(patient, "", int(label), _read_rgb(path))
+        yield _Found(path.stem, patient, "", int(label), _read_rgb(path))
+
+
+def _name_of(row: dict[str, str]) -> str:
+    """As the public set names it, where the manifest says its place in the section."""
+    if row.get("x") and row.get("y"):
+        return f"{row['patient']}_idx5_x{row['x']}_y{row['y']}_class{row['label']}"
+    return f"{row['patient']}, {row['sheet']} {row['index']}"
 
 
 def _read_rgb(path: Path) -> NDArray[np.uint8]:
