@@ -101,11 +101,21 @@ def load_side(folder: Path, patch_px: int, side: str, split: SplitOptions) -> La
 
     Patches of another size are left out, as by `load_split`. Raises DataError as that does.
     """
-    found = [
-        f
-        for f in _read_patches(folder)
-        if f.pixels.shape[:2] == (patch_px, patch_px) and (side == "all" or side in _sides_of(f, split))
-    ]
+    found, other = [], 0
+    for patch in _read_patches(folder):
+        if side == "all" or side in _sides_of(patch, split):
+            if patch.pixels.shape[:2] == (patch_px, patch_px):
+                found.append(patch)
+            else:
+                other += 1
+    if {patch.label for patch in found} != {0, 1}:
+        raise DataError(
+            f"{folder}: found {len(found)} patches of {patch_px} x {patch_px} px ({other} of another size) on "
+            f"the side '{side}', expected some of both labels; take patches of the model's size and scale, and "
+            "of data that it was not trained on the side 'all'"
+        )
+    if other:
+        logger.info("left out %d patches that are not %d x %d px", other, patch_px, patch_px)
     return _gather(found, folder, side)
 
 

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 from numpy.typing import NDArray
 
 from wsi_pipeline import evaluate as judging
@@ -51,6 +52,7 @@ def precision_recall_plot(judged: Judged) -> Picture:
     labels, probability = judged.side.labels, judged.probability
     figure, axes = _axes("recall", "precision")
     _, hit, precision = _curve(probability, labels)
+    hit, precision = hit[hit > 0], precision[hit > 0]  # before the first right one there is nothing to see
     axes.plot(
         hit, precision, color=BLUE, linewidth=2, label=f"AUPRC {judging.auprc(probability, labels):.3f}"
     )
@@ -58,7 +60,7 @@ def precision_recall_plot(judged: Judged) -> Picture:
     axes.plot(d.recall, d.precision, "o", color=VERMILION, label=f"threshold {judged.card.threshold:.3f}")
     share = float((labels == 1).mean())
     axes.axhline(share, color=GREY, linestyle=":", linewidth=1, label=f"share of IDC, {share:.1%}")
-    axes.legend(loc="lower left", frameon=False)
+    axes.legend(loc="center left", frameon=False)
     return plot(figure, "Precision and recall: how much of what is called IDC is, for how much is found.")
 
 
@@ -87,6 +89,9 @@ def reliability_plot(judged: Judged) -> Picture:
     edges = np.linspace(0, 1, judging.CALIBRATION_BINS + 1).tolist()
     lower.hist(judged.probability, edges, color=BLUE)
     lower.set(xlabel="probability of IDC", ylabel="patches", yscale="log")
+    lower.yaxis.set_minor_locator(NullLocator())
+    lower.yaxis.set_major_locator(LogLocator(numticks=4))
+    lower.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     _tidy(upper)
     _tidy(lower)
     return plot(
@@ -119,12 +124,14 @@ def distribution_plot(judged: Judged) -> Picture:
     """How probabilities spread among IDC patches and the others."""
     figure, axes = _axes("probability of IDC", "share of the patches of the class")
     edges = np.linspace(0, 1, 41).tolist()
+    highest = 0.0
     for label, name, colour in ((0, "not IDC", GREY), (1, "IDC", BLUE)):
         own = judged.probability[judged.side.labels == label]
         weights = np.full(len(own), 1 / max(len(own), 1))
-        axes.hist(own, edges, weights=weights, color=colour, alpha=0.6, label=name)
+        shares, _, _ = axes.hist(own, edges, weights=weights.tolist(), color=colour, alpha=0.6, label=name)
+        highest = max(highest, float(np.max(shares)))
     axes.axvline(judged.card.threshold, color="black", linewidth=1)
-    axes.set(xlim=(0, 1), ylim=(None, None))
+    axes.set(xlim=(0, 1), ylim=(0, 1.05 * highest))
     axes.legend(frameon=False)
     return plot(figure, "How the probabilities of both classes spread; the line is the card's threshold.")
 
@@ -142,7 +149,7 @@ def patients_plot(rows: list[dict[str, float]]) -> Picture:
         alpha=0.6,
         edgecolor="white",
     )
-    axes.set(ylim=(-0.03, 1.03), xlim=(0, None))
+    axes.set(ylim=(-0.03, 1.03), xlim=(0, 1.02))
     return plot(
         figure,
         f"F1 of each of the {len(meant)} patients with IDC; larger dots have more patches. Little IDC makes a few "
@@ -186,7 +193,7 @@ def _curve(
     positive = max(int((labels == 1).sum()), 1)
     negative = max(len(labels) - positive, 1)
     rates = (called - hit) / negative, hit / positive, hit / called
-    return tuple(np.insert(rate, 0, first) for rate, first in zip(rates, (0, 0, rates[2][0]), strict=True))
+    return tuple(np.insert(rate, 0, 0.0) for rate in rates)
 
 
 def _axes(x: str, y: str) -> tuple[Figure, Axes]:
