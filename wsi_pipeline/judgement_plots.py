@@ -88,7 +88,7 @@ def reliability_plot(judged: Judged) -> Picture:
     upper.legend(loc="upper left", frameon=False)
     edges = np.linspace(0, 1, judging.CALIBRATION_BINS + 1).tolist()
     lower.hist(judged.probability, edges, color=BLUE)
-    lower.set(xlabel="probability of IDC", ylabel="patches", yscale="log")
+    lower.set(xlabel="probability of IDC", ylabel="patches", yscale="log", ylim=(0.8, None))
     lower.yaxis.set_minor_locator(NullLocator())
     lower.yaxis.set_major_locator(LogLocator(numticks=4))
     lower.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
