@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -95,7 +96,7 @@ def side(count: int = 200, by="patient") -> tuple[LabelledPatches, np.ndarray]:
     odds = rng.normal(0, 2, count) + 2 * labels.astype(float) - 1
     logits = np.stack([np.zeros(count), odds], axis=1).astype(np.float32)
     pixels = rng.integers(0, 256, (count, 4, 4, 3), np.uint8)
-    return LabelledPatches(pixels, labels, patients, names, by), logits
+    return LabelledPatches(pixels, labels, patients, by, names), logits
 
 
 def run(*arguments: object) -> int:
@@ -148,7 +149,7 @@ def test_what_cannot_be_judged_is_said_in_a_line(
 
 def test_patches_of_another_size_than_the_cards_are_refused(tmp_path, data, capsys) -> None:
     assert run("--data", data, "--split", "all", "--out", tmp_path / "out") == 2
-    assert "found 0 patches of 50 x 50 px (64 of another size)" in capsys.readouterr().err
+    assert "found no image of 50 x 50 px, the first has 16 x 16" in capsys.readouterr().err
 
 
 def test_the_measures_are_those_of_the_calibrated_probabilities() -> None:
@@ -187,7 +188,7 @@ def test_the_most_confident_mistakes_come_first_and_not_all_of_one_patient() -> 
 
 def test_a_set_without_patients_says_that_its_numbers_are_by_image(tmp_path) -> None:
     patches, logits = side(by="image")
-    patches = LabelledPatches(patches.pixels, patches.labels, patches.names, patches.names, "image")
+    patches = replace(patches, patients=patches.names)
     metrics = write_judgement(
         tmp_path, judged_from(card(), "0" * 64, patches, logits), "val", Path("somewhere"), []
     )

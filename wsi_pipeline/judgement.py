@@ -146,6 +146,11 @@ def mistakes(judged: Judged, called_idc: bool) -> list[int]:
     return taken
 
 
+def name_of(side: LabelledPatches, index: int) -> str:
+    """What the patch is called in its set; its number where nobody knows."""
+    return str(side.names[index]) if len(side.names) else f"patch {index}"
+
+
 def plain(value: Any) -> Any:
     """The same with None for what JSON does not know: NaN and infinity."""
     if isinstance(value, dict):
@@ -249,7 +254,7 @@ def _mistake(judged: Judged, index: int) -> dict[str, Any]:
     side = judged.side
     return {
         "patient": str(side.patients[index]),
-        "name": str(side.names[index]),
+        "name": name_of(side, index),
         "label": int(side.labels[index]),
         "probability": float(judged.probability[index]),
     }

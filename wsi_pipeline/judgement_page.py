@@ -8,7 +8,7 @@ from typing import Any
 
 import wsi_pipeline
 from wsi_pipeline import judgement_plots as plots
-from wsi_pipeline.judgement import MISTAKES_A_PATIENT, Judged, metrics_of, mistakes, plain
+from wsi_pipeline.judgement import MISTAKES_A_PATIENT, Judged, metrics_of, mistakes, name_of, plain
 from wsi_pipeline.page import Block, Page, Plots, Section, Sheet, Table, image, write_page
 from wsi_pipeline.sections import SectionJudged, all_sections_metrics, section_metrics
 from wsi_pipeline.store import write_json
@@ -301,7 +301,7 @@ def _mistake(judged: Judged, index: int) -> Any:
         "\n".join(
             [
                 *([] if side.by == "image" else [f"{side.by} {side.patients[index]}"]),
-                _place(str(side.names[index])),
+                _place(name_of(side, index)),
                 f"probability {judged.probability[index]:.3f}",
             ]
         ),
@@ -310,7 +310,7 @@ def _mistake(judged: Judged, index: int) -> Any:
 
 def _place(name: str) -> str:
     """Where the patch lies, if its name says so in the public set's way; else its name."""
-    found = re.search(r"_x(\d+)_y(\d+)(_|$)", name)
+    found = re.search(r"_x(\d+)_y(\d+)", name)
     return f"x {found[1]}, y {found[2]}" if found else name
 
 

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from wsi_pipeline.annotations import label_patches, read_outlines
 from wsi_pipeline.classify import Classifier, classify_blocks
 from wsi_pipeline.config import InferConfig, TileConfig
 from wsi_pipeline.delineate import choose_fields, delineate, qupath_origin0, regions_to_geojson
+from wsi_pipeline.drift import slide_densities, stain_drift
 from wsi_pipeline.errors import ScaleError, UnreadableSlideError
 from wsi_pipeline.grid import GridOptions, Plan
 from wsi_pipeline.options import options_to_dict
@@ -149,7 +150,11 @@ def infer_slide(
         fields = choose_fields(heatmap, plane, slide.mpp, regions, config.delineate)
         origin0 = qupath_origin0(slide.properties, slide.size0)
         write_json(folder / "regions.geojson", regions_to_geojson(regions, fields, origin0))
+    with watch("stain"):
+        drift = stain_drift(slide_densities(slide, plan), card.stain)
     warnings = list(survey.warnings)
+    if drift and drift.is_far:
+        warnings.append(drift.warning)
     if lost := counts["cells"]["unreadable"]:
         warnings.append(f"{lost} cells of the map could not be decoded and are not scored")
     with watch("render"):
@@ -163,6 +168,7 @@ def infer_slide(
     summary = summarise(slide, survey, recipe, counts, watch, warnings) | {
         "device": {"name": str(classifier.device), "precision": classifier.precision},
         "threshold": threshold,
+        "stain": asdict(drift) if drift else None,
         **region_facts(regions),
     }
     write_json(folder / "summary.json", summary)
