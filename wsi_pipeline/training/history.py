@@ -28,7 +28,7 @@ class HistoryFiles:
 
     def __init__(self, out: Path, name: str, best_by: str, tensorboard: bool = False):
         self._out, self._name, self._best_by = out, name, best_by
-        self._drawn = -math.inf
+        self._drawn = time.monotonic()
         self._board = _tensorboard(out / "tensorboard") if tensorboard else None
         self._on_board = 0
 
