@@ -35,6 +35,11 @@ class LabelledPatches:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def taken(self, rows: Indices) -> "LabelledPatches":
+        """The patches at the indices `rows`, in their order."""
+        names = self.names[rows] if len(self.names) else self.names
+        return LabelledPatches(self.pixels[rows], self.labels[rows], self.patients[rows], self.by, names)
+
 
 def load_split(
     folder: Path, patch_px: int, split: SplitOptions, cache: Path | None = None
