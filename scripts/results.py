@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import zarr
+from doc_sections import kept_section
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -65,7 +66,9 @@ def main() -> int:
     for path in sorted(slides.glob("*.tiff")):
         mapped.append(map_mount(path, args.work / "maps", config, classifier))
         print(f"{path.stem}: {len(mapped[-1].labels)} labelled patches", flush=True)
-    args.out.write_text(page([m for m in mapped if m.patient in val], mapped, classifier), encoding="utf-8")
+    compared = [kept_section(args.out, name) for name in ("comparison", "splits")]
+    text = page([m for m in mapped if m.patient in val], mapped, classifier)
+    args.out.write_text("\n".join([text, *filter(None, compared)]), encoding="utf-8")
     print(f"written: {args.out}")
     return 0
 

@@ -230,6 +230,19 @@ def crossfitted(
 
     How far these fitted numbers flatter shows as the difference to `measures`.
     """
+    probability, called = crossfit(logits, labels, patients, idc, folds)
+    decisions = decide(called.astype(float), labels, 0.5)
+    return {
+        "f1": decisions.f1,
+        "balanced_accuracy": decisions.balanced_accuracy,
+        "ece": calibration_error(probability, labels),
+    }
+
+
+def crossfit(
+    logits: Floats, labels: Labels, patients: NDArray[np.str_], idc: int = 1, folds: int = 5
+) -> tuple[Floats, NDArray[np.bool_]]:
+    """Probability [N] and whether it is called IDC, bool [N], by what was fitted on other patients only."""
     names = np.unique(patients)
     fold_of = np.searchsorted(names, patients) % folds
     probability, called = np.empty(len(labels)), np.empty(len(labels), bool)
@@ -239,12 +252,7 @@ def crossfitted(
         threshold = choose_threshold(calibrated(logits[rest], calibration, idc), labels[rest])
         probability[held] = calibrated(logits[held], calibration, idc)
         called[held] = probability[held] >= threshold
-    decisions = decide(called.astype(float), labels, 0.5)
-    return {
-        "f1": decisions.f1,
-        "balanced_accuracy": decisions.balanced_accuracy,
-        "ece": calibration_error(probability, labels),
-    }
+    return probability, called
 
 
 def _log_odds(logits: Floats, idc: int) -> Floats:
