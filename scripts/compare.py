@@ -27,12 +27,13 @@ from numpy.typing import NDArray
 
 from wsi_pipeline.classify import choose_device
 from wsi_pipeline.data import LabelledPatches, SplitOptions, load_side, load_split
-from wsi_pipeline.errors import WsiError
+from wsi_pipeline.errors import ConfigError, WsiError
 from wsi_pipeline.model import Model, build_network, load_model
 from wsi_pipeline.train import TrainOptions, evaluate, load_train_options, train
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "train"
 SHIPPED = "idc_default"
+PATCH_PX = 50
 PROBE_BATCHES = 4
 # Of the judged patients' patches, this share is judged on in the experiment of the two splits; the split by patch
 # trains on the others.
@@ -73,12 +74,14 @@ def main() -> int:
     device = choose_device(args.device)
 
     rows, models, failures = [], {}, {}
-    val = load_side(args.data, 50, "val", SplitOptions())
+    val = load_side(args.data, PATCH_PX, "val", SplitOptions())
     for path in sorted(args.configs.glob("*.yaml")):
         if args.only and path.stem not in args.only:
             continue
         try:
             options = load_train_options(path)
+            if options.patch_px != PATCH_PX:
+                raise ConfigError(f"found patch_px {options.patch_px}, expected {PATCH_PX} as the data's")
             folder = args.work / f"{options.name}_{args.minutes:g}"
             model, allowance, history = trained(options, args.data, folder, args.minutes, device)
         except (WsiError, RuntimeError) as error:  # RuntimeError: of memory, for one
@@ -91,7 +94,14 @@ def main() -> int:
     shipped = load_model(SHIPPED)
     models["as shipped"] = shipped
     logits = kept_logits(shipped, val, args.work / "shipped_logits.npz", device)
-    rows.append(Row(f"{SHIPPED}, as shipped", shipped, logits, "its own training"))
+    rows.append(
+        Row(
+            f"{SHIPPED}, as shipped",
+            shipped,
+            logits,
+            f"epoch {shipped.card.training['epoch']} of its own training",
+        )
+    )
 
     text = table_text(rows, val, speeds(models, device), failures, args.minutes)
     put_section(args.out, "comparison", text)
@@ -155,10 +165,11 @@ def told(allowance: Allowance, history: list[dict[str, Any]], options: TrainOpti
     """What the network got, in words."""
     spent = sum(row["seconds"] for row in history) / 60
     done = len(history)
+    took = f"{spent:.0f} min" if spent >= 10 else f"{spent:.1f} min"
     if allowance.limit_patches:
-        return f"{allowance.limit_patches:,} patches once, {spent:.0f} min"
+        return f"{allowance.limit_patches:,} patches once, {took}"
     of = f" of {options.epochs}" if done < options.epochs else ""
-    return f"{done}{of} epochs, {spent:.0f} min"
+    return f"{done}{of} epochs, {took}"
 
 
 def kept_logits(model: Model, side: LabelledPatches, path: Path, device: torch.device) -> NDArray[np.float32]:

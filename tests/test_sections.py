@@ -6,11 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from test_judgement import card, side
 from test_pipeline import classifier, section
 
 from wsi_pipeline.config import InferConfig
 from wsi_pipeline.errors import DataError
 from wsi_pipeline.geometry import Plane, Size
+from wsi_pipeline.judgement import judged_from
+from wsi_pipeline.judgement_page import write_judgement
 from wsi_pipeline.sections import (
     IDC,
     NOT_IDC,
@@ -145,3 +148,19 @@ def test_a_slide_is_mapped_and_compared_with_its_label_picture(make_slide, tmp_p
     assert values["dice"] > 0.95
     again = judge_section(slide, known, tmp_path / "maps", InferConfig(), classifier())
     assert np.array_equal(again.probability, found.probability, equal_nan=True)
+
+
+def test_sections_stand_on_the_page_and_in_the_numbers(tmp_path) -> None:
+    patches, logits = side()
+    rng = np.random.default_rng(0)
+    found = [judged(rng.random(SHAPE), cells(), name) for name in ("one <slide>", "two")]
+    write_judgement(tmp_path, judged_from(card(), "0" * 64, patches, logits), "val", Path("data"), found)
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert [row["slide"] for row in metrics["slides"]] == ["one <slide>", "two"]
+    assert metrics["all_slides"]["cells"] == sum(row["cells"] for row in metrics["slides"])
+    assert {"dice", "labelled_mm2", "called_mm2", "area_error_mm2", "regions_mm2"} <= set(
+        metrics["slides"][0]
+    )
+    page = (tmp_path / "index.html").read_text(encoding="utf-8")
+    assert "one &lt;slide&gt;" in page
+    assert "one <slide>" not in page
