@@ -1,0 +1,152 @@
+"""classify-images: probabilities of single patches and pictures."""
+
+import argparse
+import csv
+import io
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import wsi_pipeline
+from wsi_pipeline.cli.common import ALL_DONE, NOTHING_RUN, SOME_FAILED, command_parser, run_command
+from wsi_pipeline.config import InferConfig
+from wsi_pipeline.errors import ScaleError, UsageError
+from wsi_pipeline.image_scores import FailedImage, ImageScore, drift_of_all, image_facts, score_images
+from wsi_pipeline.images import SUFFIXES
+
+EXAMPLE = """  classify-images patches/*.png
+  classify-images field.tif --mpp 0.5 --json field.json
+  classify-images benign/ malignant/ --resize --model runs/mine/mine.safetensors --csv scores.csv"""
+COLUMNS = (
+    "file",
+    "probability",
+    "highest",
+    "share_above",
+    "patches",
+    "width_px",
+    "height_px",
+    "how",
+    "warning",
+    "failed",
+)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; gives the exit code."""
+    parser = command_parser(
+        "Probability of IDC of single patches, and of pictures brought to the model's scale.", EXAMPLE
+    )
+    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="pictures, or folders of them")
+    parser.add_argument(
+        "--model",
+        default="idc_default",
+        metavar="NAME|FILE",
+        help="a shipped model, or a .safetensors with its card",
+    )
+    parser.add_argument("--device", default="auto", metavar="D", help="auto (default), cpu, cuda or cuda:1")
+    scale = parser.add_mutually_exclusive_group()
+    scale.add_argument(
+        "--mpp",
+        type=float,
+        metavar="M",
+        help="um per pixel of the pictures: they are brought to the model's scale and covered with patches",
+    )
+    scale.add_argument(
+        "--resize", action="store_true", help="squeeze each picture, as a whole, into one patch"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all there is to know here")
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="write the table here")
+    args = parser.parse_args(argv)
+    return run_command(lambda: _run(args), args.verbose)
+
+
+def _run(args: argparse.Namespace) -> int:
+    paths = find_images(args.files)
+    from wsi_pipeline.classify import Classifier, choose_device  # torch: seconds, once it is needed
+    from wsi_pipeline.model import load_model
+
+    model = load_model(args.model)
+    classifier = Classifier(model, choose_device(args.device), InferConfig().classify)
+    scores: list[ImageScore] = []
+    failures: list[FailedImage] = []
+    width = max(len(str(path)) for path in paths)
+    print(f"{'file':{width}}  probability  highest  at or above {model.card.threshold:.3f}")
+    for result in score_images(paths, classifier, args.mpp, args.resize):
+        if isinstance(result, FailedImage):
+            failures.append(result)
+            print(f"failed: {result.error}", file=sys.stderr)
+        else:
+            scores.append(result)
+            print(f"{result.path!s:{width}}  {_line(result)}", flush=True)
+    drift = drift_of_all(scores, model.card.stain)
+    warning = drift.warning if drift else ""
+    if warning:
+        print(f"warning: over all {len(scores)} pictures, {warning}", file=sys.stderr)
+    facts = {
+        "model": {"name": model.card.name, "sha256": model.sha256, "threshold": model.card.threshold},
+        "patch_px": model.card.patch_px,
+        "mpp": model.card.mpp,
+        "version": wsi_pipeline.__version__,
+        "stain": asdict(drift) if drift else None,
+        "warnings": [warning] if warning else [],
+        "images": [image_facts(score) for score in scores],
+        "failed": [{"file": str(failure.path), "reason": str(failure.error)} for failure in failures],
+    }
+    if args.json:
+        _write(args.json, json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
+    if args.csv:
+        _write(args.csv, _table(facts))
+    if failures:
+        print(f"{len(failures)} of {len(paths)} pictures failed", file=sys.stderr)
+    if not scores and all(isinstance(failure.error, ScaleError) for failure in failures):
+        return NOTHING_RUN
+    return SOME_FAILED if failures else ALL_DONE
+
+
+def find_images(files: Sequence[Path]) -> list[Path]:
+    """The files, and those of image formats in folders among them, however deep, in order."""
+    paths: list[Path] = []
+    for file in files:
+        if not file.is_dir():
+            paths.append(file)
+            continue
+        inside = sorted(path for path in file.rglob("*") if path.suffix.lower() in SUFFIXES)
+        if not inside:
+            raise UsageError(f"{file}: found no image in this folder (known: {', '.join(sorted(SUFFIXES))})")
+        paths += inside
+    return paths
+
+
+def _line(score: ImageScore) -> str:
+    patches = len(score.probabilities)
+    above = "yes" if score.share_above else "no"
+    if patches > 1:
+        above = f"{score.share_above:.0%} of {patches:,} patches"
+    flag = "  stain unlike the training data" if score.drift and score.drift.is_far else ""
+    return f"{score.mean:11.4f}  {score.highest:7.4f}  {above}{flag}"
+
+
+def _table(facts: dict[str, Any]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, extrasaction="ignore", restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(facts["images"])
+    writer.writerows({"file": row["file"], "failed": row["reason"]} for row in facts["failed"])
+    return text.getvalue()
+
+
+def _write(path: Path, text: str) -> None:
+    beside = path.with_name(f".{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside.write_text(text, encoding="utf-8")
+        beside.replace(path)
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be written: {error.strerror}") from error
+
+
+if __name__ == "__main__":
+    sys.exit(main())
