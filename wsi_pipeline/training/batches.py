@@ -47,4 +47,9 @@ def limited(side: LabelledPatches, count: int | None, seed: int) -> LabelledPatc
         among = np.flatnonzero(side.labels == label)
         picked.append(rng.choice(among, min(share, len(among)), replace=False))
     some = np.sort(np.concatenate(picked))
-    return replace(side, pixels=side.pixels[some], labels=side.labels[some], patients=side.patients[some])
+    columns = {
+        name: values[some]
+        for name, values in vars(side).items()
+        if isinstance(values, np.ndarray) and len(values) == len(side)
+    }
+    return replace(side, **columns)
