@@ -42,7 +42,7 @@ def test_the_command_tells_each_trial_and_its_best_config_trains(data, tmp_path,
     assert f"{best.learning_rate:.4g}" == lines[1].split()[place]
     assert best.epochs == 2  # the flag was for the search
     kept = list((tmp_path / "out").glob("trial_*/*.safetensors"))
-    assert [p.parent.name for p in kept] == [f"trial_{int(lines[1].split()[0]):04d}"]
+    assert [p.parent.name for p in kept] == [lines[1].split()[0]]
 
 
 def test_a_search_that_was_stopped_in_a_trial_ends_as_if_it_never_was(data, tmp_path, monkeypatch):  # noqa: F811
@@ -108,7 +108,7 @@ def test_trials_below_the_median_of_earlier_ones_are_cut_short(data, tmp_path): 
     # Whether a network learns at all hangs on the one value that is drawn.
     choices = [1e-12, 0.005, 0.01, 0.02]
     marked = options_to_dict(OPTIONS) | {"learning_rate": {"tune": {"choices": choices}}}
-    tried = tune(marked | {"best_by": "val_loss"}, {"epochs": 4}, data, tmp_path, CPU, trials=8)
+    tried = tune(marked | {"best_by": "val_loss"}, {"epochs": 4}, data, tmp_path, CPU, trials=7)
     assert {trial.state for trial in tried} == {"done", "cut short"}
     assert tried[0].values["learning_rate"] > 1e-12
     cut = [trial for trial in tried if trial.state == "cut short"]

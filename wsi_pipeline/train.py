@@ -88,7 +88,11 @@ def train(
     out.mkdir(parents=True, exist_ok=True)
     weights_path = out / f"{options.name}.safetensors"
     history = _resume(run, out / "last.pt")
-    files = HistoryFiles(out, options.name, options.best_by, tensorboard) if ranks.is_first else None
+    files = (
+        HistoryFiles(out, options.name, options.best_by, len(history), tensorboard)
+        if ranks.is_first
+        else None
+    )
     while not (ending := _ending(options, history)):
         row, card = _one_epoch(run, history)
         history.append(row)
@@ -125,7 +129,7 @@ def _one_epoch(run: Run, history: list[Row]) -> tuple[Row, ModelCard]:
         "val_loss": mean_loss(logits, val.labels),
         **card.metrics["val"],
         "learning_rate": rate,
-        "patches_per_s": len(run.train) / max(trained - began, 1e-9),
+        "patches_per_s": _patches_an_epoch(run) / max(trained - began, 1e-9),
         "seconds": time.monotonic() - began,
     }
     logger.info(
@@ -258,6 +262,11 @@ def _set_up(
         device=device,
         ranks=ranks,
     )
+
+
+def _patches_an_epoch(run: Run) -> int:
+    size = min(run.options.batch_size, len(run.train))
+    return len(run.train) // size * size
 
 
 def _ending(options: TrainOptions, history: list[Row]) -> str | None:

@@ -54,7 +54,8 @@ class Range:
 class Tried:
     """What became of one trial."""
 
-    number: int
+    # Its folder's name.
+    name: str
     # done, cut short (by the pruner), or diverged
     state: str
     # The best epoch's, by the config's `best_by`; infinite where there was none.
@@ -174,7 +175,7 @@ def _try_one(search: _Search, done: int, trials: int) -> None:
     folder = trial.user_attrs.get("folder", f"trial_{trial.number:04d}")
     trial.set_user_attr("folder", folder)
     trial.set_user_attr("values", suggested)
-    logger.info("trial %d of %d: %s", done + 1, trials, _said(suggested))
+    logger.info("%s (%d of %d): %s", folder, done + 1, trials, _said(suggested))
     options = search.options(suggested)
     began = time.monotonic()
     told: set[int] = set()
@@ -236,7 +237,7 @@ def _keep_only_the_best(search: _Search) -> None:
         values = filled(search.config, best.user_attrs["values"])
         best_by = search.options(best.user_attrs["values"]).best_by
         text = (
-            f"# Written by tune-model: trial {best.number} of {len(_finished(search.study))}, "
+            f"# Written by tune-model: {best.user_attrs['folder']} of {len(_finished(search.study))}, "
             f"validation {best_by} {abs(best.value or 0.0):.4f}.\n" + yaml.safe_dump(values, sort_keys=False)
         )
         beside = search.out / "best.partial"
@@ -252,7 +253,7 @@ def _table(search: _Search) -> list[Tried]:
 
     return [
         Tried(
-            number=trial.number,
+            name=trial.user_attrs["folder"],
             state=said.get(trial.state, "diverged"),
             reached=abs(score(trial)),
             epochs=len(trial.intermediate_values),

@@ -64,7 +64,7 @@ def _tune(args: argparse.Namespace) -> int:
         values = [trial.values[name] for name in names]
         rows.append(
             [
-                str(trial.number),
+                trial.name,
                 trial.state,
                 f"{trial.reached:.4f}",
                 str(trial.epochs),

@@ -26,11 +26,12 @@ def scores(history: Sequence[Row], best_by: str) -> list[float]:
 class HistoryFiles:
     """Writes the history of a training to its folder after each epoch."""
 
-    def __init__(self, out: Path, name: str, best_by: str, tensorboard: bool = False):
+    def __init__(self, out: Path, name: str, best_by: str, done: int, tensorboard: bool = False):
         self._out, self._name, self._best_by = out, name, best_by
         self._drawn = time.monotonic()
-        self._board = _tensorboard(out / "tensorboard") if tensorboard else None
-        self._on_board = 0
+        # What an earlier start wrote of the `done` epochs stays; what it wrote beyond them is done anew.
+        self._on_board = done if (out / "tensorboard").exists() else 0
+        self._board = _tensorboard(out / "tensorboard", done + 1) if tensorboard else None
 
     def write(self, history: Sequence[Row], last: bool) -> None:
         """Write all epochs so far; the picture now and then, and when the training ends."""
@@ -69,8 +70,8 @@ def draw_curves(path: Path, history: Sequence[Row], name: str, best_by: str) -> 
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.axvline(epochs[best], color="0.6", linestyle="--", linewidth=1, zorder=0)
         axes.grid(alpha=0.25)
-    for axes in (loss, measures):
-        axes.legend(fontsize=8)
+    for axes, columns in ((loss, 2), (measures, 4)):
+        axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=columns, frameon=False)
     shown = best_by.replace("_", " ") if best_by not in _MEASURES else _MEASURES[best_by]
     figure.suptitle(
         f"{name}: best epoch {epochs[best]:.0f} by {shown} ({history[best][best_by]:.4f})", fontsize=11
@@ -89,7 +90,7 @@ def _write_csv(path: Path, history: Sequence[Row]) -> None:
     beside.replace(path)
 
 
-def _tensorboard(folder: Path) -> Any:
+def _tensorboard(folder: Path, next_epoch: int) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
@@ -97,4 +98,4 @@ def _tensorboard(folder: Path) -> Any:
             "--tensorboard: TensorBoard is not installed; pip install 'wsi_pipeline[tensorboard]', or leave it "
             "out: epochs.csv and curves.png hold the same numbers"
         ) from error
-    return SummaryWriter(str(folder))
+    return SummaryWriter(str(folder), purge_step=next_epoch)

@@ -95,8 +95,11 @@ class TrainOptions:
     limits: str = ""
 
     def __post_init__(self) -> None:
-        if self.architecture_options.get("clahe") and self.normalisation != "none":
-            raise ValueError("a network with 'clahe' takes values from 0 to 1: set 'normalisation: none'")
+        if self.architecture_options.get("clahe") is not None and self.normalisation != "none":
+            raise ValueError(
+                f"found normalisation '{self.normalisation}' for a network with 'clahe', which takes values "
+                "from 0 to 1; set 'normalisation: none'"
+            )
 
 
 def load_train_options(path: Path, settings: Sequence[str] = (), **overrides: Any) -> TrainOptions:
