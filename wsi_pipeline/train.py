@@ -188,9 +188,7 @@ def evaluate(
     return torch.cat(logits).numpy()
 
 
-def _mixed(
-    patches: torch.Tensor, targets: torch.Tensor, mixup: float
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _mixed(patches: torch.Tensor, targets: torch.Tensor, mixup: float) -> tuple[torch.Tensor, torch.Tensor]:
     """Each patch and its target blended with another's of the batch (mixup; Zhang et al., ICLR 2018).
 
     The larger share is its own; `mixup` is both parameters of the beta distribution it is drawn from.
