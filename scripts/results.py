@@ -192,10 +192,10 @@ def context_part(card: ModelCard, val: list[Mapped], thresholds: dict[str, float
         "",
         f"The same mounts: each patch alone; the plain mean of its neighbours' probabilities (Gaussian of one patch, "
         f"over scored cells); the context step, trained on {len(trained['slides'])} other whole mounts "
-        f"({trained['patches']:,} patches, {trained['idc']:,} IDC). The thresholds of the Gaussian and of the "
-        "step, and the step's calibration, were chosen by cross-validation among those other mounts; that of each patch alone "
-        "is the model's, chosen on the validation patients. The two columns at the right take, for each map, the "
-        "threshold that is best on these very mounts (of the highest mean of F1 and balanced accuracy): they flatter "
+        f"({trained['patches']:,} patches, {trained['idc']:,} IDC). The thresholds of the Gaussian and of the step, "
+        "and the step's calibration, were chosen by cross-validation among those other mounts; that of each patch "
+        "alone is the model's, chosen on the validation patients. The two columns at the right take, for each map, "
+        "the threshold that is best on these very mounts (highest mean of F1 and balanced accuracy): they flatter "
         "all three alike.",
         "",
         "| map | threshold | F1 (Dice) | balanced accuracy | AUROC | ECE | F1, best threshold | balanced accuracy |",

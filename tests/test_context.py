@@ -40,9 +40,9 @@ def test_a_map_of_any_size_keeps_its_cells_and_its_gaps(height: int, width: int,
 def test_a_single_cell_is_its_own_neighbourhood() -> None:
     base, rings = look_around(np.array([[1.5]]), RingOptions())
     assert base == pytest.approx([1.5])
-    assert rings[0, :7] == pytest.approx(1.5)
-    assert rings[0, 7:14] == pytest.approx(expit(1.5))
-    assert rings[0, 14:] == pytest.approx(0, abs=1e-6)
+    assert rings[0, :8] == pytest.approx(1.5)
+    assert rings[0, 8:16] == pytest.approx(expit(1.5))
+    assert rings[0, 16:] == pytest.approx(0, abs=1e-6)
 
 
 def test_values_under_cells_that_were_not_scored_never_count() -> None:
