@@ -1,19 +1,23 @@
 """Training the context step: it learns what neighbours tell, and never from the patients it is judged on."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import write_slide
 from models import brightness_model
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 from scipy.special import expit
 
+from wsi_pipeline.cli.train_context import main
 from wsi_pipeline.config import InferConfig, dump_config, load_config
 from wsi_pipeline.context import RingOptions
 from wsi_pipeline.data import SplitOptions
 from wsi_pipeline.errors import DataError
+from wsi_pipeline.model import build_network, load_model, save_model
 from wsi_pipeline.mounts import Mount, find_mounts, score_mount, turned
 from wsi_pipeline.train_context import ContextTrainOptions, fit_and_judge, split_mounts
 
@@ -75,6 +79,40 @@ def test_mounts_are_split_by_patient_and_what_is_unknown_is_refused(tmp_path: Pa
         split_mounts(["a"], SplitOptions(), tmp_path / "none.csv")
 
 
+def test_the_command_gives_a_model_its_step_and_says_in_a_line_what_is_missing(tmp_path: Path, capsys):
+    network = build_network("residual_cnn", widths=[4, 8], blocks=[1, 1], squeeze=2)
+    card = replace(
+        brightness_model().card,
+        name="small",
+        architecture="residual_cnn",
+        architecture_options={"widths": [4, 8], "blocks": [1, 1], "squeeze": 2},
+    )
+    save_model(tmp_path / "small.safetensors", network, card)
+    random = np.random.default_rng(0)
+    for name in "abc":
+        image = random.integers(0, 60, (300, 400, 3)) + np.array([150, 70, 130])
+        write_slide(tmp_path / f"{name}.tiff", image.astype(np.uint8), mpp=(4.0, 4.0), factors=(1,))
+        labels = np.zeros((300, 400), np.uint8)
+        labels[:, 200:] = 1
+        Image.fromarray(labels).save(tmp_path / f"{name}_labels.png")
+    (tmp_path / "manifest.csv").write_text("patient,split\na,train\nb,train\nc,val\n")
+    (tmp_path / "small.yaml").write_text(dump_config(replace(SMALL, steps=5, views=2, limits="some")))
+    command = ["--model", str(tmp_path / "small.safetensors"), "--slides", str(tmp_path), "--device", "cpu"]
+    command += ["--config", str(tmp_path / "small.yaml"), "--out", str(tmp_path / "out")]
+    assert main(command) == 2
+    assert "--manifest" in capsys.readouterr().err
+    assert main([*command, "--manifest", str(tmp_path / "manifest.csv")]) == 0
+    assert capsys.readouterr().out.strip() == str(tmp_path / "out/small.safetensors")
+    before, after = load_model(tmp_path / "small.safetensors"), load_model(tmp_path / "out/small.safetensors")
+    assert after.context is not None
+    assert after.card.context.training["train"]["slides"] == ["a", "b"]
+    assert after.card.context.training["val"]["slides"] == ["c"]
+    assert after.card.context.training["base"] == before.sha256
+    assert (before.card.limits, after.card.limits) == ("", "some")
+    state = after.network.state_dict()
+    assert all(torch.equal(state[name], values) for name, values in before.network.state_dict().items())
+
+
 def test_a_mount_is_scored_as_its_map_is_and_labelled_by_the_picture_beside_it(tmp_path: Path):
     from wsi_pipeline.classify import Classifier, ClassifyOptions, choose_device
 
@@ -117,7 +155,9 @@ def test_labels_without_a_slide_or_of_another_kind_are_refused(tmp_path: Path):
 
 def test_the_config_beside_the_command_says_its_defaults(tmp_path: Path):
     path = Path(__file__).parents[1] / "configs/train/idc_context.yaml"
-    assert load_config(ContextTrainOptions, path) == ContextTrainOptions()
+    said = load_config(ContextTrainOptions, path)
+    assert said.limits
+    assert replace(said, limits="") == ContextTrainOptions()
     again = tmp_path / "again.yaml"
     again.write_text(dump_config(SMALL))
     assert load_config(ContextTrainOptions, again) == SMALL

@@ -76,6 +76,8 @@ class ContextTrainOptions:
     # Deviation in patches of the plain mean that the step is measured against.
     compared_sigma: Annotated[float, Field(gt=0)] = 1.0
     seed: int = 0
+    # What the model's card says of its limits from now on; empty: what it said before.
+    limits: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,7 +139,8 @@ def train_context(
             )
     out.mkdir(parents=True, exist_ok=True)
     path = out / f"{model.card.name}.safetensors"
-    save_model(path, model.network, model.card, ContextStep(card, step.weights))
+    base = replace(model.card, limits=options.limits or model.card.limits)
+    save_model(path, model.network, base, ContextStep(card, step.weights))
     return path
 
 
