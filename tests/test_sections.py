@@ -98,7 +98,8 @@ def test_outlines_label_the_tissue_and_whatever_they_cover(tmp_path) -> None:
 
 
 def judged(probability: np.ndarray, labels: np.ndarray, name: str = "a") -> SectionJudged:
-    return SectionJudged(name, probability.astype(np.float32), labels, 0.04, 0.5, 1.0, Path())
+    values = probability.astype(np.float32)
+    return SectionJudged(name, values, labels, 0.04, 0.5, "each patch alone", values, 0.5, 1.0, Path())
 
 
 def test_idc_that_is_not_scored_counts_as_missed() -> None:

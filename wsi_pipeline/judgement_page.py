@@ -10,6 +10,7 @@ import wsi_pipeline
 from wsi_pipeline import judgement_plots as plots
 from wsi_pipeline.judgement import MISTAKES_A_PATIENT, Judged, metrics_of, mistakes, name_of, plain
 from wsi_pipeline.page import Block, Page, Plots, Section, Sheet, Table, image, write_page
+from wsi_pipeline.pipeline import ALONE
 from wsi_pipeline.sections import SectionJudged, all_sections_metrics, section_metrics
 from wsi_pipeline.store import write_json
 
@@ -233,11 +234,15 @@ def _patients_section(metrics: dict[str, Any]) -> Section:
 
 
 def _slides_section(metrics: dict[str, Any], sections: Sequence[SectionJudged]) -> Section:
+    # Where the map shown is that of each patch alone, a column of the same numbers says nothing.
+    in_context = any(section.kind != ALONE for section in sections)
+    dices = ("dice", "dice_patch_alone") if in_context else ("dice",)
+
     def row(name: str, values: dict[str, Any]) -> list[Any]:
         areas = [f"{values[key]:.2f}" for key in ("labelled_mm2", "called_mm2")]
         return [
             name,
-            *(values[key] for key in ("cells", "idc_cells", "dice", "recall", "specificity", "auroc")),
+            *(values[key] for key in ("cells", "idc_cells", *dices, "recall", "specificity", "auroc")),
             *areas,
             f"{values['area_error_mm2']:+.2f}",
             f"{values['regions_mm2']:.2f}",
@@ -249,7 +254,8 @@ def _slides_section(metrics: dict[str, Any], sections: Sequence[SectionJudged]) 
     return Section(
         "Whole sections",
         [
-            "The same model through infer-slide, each cell of the map beside its label. Every labelled cell counts; "
+            f"The same model through infer-slide, {sections[0].kind}, threshold {sections[0].threshold:.3f}, each "
+            "cell of the map beside its label. Every labelled cell counts; "
             "one of IDC that the map does not score counts as missed.",
             Table(
                 [
@@ -257,6 +263,7 @@ def _slides_section(metrics: dict[str, Any], sections: Sequence[SectionJudged]) 
                     "cells",
                     "IDC",
                     "Dice",
+                    *(["Dice, patch alone"] if in_context else []),
                     "recall",
                     "specificity",
                     "AUROC",

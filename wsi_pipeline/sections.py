@@ -6,7 +6,7 @@ counts as not IDC. Every labelled cell counts; one of IDC that the map does not 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,7 @@ from wsi_pipeline.errors import DataError
 from wsi_pipeline.evaluate import Decisions, auroc, decide
 from wsi_pipeline.geometry import Plane, Size
 from wsi_pipeline.grid import plan_grid
-from wsi_pipeline.pipeline import Progress, grid_for_model, infer_slide
+from wsi_pipeline.pipeline import Progress, choose_map, grid_for_model, infer_slide
 from wsi_pipeline.resample import axis_weights
 from wsi_pipeline.slide import open_slide
 from wsi_pipeline.stitch import Status
@@ -46,6 +46,11 @@ class SectionJudged:
     labels: NDArray[np.uint8]
     cell_mm2: float
     threshold: float
+    # Which map it is, in words: each patch alone, or after the model's context step.
+    kind: str
+    # float32, the map of each patch alone, and the threshold that belongs to it; the same where it is shown.
+    alone: NDArray[np.float32]
+    alone_threshold: float
     # Area of the regions that infer-slide delineates, wherever they lie.
     regions_mm2: float
     folder: Path
@@ -59,6 +64,13 @@ class SectionJudged:
     def called(self) -> NDArray[np.bool_]:
         """The cells called IDC; what is not scored is not."""
         return np.asarray(np.nan_to_num(self.probability, nan=-1.0) >= self.threshold)
+
+    @property
+    def decisions_alone(self) -> Decisions:
+        """What patches alone, with the threshold that belongs to them, make of the labelled cells."""
+        known = self.known
+        called = np.nan_to_num(self.alone[known], nan=-1.0) >= self.alone_threshold
+        return decide(called.astype(float), self.labels[known].astype(int), 0.5)
 
     @property
     def decisions(self) -> Decisions:
@@ -107,17 +119,25 @@ def judge_section(
     card = classifier.model.card
     result = infer_slide(path, out, config, classifier, overwrite=overwrite, progress=progress)
     slide = open_slide(path)
-    grid = plan_grid(slide, grid_for_model(config.grid, card.patch_px, card.mpp))
-    store, plane = SlideStore(result.folder / STORE_NAME), grid.map_plane
+    config = replace(config, grid=grid_for_model(config.grid, card.patch_px, card.mpp))
+    plane, shown = plan_grid(slide, config.grid).map_plane, choose_map(classifier.model, config)
+    store = SlideStore(result.folder / STORE_NAME)
     probability, status = store.array("heatmap/0"), store.array("labels/status/0")
     if known.suffix == ".png":
         labels = labels_of_picture(known, slide.size0, plane, probability.shape)
     else:
         labels = labels_of_outlines(known, plane, status != Status.BACKGROUND)
-    cell_mm2 = plane.downsample_x * slide.mpp[0] * plane.downsample_y * slide.mpp[1] / 1e6
-    threshold = card.threshold if config.delineate.threshold is None else config.delineate.threshold
     return SectionJudged(
-        slide.name, probability, labels, cell_mm2, threshold, result.idc_mm2 or 0.0, result.folder
+        name=slide.name,
+        probability=probability,
+        labels=labels,
+        cell_mm2=plane.downsample_x * slide.mpp[0] * plane.downsample_y * slide.mpp[1] / 1e6,
+        threshold=shown.threshold,
+        kind=shown.kind,
+        alone=store.array(f"{store.scores}/0"),
+        alone_threshold=card.threshold if shown.step else shown.threshold,
+        regions_mm2=result.idc_mm2 or 0.0,
+        folder=result.folder,
     )
 
 
@@ -191,7 +211,9 @@ def section_metrics(section: SectionJudged) -> dict[str, Any]:
     """What is measured of one slide, as plain values; what has no meaning is NaN."""
     known, scored = section.known, section.known & ~np.isnan(section.probability)
     labels = section.labels.astype(int)
-    return {"slide": section.name, **_measured(section.decisions, section.cell_mm2, section.regions_mm2)} | {
+    measured = _measured(section.decisions, section.cell_mm2, section.regions_mm2)
+    return {"slide": section.name, "map": section.kind, "threshold": section.threshold, **measured} | {
+        "dice_patch_alone": section.decisions_alone.f1,
         "auroc": auroc(section.probability[scored], labels[scored]),
         "not_scored": int((known & ~scored).sum()),
         "idc_not_scored": int((known & ~scored & (labels == IDC)).sum()),
@@ -201,13 +223,7 @@ def section_metrics(section: SectionJudged) -> dict[str, Any]:
 def all_sections_metrics(sections: Sequence[SectionJudged]) -> dict[str, Any]:
     """The same of all slides' cells together; areas are sums."""
     rows = [section_metrics(section) for section in sections]
-    decisions = [section.decisions for section in sections]
-    together = Decisions(
-        sum(d.true_positive for d in decisions),
-        sum(d.false_positive for d in decisions),
-        sum(d.true_negative for d in decisions),
-        sum(d.false_negative for d in decisions),
-    )
+    together = _summed([section.decisions for section in sections])
     scored = [section.known & ~np.isnan(section.probability) for section in sections]
     probability = np.concatenate([s.probability[own] for s, own in zip(sections, scored, strict=True)])
     labels = np.concatenate([s.labels[own] for s, own in zip(sections, scored, strict=True)]).astype(int)
@@ -220,10 +236,20 @@ def all_sections_metrics(sections: Sequence[SectionJudged]) -> dict[str, Any]:
     return {
         "slides": len(rows),
         **measured,
+        "dice_patch_alone": _summed([section.decisions_alone for section in sections]).f1,
         "area_error_mm2": sums["called_mm2"] - sums["labelled_mm2"],
         "mean_absolute_area_error_mm2": float(np.mean([abs(row["area_error_mm2"]) for row in rows])),
         "auroc": auroc(probability, labels),
     }
+
+
+def _summed(decisions: Sequence[Decisions]) -> Decisions:
+    return Decisions(
+        sum(d.true_positive for d in decisions),
+        sum(d.false_positive for d in decisions),
+        sum(d.true_negative for d in decisions),
+        sum(d.false_negative for d in decisions),
+    )
 
 
 def _measured(decisions: Decisions, cell_mm2: float, regions_mm2: float) -> dict[str, Any]:
