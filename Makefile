@@ -1,6 +1,7 @@
 # make demo           set up, then the main job on a made sample slide (SLIDE=path: on that slide)
 # make test           set up, then formatter, linter, types and every test
 # make results        set up, then measure the shipped model and write docs/results.md (needs ../shared)
+#                     BUDGET=60: also train every network for as many minutes each, and compare them
 # make format         mend the formatting
 PYTHON ?= python3
 VENV := .venv
@@ -44,6 +45,7 @@ test: lint types
 
 results: setup
 	$(BIN)/python scripts/results.py $(DATA)
+	$(if $(BUDGET),$(BIN)/python scripts/compare.py $(DATA)/idc --minutes $(BUDGET))
 
 format: setup
 	$(BIN)/ruff format .

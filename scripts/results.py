@@ -15,20 +15,26 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import zarr
+from doc_sections import kept_section
 from numpy.typing import NDArray
-from PIL import Image
 
 from wsi_pipeline.classify import Classifier, choose_device
 from wsi_pipeline.config import InferConfig
+from wsi_pipeline.context import neighbour_mean
 from wsi_pipeline.errors import RecipeError
-from wsi_pipeline.evaluate import Decisions, auroc, decide
-from wsi_pipeline.model import load_model
+from wsi_pipeline.evaluate import Decisions, auroc, calibration_error, choose_threshold, decide
+from wsi_pipeline.model import ModelCard, load_model
+from wsi_pipeline.mounts import NO_LABEL, read_cell_labels
 from wsi_pipeline.pipeline import grid_for_model, infer_slide
 from wsi_pipeline.slide import open_slide
+from wsi_pipeline.store import SlideStore
 from wsi_pipeline.survey import survey_slide
 
-NO_LABEL = 255
+ALONE, GAUSSIAN, CONTEXT = "each patch alone", "Gaussian of one patch", "context step"
+GAUSSIAN_SIGMA = 1.0  # patches
+CELL_MM2 = 0.04
+# Validation mounts with little IDC: what is called there is mostly false.
+LITTLE_IDC = ("9036", "9078", "8914")
 COVERS = (0.05, 0.1, 0.2, 0.3, 0.5)
 
 
@@ -37,7 +43,9 @@ class Mapped:
     """One whole mount: its map and its labels, cell by cell."""
 
     patient: str
-    probability: NDArray[np.float32]  # [n] of the labelled cells, NaN where not scored
+    # Of the labelled cells [n], NaN where not scored, by kind of map: each patch alone, the plain mean of
+    # neighbours, after the context step (if the model has one; it is the map shown).
+    maps: dict[str, NDArray[np.float64]]
     labels: NDArray[np.int_]  # [n] 1 IDC, 0 not
     tissue: NDArray[np.float32]  # [n] share of the cell that is tissue
     regions_mm2: float
@@ -52,6 +60,7 @@ def main() -> int:
     parser.add_argument("--work", type=Path, default=Path("runs/results"), help="slides and maps go here")
     parser.add_argument("--out", type=Path, default=Path("docs/results.md"))
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--model", default="idc_default", help="a shipped model, or a .safetensors file")
     args = parser.parse_args()
 
     slides = args.work / "slides"
@@ -60,12 +69,14 @@ def main() -> int:
     with (args.data / "idc/manifest.csv").open(newline="") as file:
         val = {row["patient"] for row in csv.DictReader(file) if row["split"] == "val"}
     config = InferConfig()
-    classifier = Classifier(load_model("idc_default"), choose_device(args.device), config.classify)
+    classifier = Classifier(load_model(args.model), choose_device(args.device), config.classify)
     mapped = []
     for path in sorted(slides.glob("*.tiff")):
         mapped.append(map_mount(path, args.work / "maps", config, classifier))
         print(f"{path.stem}: {len(mapped[-1].labels)} labelled patches", flush=True)
-    args.out.write_text(page([m for m in mapped if m.patient in val], mapped, classifier), encoding="utf-8")
+    compared = [kept_section(args.out, name) for name in ("comparison", "splits")]
+    text = page([m for m in mapped if m.patient in val], mapped, classifier)
+    args.out.write_text("\n".join([text, *filter(None, compared)]), encoding="utf-8")
     print(f"written: {args.out}")
     return 0
 
@@ -77,22 +88,24 @@ def map_mount(path: Path, out: Path, config: InferConfig, classifier: Classifier
         result = infer_slide(path, out, config, classifier)
     except RecipeError:  # a map of another model or other options
         result = infer_slide(path, out, config, classifier, overwrite=True)
-    heatmap = np.asarray(zarr.open_array(result.folder / "slide.zarr/heatmap/0", mode="r")[...])
+    store = SlideStore(result.folder / "slide.zarr")
+    alone = store.array(f"{store.scores}/0").astype(np.float64)
+    scored = ~np.isnan(alone)
+    smoothed = neighbour_mean(np.nan_to_num(alone), scored, GAUSSIAN_SIGMA)
+    maps = {ALONE: alone, GAUSSIAN: np.where(scored, smoothed, np.nan)}
+    if classifier.model.context:
+        maps[CONTEXT] = store.array("heatmap/0").astype(np.float64)
     grid = grid_for_model(config.grid, card.patch_px, card.mpp)
     share = survey_slide(open_slide(path), config, grid).plan.tissue
-    labels = cell_labels(path.with_name(f"{path.stem}_labels.png"), heatmap.shape, card.patch_px)
+    labels = read_cell_labels(path, (alone.shape[0], alone.shape[1]), card.patch_px)
     known = labels != NO_LABEL
-    return Mapped(path.stem, heatmap[known], labels[known].astype(int), share[known], result.idc_mm2 or 0.0)
-
-
-def cell_labels(path: Path, shape: tuple[int, ...], patch_px: int) -> NDArray[np.uint8]:
-    """uint8 [row, column]: the label of each cell's patch, 255 where the set has none."""
-    labels = np.asarray(Image.open(path))
-    height, width = shape[0] * patch_px, shape[1] * patch_px
-    padded = np.full((height, width), NO_LABEL, np.uint8)
-    padded[: labels.shape[0], : labels.shape[1]] = labels[:height, :width]
-    # Patches are labelled whole, and start where cells start: any of their pixels says it.
-    return padded[::patch_px, ::patch_px]
+    return Mapped(
+        path.stem,
+        {kind: values[known] for kind, values in maps.items()},
+        labels[known].astype(int),
+        share[known],
+        result.idc_mm2 or 0.0,
+    )
 
 
 def page(val: list[Mapped], every: list[Mapped], classifier: Classifier) -> str:
@@ -100,6 +113,8 @@ def page(val: list[Mapped], every: list[Mapped], classifier: Classifier) -> str:
     card = classifier.model.card
     numbers, honest = card.metrics["val"], card.metrics["crossfitted"]
     patients = card.metrics["patients"]
+    thresholds = map_thresholds(card)
+    shown = CONTEXT if CONTEXT in thresholds else ALONE
     lines = [
         "# Results",
         "",
@@ -136,17 +151,18 @@ def page(val: list[Mapped], every: list[Mapped], classifier: Classifier) -> str:
         "",
         "## Maps of the validation patients' whole mounts",
         "",
-        "`infer-slide` as shipped, each patch alone. Every labelled patch of the set counts; an IDC patch that the map "
-        "does not score counts as missed. Dice is over patches.",
+        f"`infer-slide` as shipped: the map is of {shown}. Every labelled patch of the set counts; an IDC patch that "
+        "the map does not score counts as missed. Dice is over patches.",
         "",
         "| slide | patches | IDC | Dice | sensitivity | specificity | AUROC | IDC mm2, labelled | IDC mm2, regions | "
         "not scored (of them IDC) |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
-        *[slide_row(m, card.threshold) for m in val],
-        total_row(val, card.threshold),
+        *[slide_row(m, shown, thresholds[shown]) for m in val],
+        slide_row(together(val), shown, thresholds[shown]),
         "",
         "Regions are those of regions.geojson: connected cells above the threshold, of 0.1 mm2 or more.",
         "",
+        *context_part(card, val, thresholds),
         "## Tissue",
         "",
         f"On all {len(every)} whole mounts ({sum(len(m.labels) for m in every):,} labelled patches, "
@@ -161,28 +177,102 @@ def page(val: list[Mapped], every: list[Mapped], classifier: Classifier) -> str:
     return "\n".join(lines)
 
 
-def decisions_of(mapped: Mapped, threshold: float) -> Decisions:
-    """What the threshold makes of the map; not scored is not IDC."""
-    return decide(np.nan_to_num(mapped.probability, nan=-1), mapped.labels, threshold)
+def map_thresholds(card: ModelCard) -> dict[str, float]:
+    """The threshold of each kind of map, none of them chosen on the whole mounts judged here."""
+    if card.context is None:
+        return {ALONE: card.threshold}
+    chosen = card.context.metrics["thresholds"]
+    return {ALONE: card.threshold, GAUSSIAN: chosen["gaussian"], CONTEXT: card.context.threshold}
 
 
-def slide_row(mapped: Mapped, threshold: float) -> str:
-    """One slide's row of the table."""
-    d, scored = decisions_of(mapped, threshold), ~np.isnan(mapped.probability)
-    lost = mapped.labels[~scored]
+def context_part(card: ModelCard, val: list[Mapped], thresholds: dict[str, float]) -> list[str]:
+    """The lines on what the context step does; none where the model has none."""
+    if card.context is None:
+        return []
+    trained, everything = card.context.training["train"], together(val)
+    return [
+        "## What the context step does",
+        "",
+        f"The same mounts: each patch alone; the plain mean of its neighbours' probabilities (Gaussian of one patch, "
+        f"over scored cells); the context step, trained on {len(trained['slides'])} other whole mounts "
+        f"({trained['patches']:,} patches, {trained['idc']:,} IDC). The thresholds of the Gaussian and of the step, "
+        "and the step's calibration, were chosen by cross-validation among those other mounts; that of each patch "
+        "alone is the model's, chosen on the validation patients. The two columns at the right take, for each map, "
+        "the threshold that is best on these very mounts (highest mean of F1 and balanced accuracy): they flatter "
+        "all three alike.",
+        "",
+        "| map | threshold | F1 (Dice) | balanced accuracy | AUROC | ECE | F1, best threshold | balanced accuracy |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        *[map_row(everything, kind, threshold) for kind, threshold in thresholds.items()],
+        "",
+        "Dice by slide:",
+        "",
+        "| map | " + " | ".join(m.patient for m in val) + " |",
+        "| --- |" + " --- |" * len(val),
+        *[
+            f"| {kind} | " + " | ".join(f"{decisions_of(m, kind, t).f1:.3f}" for m in val) + " |"
+            for kind, t in thresholds.items()
+        ],
+        "",
+        "False alarms on the sections with little IDC, mm2 of labelled patches called IDC that are not (and IDC "
+        "missed, mm2):",
+        "",
+        "| map | " + " | ".join(LITTLE_IDC) + " |",
+        "| --- |" + " --- |" * len(LITTLE_IDC),
+        *[false_alarm_row(val, kind, threshold) for kind, threshold in thresholds.items()],
+        "",
+    ]
+
+
+def map_row(mapped: Mapped, kind: str, threshold: float) -> str:
+    """One kind of map, all slides' patches together."""
+    values = mapped.maps[kind]
+    scored = ~np.isnan(values)
+    best = choose_threshold(values[scored], mapped.labels[scored])
+    own, top = decisions_of(mapped, kind, threshold), decisions_of(mapped, kind, best)
     return (
-        f"| {mapped.patient} | {len(mapped.labels):,} | {mapped.labels.sum():,} | {d.f1:.3f} | {d.recall:.3f} | "
-        f"{d.specificity:.3f} | {auroc(mapped.probability[scored], mapped.labels[scored]):.3f} | "
-        f"{mapped.labels.sum() * 0.04:.2f} | {mapped.regions_mm2:.2f} | {len(lost):,} ({lost.sum()}) |"
+        f"| {kind} | {threshold:.3f} | {own.f1:.3f} | {own.balanced_accuracy:.3f} | "
+        f"{auroc(values[scored], mapped.labels[scored]):.3f} | "
+        f"{calibration_error(values[scored], mapped.labels[scored]):.3f} | "
+        f"{top.f1:.3f} | {top.balanced_accuracy:.3f} |"
     )
 
 
-def total_row(mapped: list[Mapped], threshold: float) -> str:
-    """All slides' patches together."""
-    probability = np.concatenate([m.probability for m in mapped])
-    labels = np.concatenate([m.labels for m in mapped])
-    everything = Mapped("**all**", probability, labels, probability, sum(m.regions_mm2 for m in mapped))
-    return slide_row(everything, threshold)
+def false_alarm_row(mapped: list[Mapped], kind: str, threshold: float) -> str:
+    """What one kind of map calls falsely, and misses, on the sections with little IDC."""
+    cells = []
+    for m in (m for name in LITTLE_IDC for m in mapped if m.patient == name):
+        d = decisions_of(m, kind, threshold)
+        cells.append(f"{d.false_positive * CELL_MM2:.2f} ({d.false_negative * CELL_MM2:.2f})")
+    return f"| {kind} | " + " | ".join(cells) + " |"
+
+
+def decisions_of(mapped: Mapped, kind: str, threshold: float) -> Decisions:
+    """What the threshold makes of a map; not scored is not IDC."""
+    return decide(np.nan_to_num(mapped.maps[kind], nan=-1), mapped.labels, threshold)
+
+
+def slide_row(mapped: Mapped, kind: str, threshold: float) -> str:
+    """One slide's row of the table."""
+    values = mapped.maps[kind]
+    d, scored = decisions_of(mapped, kind, threshold), ~np.isnan(values)
+    lost = mapped.labels[~scored]
+    return (
+        f"| {mapped.patient} | {len(mapped.labels):,} | {mapped.labels.sum():,} | {d.f1:.3f} | {d.recall:.3f} | "
+        f"{d.specificity:.3f} | {auroc(values[scored], mapped.labels[scored]):.3f} | "
+        f"{mapped.labels.sum() * CELL_MM2:.2f} | {mapped.regions_mm2:.2f} | {len(lost):,} ({lost.sum()}) |"
+    )
+
+
+def together(mapped: list[Mapped]) -> Mapped:
+    """All slides' patches as of one."""
+    return Mapped(
+        "**all**",
+        {kind: np.concatenate([m.maps[kind] for m in mapped]) for kind in mapped[0].maps},
+        np.concatenate([m.labels for m in mapped]),
+        np.concatenate([m.tissue for m in mapped]),
+        sum(m.regions_mm2 for m in mapped),
+    )
 
 
 def cover_row(mapped: list[Mapped], cover: float) -> str:

@@ -1,8 +1,10 @@
 """Plain networks for tests: what they make of a patch can be said by hand."""
 
+import numpy as np
 import torch
 from torch import nn
 
+from wsi_pipeline.context import ContextCard, ContextStep, RingOptions, channel_count, weight_shapes
 from wsi_pipeline.model import Model, ModelCard
 
 
@@ -26,3 +28,14 @@ def brightness_model(patch_px: int = 50, mpp: float = 4.0, threshold: float = 0.
         threshold=threshold,
     )
     return Model(card, Brightness().eval(), "0" * 64)
+
+
+def random_step(threshold: float = 0.5, seed: int = 0) -> ContextStep:
+    """A context step whose perceptrons say anything, so that a test sees whatever reaches them."""
+    random = np.random.default_rng(seed)
+    options = RingOptions(sigmas=(1.0, 3.0), spread_sigmas=(1.5,))
+    shapes = weight_shapes(channel_count(options), hidden=4, members=2)
+    weights = {name: random.normal(0, 0.5, shape).astype(np.float32) for name, shape in shapes.items()}
+    weights["std"] = np.abs(weights["std"]) + 1
+    card = ContextCard(options=options, temperature=1.3, log_odds_shift=0.2, threshold=threshold)
+    return ContextStep(card, weights)

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from models import random_step
 from torch.utils.flop_counter import FlopCounterMode
 
 from wsi_pipeline import evaluate
@@ -107,6 +108,50 @@ def test_any_change_of_the_card_is_another_model(saved):
     before = load_model(saved).sha256
     edit_card(saved, threshold=0.41)
     assert load_model(saved).sha256 != before
+
+
+def test_a_context_step_travels_with_the_model(saved):
+    plain = load_model(saved)
+    assert plain.context is None
+    assert plain.card.context is None
+    step = random_step(threshold=0.37)
+    save_model(saved, plain.network, plain.card, step)
+    model = load_model(saved)
+    assert model.sha256 != plain.sha256
+    assert model.card.context == model.context.card == step.card
+    assert {name: values.tolist() for name, values in model.context.weights.items()} == {
+        name: values.tolist() for name, values in step.weights.items()
+    }
+    with torch.inference_mode():
+        assert torch.equal(
+            idc_probability(model.network, model.card, PATCHES), idc_probability(plain.network, CARD, PATCHES)
+        )
+    save_model(saved, model.network, model.card)
+    assert load_model(saved).card == plain.card
+
+
+def test_a_card_written_before_there_were_context_steps_still_loads(saved):
+    values = json.loads(saved.with_suffix(".json").read_text())
+    del values["context"]
+    saved.with_suffix(".json").write_text(json.dumps(values))
+    assert load_model(saved).context is None
+
+
+def test_a_context_step_that_does_not_fit_its_card_is_refused(saved):
+    model, step = load_model(saved), random_step()
+    save_model(saved, model.network, model.card, step)
+    card = saved.with_suffix(".json").read_text()
+    edit_card(saved, context=None)
+    refused(saved, "small.safetensors", "its card says nothing")
+    saved.with_suffix(".json").write_text(card)
+    values = json.loads(card)["context"]
+    edit_card(saved, context=values | {"options": values["options"] | {"sigmas": [1.0]}})
+    refused(saved, "small.safetensors", "do not fit the card", "train-context")
+    save_model(saved, model.network, model.card)
+    edit_card(saved, context=values)
+    refused(saved, "do not fit the card")
+    edit_card(saved, context=values | {"kind": "blur"})
+    refused(saved, "small.json", "rings")
 
 
 def test_probabilities_are_calibrated_as_the_card_says(saved):

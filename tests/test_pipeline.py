@@ -4,6 +4,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +12,13 @@ import pytest
 import torch
 import zarr
 from conftest import SHARED, noise
-from models import brightness_model
+from models import brightness_model, random_step
 from PIL import Image
 
 from wsi_pipeline import pipeline
 from wsi_pipeline.classify import Classifier, ClassifyOptions
 from wsi_pipeline.config import InferConfig, TileConfig, TileGridOptions
+from wsi_pipeline.context import apply_context
 from wsi_pipeline.errors import RecipeError, ScaleError, UnreadableSlideError
 from wsi_pipeline.grid import GridOptions
 from wsi_pipeline.pipeline import infer_slide, tile_slide
@@ -159,6 +161,79 @@ def test_an_interrupted_map_goes_on_and_ends_bit_equal(
     assert np.array_equal(heatmap(whole, "labels/status/0"), heatmap(part, "labels/status/0"))
 
 
+def in_context(threshold: float = 0.5) -> Classifier:
+    model = replace(brightness_model(), context=random_step(threshold))
+    return Classifier(model, CPU, ClassifyOptions())
+
+
+def test_a_model_with_a_context_step_leaves_both_maps(make_slide: MakeSlide, tmp_path: Path) -> None:
+    path = make_slide("a.tiff", section(), mpp=(4.0, 4.0))
+    plain = infer_slide(path, tmp_path / "plain", InferConfig(), classifier()).folder
+    both = infer_slide(path, tmp_path / "both", InferConfig(), in_context(0.37)).folder
+    alone = heatmap(plain)
+    assert np.array_equal(heatmap(both, "patch_heatmap/0"), alone, equal_nan=True)
+    expected = apply_context(alone, random_step())
+    assert np.array_equal(heatmap(both), expected, equal_nan=True)
+    assert not np.array_equal(expected, alone, equal_nan=True)
+    summaries = [json.loads((folder / "summary.json").read_text()) for folder in (plain, both)]
+    assert [s["map_kind"] for s in summaries] == [pipeline.ALONE, pipeline.IN_CONTEXT]
+    assert [s["threshold"] for s in summaries] == [0.5, 0.37]  # each map's own
+    assert summaries[1]["idc_mm2"] == pytest.approx((expected >= 0.37).sum() * 0.04, rel=0.05)
+
+
+def test_context_false_shows_each_patch_alone_as_a_model_without_a_step_does(
+    make_slide: MakeSlide, tmp_path: Path
+) -> None:
+    path = make_slide("a.tiff", section(), mpp=(4.0, 4.0))
+    plain = infer_slide(path, tmp_path / "plain", InferConfig(), classifier()).folder
+    off = infer_slide(path, tmp_path / "off", InferConfig(context=False), in_context(0.37)).folder
+    assert np.array_equal(heatmap(off), heatmap(plain), equal_nan=True)
+    assert not (off / "slide.zarr/patch_heatmap").exists()
+    summary = json.loads((off / "summary.json").read_text())
+    assert (summary["map_kind"], summary["threshold"]) == (pipeline.ALONE, 0.5)
+    with pytest.raises(RecipeError):  # the other map is another recipe
+        infer_slide(path, tmp_path / "off", InferConfig(), in_context(0.37))
+
+
+@pytest.mark.parametrize("stage", ["apply_context", "delineate"])
+def test_a_run_broken_off_before_or_after_the_context_step_ends_bit_equal(
+    make_slide: MakeSlide, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    path = make_slide("a.tiff", section(), mpp=(4.0, 4.0))
+    config = InferConfig(grid=GridOptions(block_px=256))
+    whole = infer_slide(path, tmp_path / "whole", config, in_context()).folder
+
+    def stop(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(pipeline, stage, stop)
+        with pytest.raises(KeyboardInterrupt):
+            infer_slide(path, tmp_path / "part", config, in_context())
+    assert np.isnan(heatmap(tmp_path / "part/a")).all() == (stage == "apply_context")
+    part = infer_slide(path, tmp_path / "part", config, in_context()).folder
+    for name in ("heatmap/0", "patch_heatmap/0", "labels/status/0"):
+        assert np.array_equal(heatmap(whole, name), heatmap(part, name), equal_nan=True), name
+
+
+def test_overlapping_patches_are_judged_a_patch_apart_and_gaps_are_refused(
+    make_slide: MakeSlide, tmp_path: Path
+) -> None:
+    path = make_slide("a.tiff", section(700, 900), mpp=(4.0, 4.0), factors=(1,))
+    fine = InferConfig(grid=GridOptions(stride_px=25))
+    folder = infer_slide(path, tmp_path / "fine", fine, in_context()).folder
+    alone, values = heatmap(folder, "patch_heatmap/0"), heatmap(folder)
+    for y, x in ((0, 0), (0, 1), (1, 0), (1, 1)):
+        own = apply_context(alone[y::2, x::2], random_step())
+        assert np.array_equal(values[y::2, x::2], own, equal_nan=True)
+    gaps = InferConfig(grid=GridOptions(stride_px=100))
+    result = infer_slide(path, tmp_path / "gaps", gaps, in_context())
+    assert any("leaves gaps" in warning for warning in result.warnings)
+    summary = json.loads((result.folder / "summary.json").read_text())
+    assert summary["map_kind"] == pipeline.ALONE
+    assert not (result.folder / "slide.zarr/patch_heatmap").exists()
+
+
 def test_a_slide_without_tissue_is_a_result_with_a_reason(make_slide: MakeSlide, tmp_path: Path) -> None:
     path = make_slide("empty.tiff", np.full((900, 1200, 3), 240, np.uint8), mpp=(4.0, 4.0))
     result = infer_slide(path, tmp_path / "out", InferConfig(), classifier())
@@ -284,11 +359,11 @@ def test_a_killed_process_leaves_what_the_next_one_goes_on_from(tmp_path: Path) 
 
 def test_only_the_pipeline_knows_the_order_of_stages() -> None:
     source = Path(pipeline.__file__).parent
-    stages = ("tissue", "grid", "stitch", "delineate", "render", "classify")
+    stages = ("tissue", "grid", "stitch", "context", "delineate", "render", "classify")
     for stage in stages:
         text = (source / f"{stage}.py").read_text()
         assert "wsi_pipeline.pipeline" not in text
         assert "wsi_pipeline.jobs" not in text
     for path in source.glob("*.py"):
-        if path.stem not in ("classify", "model", "train", "evaluate", "data"):
+        if path.stem not in ("classify", "model", "train", "evaluate", "data", "train_context"):
             assert "import torch" not in path.read_text(), path

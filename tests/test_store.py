@@ -16,7 +16,9 @@ from wsi_pipeline.store import PatchTable, SlideStore, create_store
 MPP0 = (0.25, 0.26)
 
 
-def made(path: Path, columns: int = 150, rows: int = 90) -> tuple[SlideStore, Plan]:
+def made(
+    path: Path, columns: int = 150, rows: int = 90, with_context: bool = False
+) -> tuple[SlideStore, Plan]:
     grid = Grid(Plane(16, 16, 100, 50), 50, 50, columns, rows)
     kept = np.ones((rows, columns), np.bool_)
     plan = Plan(grid, kept.astype(np.float32), kept, ~kept, 32)
@@ -26,7 +28,8 @@ def made(path: Path, columns: int = 150, rows: int = 90) -> tuple[SlideStore, Pl
     tissue = np.ones((40, 60), np.uint8)
     status = initial_status(plan)
     attributes = {"recipe": "abc"}
-    return create_store(path, attributes, plan, MPP0, tissue, Plane(32, 32), patches, status), plan
+    plane = Plane(32, 32)
+    return create_store(path, attributes, plan, MPP0, tissue, plane, patches, status, with_context), plan
 
 
 def filled(path: Path) -> tuple[SlideStore, np.ndarray]:
@@ -71,6 +74,29 @@ def test_transforms_put_each_cell_centre_at_its_micrometres(tmp_path: Path) -> N
         x0, y0 = plane.point_to_level0(3.5, 7.5)  # the centre of row 7, column 3
         assert 7 * scale[0] + translation[0] == pytest.approx(y0 * MPP0[1])
         assert 3 * scale[1] + translation[1] == pytest.approx(x0 * MPP0[0])
+
+
+def test_with_a_context_step_blocks_fill_the_patch_heatmap_and_the_map_comes_after(tmp_path: Path) -> None:
+    store, plan = made(tmp_path / "slide.zarr", with_context=True)
+    block = next(iter(plan.blocks())).cells
+    values = np.random.default_rng(0).random((block.height, block.width)).astype(np.float32)
+    store.write_block(block, values, np.ones(values.shape, np.uint8))
+    assert store.is_done(block)
+    y, x = slice(block.y, block.bottom), slice(block.x, block.right)
+    assert np.array_equal(store.array("patch_heatmap/0")[y, x], values)
+    assert np.isnan(store.array("heatmap/0")).all()
+    after = np.full((90, 150), 0.25, np.float32)
+    reopened = SlideStore(tmp_path / "slide.zarr")
+    reopened.write_heatmap(after)
+    reopened.write_pyramid()
+    assert np.array_equal(reopened.array("heatmap/0"), after)
+    assert np.array_equal(reopened.array("patch_heatmap/0")[y, x], values)
+    assert reopened.array("heatmap/1")[0, 0] == 0.25
+    assert reopened.array("patch_heatmap/1")[0, 0] == pytest.approx(values[:2, :2].mean(), rel=1e-6)
+    group = zarr.open_group(store.path, mode="r")
+    for name in ("", "heatmap", "patch_heatmap"):
+        assert Image.from_zarr(group[name] if name else group).attributes.ome.multiscales
+    assert group.attrs["ome"]["multiscales"][0]["datasets"][0]["path"] == "heatmap/0"
 
 
 def test_coarser_levels_are_means_of_what_is_scored(tmp_path: Path) -> None:

@@ -51,6 +51,9 @@ class InferConfig:
     quality: QualityOptions = QualityOptions()
     grid: GridOptions = GridOptions()
     classify: ClassifyOptions = ClassifyOptions()
+    context: bool = True
+    """Judge each patch among its neighbours, where the model's card has a step for it; false: each patch alone."""
+
     delineate: DelineateOptions = DelineateOptions()
     max_unreadable: Annotated[float, Field(ge=0, le=1)] = 0.25
     """A slide fails when more than this share of it cannot be decoded; below, it is mapped with gaps."""

@@ -32,7 +32,7 @@ class DelineateOptions:
     """What counts as a region, and where fields for grading are laid."""
 
     threshold: Annotated[float, Field(gt=0, le=1)] | None = None
-    """Least probability of a cell in a region. None: the model card's, where the model was measured."""
+    """Least probability of a cell in a region. None: the model card's for the map shown, where it was measured."""
 
     min_area_mm2: Annotated[float, Field(ge=0)] = 0.1
     """Smaller regions are left out. 0.1 mm2 is less than half a high-power field: too little to grade."""

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import minimize
+from scipy.optimize import minimize, minimize_scalar
 from scipy.special import expit, logsumexp
 from scipy.stats import rankdata
 
@@ -28,6 +28,12 @@ class Decisions:
     false_positive: int
     true_negative: int
     false_negative: int
+
+    @property
+    def accuracy(self) -> float:
+        """Share of all patches called rightly; flatters where IDC is rare."""
+        right = self.true_positive + self.true_negative
+        return _ratio(right, right + self.false_positive + self.false_negative)
 
     @property
     def precision(self) -> float:
@@ -94,16 +100,46 @@ def auroc(probability: Floats, labels: Labels) -> float:
 
 def auprc(probability: Floats, labels: Labels) -> float:
     """Average precision: precision at each threshold, weighted by the recall that it gains."""
-    _, true_positive, called = _sweep(probability, labels)
+    _, true_positive, called = sweep(probability, labels)
     gained = np.diff(true_positive, prepend=0)
     return _ratio(float((gained * true_positive / called).sum()), int((labels == 1).sum()))
 
 
 def calibration_error(probability: Floats, labels: Labels) -> float:
     """Expected calibration error: |share of IDC - mean probability| of bins of equal width, by count."""
-    bins = np.minimum((probability * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
+    bins = calibration_bins(probability)
     gap = np.bincount(bins, weights=labels - probability.astype(float), minlength=CALIBRATION_BINS)
     return _ratio(float(np.abs(gap).sum()), len(labels))
+
+
+def calibration_bins(probability: Floats) -> NDArray[np.int64]:
+    """int64 [N]: in which of the `CALIBRATION_BINS` bins of equal width each probability lies."""
+    return np.minimum((probability * CALIBRATION_BINS).astype(np.int64), CALIBRATION_BINS - 1)
+
+
+def reliability(probability: Floats, labels: Labels) -> list[dict[str, float]]:
+    """Of each bin that holds patches: its edges, how many, their mean probability and their share of IDC."""
+    bins = calibration_bins(probability)
+    return [
+        {
+            "from": float(b / CALIBRATION_BINS),
+            "to": float((b + 1) / CALIBRATION_BINS),
+            "patches": int((bins == b).sum()),
+            "probability": float(probability[bins == b].mean()),
+            "idc_share": float((labels[bins == b] == 1).mean()),
+        }
+        for b in np.unique(bins)
+    ]
+
+
+def fit_temperature(logits: Floats, labels: Labels, idc: int = 1) -> Calibration:
+    """The temperature alone, without a shift, that makes `labels` most likely (Guo et al., ICML 2017)."""
+    odds, sign = logits.astype(float), np.where(labels == 1, -1.0, 1.0)
+
+    def loss(log_temperature: float) -> float:
+        return float(np.logaddexp(0, sign * _log_odds(odds / math.exp(log_temperature), idc)).mean())
+
+    return Calibration(math.exp(minimize_scalar(loss, bounds=(-3, 3), method="bounded").x), 0.0)
 
 
 def fit_calibration(logits: Floats, labels: Labels, idc: int = 1) -> Calibration:
@@ -136,7 +172,7 @@ def choose_threshold(probability: Floats, labels: Labels) -> float:
     area comes out too large. Not F1 alone: it is flat around its top, where chance would choose, and balanced
     accuracy takes of that stretch the end that misses less.
     """
-    thresholds, true_positive, called = _sweep(probability, labels)
+    thresholds, true_positive, called = sweep(probability, labels)
     positive = int((labels == 1).sum())
     negative = len(labels) - positive
     f1 = 2 * true_positive / (called + positive)
@@ -194,6 +230,19 @@ def crossfitted(
 
     How far these fitted numbers flatter shows as the difference to `measures`.
     """
+    probability, called = crossfit(logits, labels, patients, idc, folds)
+    decisions = decide(called.astype(float), labels, 0.5)
+    return {
+        "f1": decisions.f1,
+        "balanced_accuracy": decisions.balanced_accuracy,
+        "ece": calibration_error(probability, labels),
+    }
+
+
+def crossfit(
+    logits: Floats, labels: Labels, patients: NDArray[np.str_], idc: int = 1, folds: int = 5
+) -> tuple[Floats, NDArray[np.bool_]]:
+    """Probability [N] and whether it is called IDC, bool [N], by what was fitted on other patients only."""
     names = np.unique(patients)
     fold_of = np.searchsorted(names, patients) % folds
     probability, called = np.empty(len(labels)), np.empty(len(labels), bool)
@@ -203,12 +252,7 @@ def crossfitted(
         threshold = choose_threshold(calibrated(logits[rest], calibration, idc), labels[rest])
         probability[held] = calibrated(logits[held], calibration, idc)
         called[held] = probability[held] >= threshold
-    decisions = decide(called.astype(float), labels, 0.5)
-    return {
-        "f1": decisions.f1,
-        "balanced_accuracy": decisions.balanced_accuracy,
-        "ece": calibration_error(probability, labels),
-    }
+    return probability, called
 
 
 def _log_odds(logits: Floats, idc: int) -> Floats:
@@ -217,7 +261,7 @@ def _log_odds(logits: Floats, idc: int) -> Floats:
     return np.asarray(logits[:, idc] - logsumexp(others, axis=1))
 
 
-def _sweep(probability: Floats, labels: Labels) -> tuple[Floats, Floats, Floats]:
+def sweep(probability: Floats, labels: Labels) -> tuple[Floats, Floats, Floats]:
     """Each distinct probability, falling, with how many IDC patches and how many at all lie from it on."""
     order = np.argsort(-probability, kind="stable")
     falling = probability[order]

@@ -19,11 +19,14 @@ import safetensors.torch
 import torch
 from torch import nn
 
+from wsi_pipeline.context import ContextCard, ContextStep
 from wsi_pipeline.errors import ConfigError, ModelError
 from wsi_pipeline.models.zoo import build_network as build_network
 from wsi_pipeline.options import Field, options, options_from_dict, options_to_dict
 
 SHIPPED = Path(__file__).parent / "models" / "weights"
+# The context step's arrays lie in the same file as the network's, under this prefix.
+CONTEXT = "context."
 
 Rgb = tuple[float, float, float]
 
@@ -69,6 +72,8 @@ class ModelCard:
     training: dict[str, Any] = Field(default_factory=dict)
     # What it reached on the validation patients, over patches and by patient.
     metrics: dict[str, Any] = Field(default_factory=dict)
+    # The step that judges each patch among its neighbours; none: maps show each patch alone.
+    context: ContextCard | None = None
     # What its training patches look like.
     stain: Stain = Field(default_factory=Stain)
     licence: str = ""
@@ -90,6 +95,8 @@ class Model:
     network: nn.Module
     # Over the weights file and the card: any change of either is another model.
     sha256: str
+    # The context step that travels with it, if its card names one.
+    context: ContextStep | None = None
 
 
 def load_model(name_or_path: str | Path) -> Model:
@@ -111,6 +118,7 @@ def load_model(name_or_path: str | Path) -> Model:
         state = safetensors.torch.load(weights)
     except (safetensors.SafetensorError, KeyError, ValueError) as error:
         raise ModelError(f"{weights_path}: expected a safetensors file: {error}; get it again") from error
+    context = _split_context(card, state, weights_path)
     network = build_network(card.architecture, classes=len(card.classes), **card.architecture_options)
     try:
         network.load_state_dict(state)
@@ -121,15 +129,21 @@ def load_model(name_or_path: str | Path) -> Model:
             f"{problem}; correct the card's architecture_options or take its own weights"
         ) from error
     network = network.float().to(memory_format=torch.channels_last).eval().requires_grad_(False)  # type: ignore[call-overload]
-    return Model(card, network, hashlib.sha256(weights + card_text).hexdigest())
+    return Model(card, network, hashlib.sha256(weights + card_text).hexdigest(), context)
 
 
-def save_model(path: Path, network: nn.Module, card: ModelCard) -> None:
-    """Write the weights to `path` (.safetensors) and the card beside it (.json), each whole or not at all."""
+def save_model(path: Path, network: nn.Module, card: ModelCard, context: ContextStep | None = None) -> None:
+    """Write the weights to `path` (.safetensors) and the card beside it (.json), each whole or not at all.
+
+    A context step goes into the same two files; without, the card names none.
+    """
     if path.suffix != ".safetensors":
         raise ModelError(f"{path}: found the ending '{path.suffix}', expected '.safetensors'")
     state = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
+    if context:
+        state |= {CONTEXT + name: torch.from_numpy(values) for name, values in context.weights.items()}
     weights = safetensors.torch.save(state)
+    card = replace(card, context=context.card if context else None)
     card = replace(card, weights_sha256=hashlib.sha256(weights).hexdigest())
     _write_whole(path, weights)
     _write_whole(
@@ -164,6 +178,25 @@ def _scale_and_shift(mean: Rgb, std: Rgb, device: torch.device) -> tuple[torch.T
     scale = torch.tensor([1 / (255 * s) for s in std], device=device)
     shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=device)
     return scale, shift
+
+
+def _split_context(card: ModelCard, state: dict[str, torch.Tensor], path: Path) -> ContextStep | None:
+    """The context step among the arrays, which are taken out of `state`."""
+    arrays = {
+        name.removeprefix(CONTEXT): state.pop(name).numpy()
+        for name in list(state)
+        if name.startswith(CONTEXT)
+    }
+    if card.context is None:
+        if arrays:
+            raise ModelError(
+                f"{path}: found a context step of which its card says nothing; take weights and card of one training"
+            )
+        return None
+    try:
+        return ContextStep(card.context, arrays)
+    except ModelError as error:
+        raise ModelError(f"{path}: {error}") from error
 
 
 def _find_weights(name_or_path: str | Path) -> Path:

@@ -1,10 +1,10 @@
-"""The flow of one slide, written once: open, find tissue, plan, classify, stitch, delineate, render."""
+"""The flow of one slide, written once: open, find tissue, plan, classify, stitch, context, delineate, render."""
 
 import logging
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from wsi_pipeline.annotations import label_patches, read_outlines
 from wsi_pipeline.classify import Classifier, classify_blocks
 from wsi_pipeline.config import InferConfig, TileConfig
+from wsi_pipeline.context import ContextStep, apply_context
 from wsi_pipeline.delineate import choose_fields, delineate, qupath_origin0, regions_to_geojson
 from wsi_pipeline.drift import slide_densities, stain_drift
 from wsi_pipeline.errors import ScaleError, UnreadableSlideError
@@ -36,7 +37,14 @@ from wsi_pipeline.summary import (
 )
 from wsi_pipeline.survey import Survey, survey_slide, too_unreadable
 
+if TYPE_CHECKING:  # torch takes seconds to import: it waits until something is classified
+    from wsi_pipeline.model import Model
+
 log = logging.getLogger(__name__)
+
+# The kinds of map, in the words of pictures and summary.
+ALONE = "each patch alone"
+IN_CONTEXT = "each patch among its neighbours (context step)"
 
 Progress = Callable[[int, int], None]
 """Called with the patches done and the patches in all."""
@@ -115,7 +123,8 @@ def infer_slide(
     watch = Stopwatch()
     card = classifier.model.card
     config = replace(config, grid=grid_for_model(config.grid, card.patch_px, card.mpp))
-    threshold = card.threshold if config.delineate.threshold is None else config.delineate.threshold
+    shown = choose_map(classifier.model, config)
+    threshold = shown.threshold
     model = {"name": card.name, "sha256": classifier.model.sha256}
     with watch("open"):
         slide = open_slide(path, mpp)
@@ -125,6 +134,7 @@ def infer_slide(
             "model": model,
             # How patches are batched does not decide the map.
             "options": {name: value for name, value in options_to_dict(config).items() if name != "classify"},
+            "map": shown.kind,
             "threshold": threshold,
         }
         folder = out / slide.name
@@ -137,10 +147,17 @@ def infer_slide(
     with watch("write"):
         if store is None:
             table = PatchTable(*patch_positions(plan), label=None)
-            store = _new_store(folder, recipe, slide, survey, table, initial_status(plan))
+            store = _new_store(
+                folder, recipe, slide, survey, table, initial_status(plan), shown.step is not None
+            )
         _render_survey(folder, survey)
     with watch("classify"):
         _fill(store, slide, plan, classifier, config, progress)
+    with watch("context"):
+        if shown.step:
+            alone = store.array("patch_heatmap/0")
+            store.write_heatmap(apply_context(alone, shown.step, plan.grid.patch_cells))
+    with watch("stitch"):
         store.write_pyramid()
     with watch("delineate"):
         heatmap, status = store.array("heatmap/0"), store.array("labels/status/0")
@@ -152,21 +169,22 @@ def infer_slide(
         write_json(folder / "regions.geojson", regions_to_geojson(regions, fields, origin0))
     with watch("stain"):
         drift = stain_drift(slide_densities(slide, plan), card.stain)
-    warnings = list(survey.warnings)
+    warnings = [*survey.warnings, *shown.warnings]
     if drift and drift.is_far:
         warnings.append(drift.warning)
     if lost := counts["cells"]["unreadable"]:
         warnings.append(f"{lost} cells of the map could not be decoded and are not scored")
     with watch("render"):
-        facts = report_facts(slide, survey, model, threshold, counts, regions, warnings)
+        facts = report_facts(slide, survey, model, shown.kind, threshold, counts, regions, warnings)
         rgb, thumbnail_plane = survey.thumbnail.rgb, survey.thumbnail_plane
         render_heatmap(folder / "heatmap.png", heatmap)
-        render_overlay(folder / "overlay.png", rgb, thumbnail_plane, heatmap, plane, regions)
+        render_overlay(folder / "overlay.png", rgb, thumbnail_plane, heatmap, plane, regions, shown.kind)
         render_report(
             folder / "report.png", rgb, thumbnail_plane, heatmap, plane, slide.mpp, regions, fields, facts
         )
     summary = summarise(slide, survey, recipe, counts, watch, warnings) | {
         "device": {"name": str(classifier.device), "precision": classifier.precision},
+        "map_kind": shown.kind,
         "threshold": threshold,
         "stain": asdict(drift) if drift else None,
         **region_facts(regions),
@@ -174,6 +192,34 @@ def infer_slide(
     write_json(folder / "summary.json", summary)
     store.finish()
     return SlideResult(folder, False, counts["patches"], summary["idc_mm2"], watch.total, tuple(warnings))
+
+
+@dataclass(frozen=True)
+class ShownMap:
+    """Which map a run shows: its kind in words, the step that makes it, and the threshold that belongs to it."""
+
+    kind: str
+    step: ContextStep | None
+    threshold: float
+    warnings: tuple[str, ...] = ()
+
+
+def choose_map(model: "Model", config: InferConfig) -> ShownMap:
+    """The map that `config` and the model's card ask for; its threshold is the config's, else the card's.
+
+    Patches with gaps between them are shown alone, with a warning: their neighbours are not where those were
+    that the step was trained on. `config.grid` is settled, as `grid_for_model` does.
+    """
+    grid, step, warnings = config.grid, model.context if config.context else None, []
+    if step and grid.stride_px and grid.patch_px and grid.stride_px > grid.patch_px:
+        step = None
+        warnings.append(
+            f"each patch is shown alone: the model's context step needs patches side by side or overlapping, "
+            f"stride_px {grid.stride_px} leaves gaps between patches of {grid.patch_px} px"
+        )
+    own = step.card.threshold if step else model.card.threshold
+    threshold = own if config.delineate.threshold is None else config.delineate.threshold
+    return ShownMap(IN_CONTEXT if step else ALONE, step, threshold, tuple(warnings))
 
 
 def grid_for_model(grid: GridOptions, patch_px: int, mpp: float) -> GridOptions:
@@ -224,6 +270,7 @@ def _new_store(
     survey: Survey,
     patches: PatchTable,
     status: NDArray[np.uint8] | None,
+    with_context: bool = False,
 ) -> SlideStore:
     folder.mkdir(parents=True, exist_ok=True)
     clear_outputs(folder)
@@ -236,6 +283,7 @@ def _new_store(
         survey.tissue.plane,
         patches,
         status,
+        with_context,
     )
 
 

@@ -124,10 +124,12 @@ def render_overlay(
     heatmap: FloatMap,
     heatmap_plane: Plane,
     regions: Sequence[IdcRegion],
+    map_kind: str | None = None,
 ) -> None:
     """Write the map blended on the thumbnail, with the outlines of regions, and the colour scale below.
 
     The thumbnail is left as it is where nothing was scored; low probabilities tint it, high ones cover it.
+    map_kind: which map it is, in words, for the key.
     """
     sampled = sample(heatmap, heatmap_plane, thumbnail_plane, (thumbnail.shape[0], thumbnail.shape[1]))
     scored = np.isfinite(sampled)
@@ -155,6 +157,8 @@ def render_overlay(
         _swatch(BLACK, "outline of an IDC region", font),
         _swatch(GREY, "edge of what was scored", font),
     ]
+    if map_kind:
+        key.append(_label(f"map: {map_kind}", font))
     _write_png(path, _with_key(np.asarray(image), key, None))
 
 

@@ -4,6 +4,7 @@ Layout (zarr format 3, OME-Zarr 0.5; DESIGN.md, section 5)::
 
     slide.zarr/          the heatmap is its image, so that a viewer pointed here shows it
       heatmap/0,1,2..    float32 [y, x], probability of IDC, NaN = not scored
+      patch_heatmap/0..  the same before the model's context step, each patch alone; only where it has a step
       labels/status/0..  uint8: 0 background, 1 scored, 2 rejected, 3 unreadable, 4 planned
       labels/tissue/0..  uint8 at the tissue plane: 1 tissue, 2 tissue rejected by quality
       patches/           x0, y0 (int32, level-0 pixels), tissue (float32 share), label (int8, if annotated)
@@ -15,6 +16,7 @@ import json
 import os
 import shutil
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -68,6 +70,8 @@ class SlideStore:
             raise RecipeError(
                 f"{path}: not a slide store of this package ({error}); use another --out or --overwrite"
             ) from error
+        # What is filled block by block: where a context step follows, the heatmap comes after.
+        self.scores = "patch_heatmap" if "patch_heatmap" in self._root else "heatmap"
 
     @property
     def recipe(self) -> str:
@@ -89,16 +93,23 @@ class SlideStore:
 
     def write_block(self, cells: Box, values: NDArray[np.float32], status: NDArray[np.uint8]) -> None:
         """Commit a chunk: its values, then its status, so that a chunk whose status says scored is."""
-        self._array("heatmap/0")[_slices(cells)] = values
+        self._array(f"{self.scores}/0")[_slices(cells)] = values
         self._array("labels/status/0")[_slices(cells)] = status
+
+    def write_heatmap(self, values: NDArray[np.float32]) -> None:
+        """The whole map after the context step, [row, column]; the patch-alone map stays as it is."""
+        self._array("heatmap/0")[...] = values
 
     def is_done(self, cells: Box) -> bool:
         """Whether the chunk was committed: nothing in it is still planned."""
         return not (self.status(cells) == Status.PLANNED).any()
 
     def write_pyramid(self) -> None:
-        """The coarser levels of heatmap (mean of scored cells) and status (upper left of four)."""
-        for name, reduce in (("heatmap", _halve_mean), ("labels/status", _halve_nearest)):
+        """The coarser levels of the maps (mean of scored cells) and of status (upper left of four)."""
+        for name in sorted({"heatmap", self.scores, "labels/status"}):
+            reduce: Callable[[NDArray[Any]], NDArray[Any]] = (
+                _halve_nearest if name == "labels/status" else _halve_mean
+            )
             level = self.array(f"{name}/0")
             for index in range(1, _level_count(Size(level.shape[1], level.shape[0]))):
                 level = reduce(level)
@@ -124,11 +135,13 @@ def create_store(
     tissue_plane: Plane,
     patches: PatchTable,
     status: NDArray[np.uint8] | None,
+    with_context: bool = False,
 ) -> SlideStore:
     """A new store at `path`, made beside it and renamed, so that it is there whole or not at all.
 
     With `status` (uint8, the map's cells) it has a heatmap to fill; without, patches and tissue alone.
-    `attributes` must hold the `recipe`; what lay at `path` is replaced.
+    With `with_context` it has a patch_heatmap too, which is filled first. `attributes` must hold the
+    `recipe`; what lay at `path` is replaced.
     """
     part = path.with_name(path.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
@@ -137,7 +150,7 @@ def create_store(
     names = ["tissue"]
     if status is not None:
         names.insert(0, "status")
-        _create_map(root, labels, plan, mpp0, status)
+        _create_map(root, labels, plan, mpp0, status, with_context)
     labels.attrs["ome"] = {"version": "0.5", "labels": names}
     _create_tissue(
         labels.create_group("tissue"), tissue, tissue_plane, mpp0, _level_count(plan.grid.map_size)
@@ -160,24 +173,34 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def _create_map(
-    root: zarr.Group, labels: zarr.Group, plan: Plan, mpp0: tuple[float, float], status: NDArray[np.uint8]
+    root: zarr.Group,
+    labels: zarr.Group,
+    plan: Plan,
+    mpp0: tuple[float, float],
+    status: NDArray[np.uint8],
+    with_context: bool,
 ) -> None:
     levels = _level_count(plan.grid.map_size)
-    heatmap = root.create_group("heatmap")
+    names = {"heatmap": "probability of IDC"}
+    if with_context:
+        names["patch_heatmap"] = "probability of IDC, each patch alone"
+    heatmaps = {name: root.create_group(name) for name in names}
     group = labels.create_group("status")
     shape = status.shape
     for index in range(levels):
-        _create_array(heatmap, str(index), shape, np.float32, plan.chunk_cells, fill=np.nan)
+        for heatmap in heatmaps.values():
+            _create_array(heatmap, str(index), shape, np.float32, plan.chunk_cells, fill=np.nan)
         _create_array(group, str(index), shape, np.uint8, plan.chunk_cells)
         shape = (-(-shape[0] // 2), -(-shape[1] // 2))
     array = group["0"]
     assert isinstance(array, zarr.Array)
     array[...] = status
     plane = plan.grid.map_plane
-    heatmap.attrs["ome"] = _multiscale("probability of IDC", plane, mpp0, levels)
+    for name, title in names.items():
+        heatmaps[name].attrs["ome"] = _multiscale(title, plane, mpp0, levels)
     root.attrs["ome"] = _multiscale("probability of IDC", plane, mpp0, levels, folder="heatmap/")
-    names = {value: value.name.lower() for value in Status}
-    group.attrs["ome"] = _image_label(_multiscale("status", plane, mpp0, levels), "../../", names)
+    meanings = {value: value.name.lower() for value in Status}
+    group.attrs["ome"] = _image_label(_multiscale("status", plane, mpp0, levels), "../../", meanings)
 
 
 def _create_tissue(

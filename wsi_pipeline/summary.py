@@ -142,12 +142,14 @@ def report_facts(
     slide: Slide,
     survey: Survey,
     model: dict[str, str],
+    map_kind: str,
     threshold: float,
     counts: dict[str, Any],
     regions: Sequence[IdcRegion],
     warnings: Sequence[str],
 ) -> ReportFacts:
-    """What the report page states beside its pictures; `model` has its `name` and `sha256`."""
+    """What the report page states beside its pictures; `model` has its `name` and `sha256`; `map_kind` says
+    which map is shown, in words."""
     cells = counts["cells"]
     return ReportFacts(
         slide_name=slide.name,
@@ -155,7 +157,7 @@ def report_facts(
         mpp_overridden=slide.mpp_overridden,
         model_name=model["name"],
         model_sha256=model["sha256"],
-        map_kind="each patch alone",
+        map_kind=map_kind,
         threshold=threshold,
         patch_px=survey.plan.grid.patch_px,
         patch_mpp=_grid_mpp(slide, survey.plan),

@@ -6,6 +6,7 @@ which side, `decoded.py` decodes them once into a cache, and `load.py` gives tra
 
 from wsi_pipeline.data.layouts import SHEET_COLUMNS as SHEET_COLUMNS
 from wsi_pipeline.data.load import LabelledPatches as LabelledPatches
+from wsi_pipeline.data.load import load_side as load_side
 from wsi_pipeline.data.load import load_split as load_split
 from wsi_pipeline.data.split import SplitOptions as SplitOptions
 from wsi_pipeline.data.split import check_no_leak as check_no_leak

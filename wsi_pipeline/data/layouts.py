@@ -116,7 +116,7 @@ def _list_sheets(folder: Path) -> Listing:
     return Listing(
         "sheets with a manifest",
         folder,
-        tuple(f"{row['sheet']} index {row['index']}" for row in rows),
+        tuple(_name_in_sheet(row) for row in rows),
         np.array([int(row["label"]) for row in rows], np.int8),
         np.array([row["patient"] for row in rows]),
         "patient",
@@ -234,6 +234,14 @@ def _list_pair(folder: Path, channels: Literal["rgb", "bgr"]) -> Listing:
         np.full(len(names), ""),
         load,
     )
+
+
+def _name_in_sheet(row: dict[str, str]) -> str:
+    """The patch's place in its sheet, and before it, where the manifest says it, what the public set calls it."""
+    place = f"{row['sheet']} index {row['index']}"
+    if not (row.get("x") and row.get("y")):
+        return place
+    return f"{row['patient']}_idx5_x{row['x']}_y{row['y']}_class{row['label']}, {place}"
 
 
 def _array(path: Path) -> NDArray[np.generic]:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from wsi_pipeline.data.decoded import Decoded, decode
 from wsi_pipeline.data.layouts import list_images
-from wsi_pipeline.data.listing import By, Listing, named_by_pattern
+from wsi_pipeline.data.listing import UNLABELLED, By, Listing, named_by_pattern
 from wsi_pipeline.data.split import Indices, SplitOptions, split_sides
 from wsi_pipeline.errors import DataError
 
@@ -34,6 +34,11 @@ class LabelledPatches:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def taken(self, rows: Indices) -> "LabelledPatches":
+        """The patches at the indices `rows`, in their order."""
+        names = self.names[rows] if len(self.names) else self.names
+        return LabelledPatches(self.pixels[rows], self.labels[rows], self.patients[rows], self.by, names)
 
 
 def load_split(
@@ -61,6 +66,24 @@ def load_split(
             listing.by,
         )
     return _gather(decoded, train, listing, "train"), _gather(decoded, val, listing, "val")
+
+
+def load_side(
+    folder: Path, patch_px: int, side: str, split: SplitOptions, cache: Path | None = None
+) -> LabelledPatches:
+    """The patches of one side ('train' or 'val') alone, or 'all' that are labelled, whatever the split.
+
+    Otherwise, and in its errors, as `load_split`.
+    """
+    listing = list_labelled(folder, split)
+    if side == "all":
+        rows = np.flatnonzero(listing.labels != UNLABELLED)
+    else:
+        rows = split_sides(listing, split)[("train", "val").index(side)]
+    decoded = decode(listing, rows, patch_px, split.resize, cache)
+    _check_readable(decoded, rows, listing, split)
+    _tell_short(decoded, rows, listing, patch_px)
+    return _gather(decoded, rows, listing, side)
 
 
 def list_labelled(folder: Path, split: SplitOptions) -> Listing:
