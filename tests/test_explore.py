@@ -46,7 +46,7 @@ def said(found) -> dict[str, int]:
 
 
 def test_all_that_was_planted_is_found_and_nothing_else(folder):
-    found = explore(list_images(folder), SplitOptions())
+    found = explore(list_images(folder))
     assert said(found) == {
         "Images that cannot be decoded": 1,
         "Images of another size than 50 x 50 px": 1,
@@ -70,6 +70,12 @@ def test_copies_on_both_sides_of_the_configured_split_are_a_leak(folder):
     assert set(found.sides) == {"train", "val"}
 
 
+def test_a_split_that_training_would_refuse_is_told_with_its_reason(folder):
+    found = explore(list_images(folder), SplitOptions(val_patients=("a", "zoe")))
+    assert found.findings[0].what.startswith("Leak, or a split that does not fit")
+    assert "zoe" in found.findings[0].advice
+
+
 def test_patients_in_several_parts_are_a_leak_whatever_the_split(tmp_path):
     root = write_classes(tmp_path, "train/benign", "train/malignant", "test/benign", "test/malignant")
     for split in (SplitOptions(val=("test",)), SplitOptions()):
@@ -80,8 +86,8 @@ def test_patients_in_several_parts_are_a_leak_whatever_the_split(tmp_path):
 def test_a_pair_with_its_colours_the_wrong_way_round_is_told(tmp_path):
     images = np.stack([pink(seed) for seed in range(20)])
     pair = write_pair(tmp_path, 20, X=images[..., ::-1])
-    assert "Red is darker than blue" in said(explore(list_images(pair), SplitOptions()))
-    found = explore(list_images(pair, channels="bgr"), SplitOptions())
+    assert "Red is darker than blue" in said(explore(list_images(pair)))
+    found = explore(list_images(pair, channels="bgr"))
     assert list(said(found)) == ["No patients, only images"]
 
 

@@ -35,8 +35,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
 
     def run() -> int:
-        split = load_split_options(args.config) if args.config else SplitOptions()
-        exploration = explore(list_labelled(args.data, split), split)
+        split = load_split_options(args.config) if args.config else None
+        exploration = explore(list_labelled(args.data, split or SplitOptions()), split)
         from wsi_pipeline.explore_page import exploration_page  # matplotlib: a second, once it is needed
         from wsi_pipeline.page import write_page
 

@@ -63,8 +63,8 @@ class Exploration:
     findings: list[Finding]
 
 
-def explore(listing: Listing, split: SplitOptions) -> Exploration:
-    """All that is to be known of the listing's images; `split` says who is on which side."""
+def explore(listing: Listing, split: SplitOptions | None = None) -> Exploration:
+    """All that is to be known of the listing's images; `split` says who is on which side, where that is decided."""
     facts = measure_images(listing)
     exact = exact_duplicates(facts.digests, facts.readable)
     alone = facts.readable.copy()
@@ -143,17 +143,18 @@ def _spreads(
     return np.asarray((np.abs(means - median) / np.maximum(unit, 1e-6)).max(axis=1))
 
 
-def _sides(listing: Listing, split: SplitOptions) -> tuple[NDArray[np.str_], list[Finding]]:
+def _sides(listing: Listing, split: SplitOptions | None) -> tuple[NDArray[np.str_], list[Finding]]:
     """The side of each image, and who stands on several."""
-    sides = listing.parts.astype("U5")
+    sides = listing.parts.astype(np.promote_types(listing.parts.dtype, "U5"))
     findings = []
     try:
-        train, val = split_sides(listing, split)
+        train, val = split_sides(listing, split or SplitOptions())
         sides[:] = ""
         sides[train], sides[val] = "train", "val"
     except DataError as error:
-        if "on both sides" in str(error):
-            findings.append(Finding("Leak: one on both sides of the split", 1, str(error)))
+        # A set that is not to be split yet need not say how.
+        if split or "on both sides" in str(error):
+            findings.append(Finding("Leak, or a split that does not fit: training refuses it", 1, str(error)))
     if parts := sorted(set(listing.parts) - {""}):
         of_part = [set(listing.patients[listing.parts == part]) for part in parts]
         standing = Counter(name for names in of_part for name in names)
