@@ -115,3 +115,17 @@ def test_the_command_refuses_what_it_cannot_use(tmp_path, capsys):
     config.write_text("split: {val_patient: [a]}")
     assert explore_patches.main([str(tmp_path), "--config", str(config)]) == 2
     assert "unknown key 'val_patient'" in capsys.readouterr().err
+
+
+def test_a_set_of_which_nothing_can_be_decoded_is_refused_by_name(tmp_path, capsys):
+    write(tmp_path / "set", "a", 0, 0, pink(0)).write_bytes(b"no image")
+    assert explore_patches.main([str(tmp_path / "set"), "--out", str(tmp_path / "out.html")]) == 2
+    assert "found none of 1 images that can be decoded, the first: " in capsys.readouterr().err
+    assert not (tmp_path / "out.html").exists()
+
+
+@pytest.mark.parametrize("patients", ["a", "ab"])
+def test_a_set_of_one_image_a_patient_has_a_page(tmp_path, patients):
+    for number, patient in enumerate(patients):
+        write(tmp_path / "set", patient, 0, 0, pink(number))
+    assert explore_patches.main([str(tmp_path / "set"), "--out", str(tmp_path / "out.html")]) == 0

@@ -64,8 +64,16 @@ class Exploration:
 
 
 def explore(listing: Listing, split: SplitOptions | None = None) -> Exploration:
-    """All that is to be known of the listing's images; `split` says who is on which side, where that is decided."""
+    """All that is to be known of the listing's images; `split` says who is on which side, where that is decided.
+
+    Raises DataError when no image can be decoded.
+    """
     facts = measure_images(listing)
+    if not facts.readable.any():
+        raise DataError(
+            f"{listing.folder}: found none of {len(listing)} images that can be decoded, the first: "
+            f"{facts.problems[0]}; get the set again"
+        )
     exact = exact_duplicates(facts.digests, facts.readable)
     alone = facts.readable.copy()
     for group in exact.groups:
@@ -226,8 +234,8 @@ def _stains(listing: Listing, facts: ImageFacts, patients: list[PatientFacts]) -
         findings.append(
             Finding(f"{listing.by.title()}s whose stain stands out", len(far), f"{names}: look at them")
         )
-    red, _, blue = facts.densities[facts.readable].mean(axis=0) if facts.readable.any() else (0, 0, 0)
-    if red > blue:
+    red, _, blue = facts.densities[facts.readable].mean(axis=0)
+    if red > blue and facts.readable.sum() >= STAIN_IMAGES:
         findings.append(
             Finding(
                 "Red is darker than blue",
