@@ -189,3 +189,23 @@ def test_a_set_that_does_not_say_whom_to_judge_on_is_refused_with_its_choices(tm
         DataError, match=r"parts are test, train, .* val: \[\.\.\.\], one of the parts, or val_share"
     ):
         load_split(tmp_path, PX, SplitOptions())
+
+
+def test_the_card_of_a_set_without_patients_says_that_its_numbers_are_by_image(tmp_path):
+    import torch
+
+    from wsi_pipeline.model import load_model
+    from wsi_pipeline.train import TrainOptions, train
+
+    options = TrainOptions(
+        name="tiny",
+        architecture_options={"widths": [4, 8], "blocks": [1, 1], "squeeze": 2},
+        patch_px=PX,
+        split=SplitOptions(val_share=0.3),
+        epochs=1,
+        batch_size=8,
+    )
+    weights = train(options, write_pair(tmp_path / "pair", 40), tmp_path / "out", torch.device("cpu"))
+    card = load_model(weights).card
+    assert card.training["by"] == "image"
+    assert card.metrics["note"].startswith("by image: the data names no patients")

@@ -44,6 +44,8 @@ def blank_card(options: TrainOptions, train: LabelledPatches, val: LabelledPatch
         stain=_stain_of(train),
         training={
             "data": options.data,
+            # What the split keeps apart: patient, or slide or image where the set knows no patients.
+            "by": train.by,
             "train": count(train),
             "val": count(val),
             "parameters": cost.parameters,
@@ -75,7 +77,21 @@ def judged_card(
     probability = judging.calibrated(logits, calibration, IDC)
     threshold = judging.choose_threshold(probability, val.labels)
     moved = float(np.abs(judging.calibrated(in_bf16, calibration, IDC) - probability[::BF16_STEP]).max())
-    by_patient = judging.measures_by_patient(probability, val.labels, val.patients, threshold)
+    # Where each image is its own patient, there is nothing to measure within one.
+    by_patient = (
+        {}
+        if val.by == "image"
+        else judging.measures_by_patient(probability, val.labels, val.patients, threshold)
+    )
+    note = (
+        "epoch, calibration and threshold were chosen on these same validation patients; in 'crossfitted', each "
+        "patient's calibration and threshold come from others"
+    )
+    if val.by != "patient":
+        note = (
+            f"by {val.by}: the data names no patients, one may stand on both sides of the split, and these "
+            f"numbers flatter; {note.replace('patient', val.by)}"
+        )
     return replace(
         blank,
         temperature=calibration.temperature,
@@ -84,8 +100,7 @@ def judged_card(
         bf16=moved <= bf16_tolerance,
         training=blank.training | {"epoch": epoch + 1},
         metrics={
-            "note": "epoch, calibration and threshold were chosen on these same validation patients; in "
-            "'crossfitted', each patient's calibration and threshold come from others",
+            "note": note,
             "val": judging.measures(probability, val.labels, threshold),
             "crossfitted": judging.crossfitted(logits, val.labels, val.patients, IDC),
             "patients": judging.spread(by_patient),
@@ -117,7 +132,11 @@ def _channel_statistics(pixels: NDArray[np.uint8]) -> tuple[Rgb, Rgb]:
     """Mean and standard deviation of R, G, B on the scale 0 to 1."""
     means, stds = [], []
     for channel in range(3):
-        counts = np.bincount(pixels[..., channel].ravel(), minlength=256) / pixels[..., channel].size
+        # In pieces: counting makes 8 bytes of each of up to 700 million values.
+        counts = sum(
+            np.bincount(pixels[start : start + 4096, ..., channel].ravel(), minlength=256)
+            for start in range(0, len(pixels), 4096)
+        ) / (pixels.size // 3)
         levels = np.arange(256) / 255
         mean = float(counts @ levels)
         means.append(mean)

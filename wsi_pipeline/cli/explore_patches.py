@@ -1,0 +1,69 @@
+"""explore-patches: one page on a set of labelled images, before anything is trained on it."""
+
+import sys
+from pathlib import Path
+
+import yaml
+
+from wsi_pipeline.cli.common import ALL_DONE, command_parser, run_command
+from wsi_pipeline.data.explore import explore
+from wsi_pipeline.data.load import list_labelled
+from wsi_pipeline.data.split import SplitOptions
+from wsi_pipeline.errors import ConfigError, UsageError
+from wsi_pipeline.options import options_from_dict
+
+EXAMPLE = """  explore-patches ../shared/data/idc --out idc.html
+  explore-patches breakhis --config configs/train/mine.yaml --out breakhis.html"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; gives the exit code."""
+    parser = command_parser(
+        "Counts, samples, stains, duplicates and damage of a set of labelled images, as one HTML page.",
+        EXAMPLE,
+    )
+    parser.add_argument("data", type=Path, metavar="DATA", help="any set that train-model reads")
+    parser.add_argument(
+        "--out", type=Path, default=Path("patches.html"), metavar="FILE", help="default: %(default)s"
+    )
+    parser.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="a training config, whose split is looked at (or its split alone)",
+    )
+    args = parser.parse_args(argv)
+
+    def run() -> int:
+        split = load_split_options(args.config) if args.config else SplitOptions()
+        exploration = explore(list_labelled(args.data, split), split)
+        from wsi_pipeline.explore_page import exploration_page  # matplotlib: a second, once it is needed
+        from wsi_pipeline.page import write_page
+
+        try:
+            write_page(args.out, exploration_page(exploration))
+        except OSError as error:
+            raise UsageError(f"--out {args.out}: cannot be written: {error.strerror}") from error
+        for finding in exploration.findings:
+            print(f"{finding.what}: {finding.count:,}. {finding.advice}")
+        print(f"{len(exploration.listing):,} images: {args.out}")
+        return ALL_DONE
+
+    return run_command(run, args.verbose)
+
+
+def load_split_options(path: Path) -> SplitOptions:
+    """The options under `split` of a training config; other keys are the training's."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: no YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: expected keys and values, found {type(values).__name__}")
+    return options_from_dict(SplitOptions, values.get("split", {}), str(path))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
