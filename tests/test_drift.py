@@ -1,19 +1,24 @@
 """A stain like the training data's passes, another is told; a few patches are given the benefit of chance."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from conftest import write_slide
+from models import brightness_model
 from openslide import OpenSlide
 from test_pipeline import section
 
+from wsi_pipeline.classify import Classifier, ClassifyOptions
 from wsi_pipeline.config import InferConfig
 from wsi_pipeline.data.layouts import list_images
 from wsi_pipeline.data.listing import decode_each
 from wsi_pipeline.drift import patch_densities, slide_densities, stain_drift
 from wsi_pipeline.errors import DataError
 from wsi_pipeline.model import SHIPPED, Stain, load_model
+from wsi_pipeline.pipeline import infer_slide
 from wsi_pipeline.slide import open_slide
 from wsi_pipeline.survey import survey_slide
 
@@ -114,3 +119,21 @@ def test_a_slide_is_measured_on_patches_spread_over_its_tissue(tmp_path):
     boxes = [plan.grid.patch_box(int(c), int(r)) for r, c in zip(rows, columns, strict=True)]
     every = patch_densities(image[box.y : box.y + 50, box.x : box.x + 50] for box in boxes)
     assert np.abs(found.mean(axis=0) - every.mean(axis=0)).max() < 0.01
+
+
+def test_a_slide_of_another_stain_is_mapped_and_flagged_in_its_summary(tmp_path):
+    slide = write_slide(tmp_path / "one.tiff", section(), mpp=(4.0, 4.0))
+    model = brightness_model()
+    opened = open_slide(slide)
+    config = InferConfig()
+    grid = replace(config.grid, patch_px=50, mpp=4.0)
+    own = slide_densities(opened, survey_slide(opened, config, grid).plan).mean(axis=0)
+    stain = replace(STAIN, od_mean=tuple(own * 4), od_patient_std=(0.01, 0.01, 0.01))
+    model = replace(model, card=replace(model.card, stain=stain))
+    classifier = Classifier(model, torch.device("cpu"), ClassifyOptions(precision="fp32"))
+    result = infer_slide(slide, tmp_path / "out", config, classifier)
+    summary = json.loads((result.folder / "summary.json").read_text())
+    flagged = [warning for warning in summary["warnings"] if "stain is unlike" in warning]
+    assert len(flagged) == 1
+    assert flagged == [warning for warning in result.warnings if "stain" in warning]
+    assert summary["stain"]["patches"] > 0
