@@ -39,10 +39,12 @@ Array = np.ndarray[Any, Any]
 SCENE_UM = 0.5  # the scene's lattice: about what a 0.75 NA objective resolves
 MID_UM = 2.0  # slow fields (distances, nests, fibre coordinates) are computed here, then interpolated
 TRUTH_UM = 4.0  # scale of the truth picture: that of the public IDC patches
+GLASS = 243  # level of empty glass in scans of whole mounts
+# Tissue, carcinoma, glass: the values 0 and 1 of the truth picture would look alike.
+TRUTH_PALETTE = bytes([222, 170, 200, 160, 20, 60]) + bytes([GLASS] * 762)
 TILE_PX = 256
 BLOCK_TILES = 4
 LEVEL_STEP = 4
-GLASS = 243  # level of empty glass in scans of whole mounts
 NOISE_SD = 1.3  # scanner noise, grey levels at level 0
 JPEG_QUALITY = 80
 
@@ -541,12 +543,13 @@ def stains(scene: Scene, window: Window) -> Stains | None:
     nuclei = stamp_nuclei(scene, layers, fields)
 
     # Stroma: fibres in bundles that part here and there, looser in lobules, paler and bluer in a mass (the
-    # paler pixels of real carcinoma hold about 0.12 of either stain, fibrous stroma 0.25 of eosin).
+    # paler pixels of real carcinoma hold about 0.12 of either stain). Eosin and its unevenness over some 50 um
+    # are such that patches have the median colour and the contrast of real fibrous stroma.
     provoked = up(smooth_step(fields.tumour, -50, 60))
     parting = up(0.6 * noise(x, y, 350, 350, 26))
-    tissue = smooth_step(bundles + 0.5 * fibres + 0.2 * grain + parting, -2.5, -2.0)
-    eosin = 0.235 + 0.02 * grain + 0.03 * (fibres + bundles) + up(0.022 * noise(x, y, 55, 55, 27))
-    haem = 0.035 + 0.012 * (bundles + grain) + 0.08 * provoked
+    tissue = smooth_step(bundles + 0.5 * fibres + 0.2 * grain + parting, -2.1, -1.6)
+    eosin = 0.275 + 0.02 * grain + 0.03 * (fibres + bundles) + up(0.06 * noise(x, y, 55, 55, 27))
+    haem = 0.03 + 0.012 * (bundles + grain) + 0.08 * provoked
     eosin = (
         np.maximum(eosin, 0.06)
         * (1 - up(0.35 * fields.loose))
@@ -830,7 +833,9 @@ def write_truth(path: Path, scene: Scene, scan: Scan) -> None:
     for top in range(0, rows, 256):
         y_um = ((np.arange(top, min(top + 256, rows)) + 0.5) * TRUTH_UM)[:, None]
         truth[top : top + 256] = scene.truth(*np.broadcast_arrays(x_um, y_um))
-    Image.fromarray(truth).save(truth_png(path))
+    picture = Image.fromarray(truth)
+    picture.putpalette(TRUTH_PALETTE)
+    picture.save(truth_png(path))
     features = []
     for number, mass in enumerate(scene.masses, start=1):
         ring = mass.polygon_um(720) / (scan.mpp_x, scan.mpp_y)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import scipy.ndimage
 import shapely
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
@@ -25,7 +25,6 @@ EVERYTHING = DelineateOptions(min_area_mm2=0.0, fill_holes_mm2=0.0)
 MPP0 = (0.25, 0.25)
 CELLS_200_UM = Plane(800.0, 800.0)  # one IDC patch a cell, at 40x
 
-law = settings(deadline=None)  # other work on the machine must not fail a law
 shapes = array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=12)
 masks = arrays(np.bool_, shapes)
 planes = st.builds(
@@ -43,14 +42,12 @@ def heatmap_of(text: str) -> np.ndarray:
     return np.array([[np.nan if c == "." else int(c) / 10 for c in row] for row in rows], np.float32)
 
 
-@law
 @given(masks, planes)
 def test_rasterised_regions_give_the_mask_back(mask, plane):
     regions = delineate(mask.astype(np.float32), plane, MPP0, 0.5, EVERYTHING)
     assert np.array_equal(rasterise(regions, plane, mask.shape), mask)
 
 
-@law
 @given(masks, planes)
 def test_polygons_are_valid_separate_and_as_many_as_edge_connected_parts(mask, plane):
     regions = delineate(mask.astype(np.float32), plane, MPP0, 0.5, EVERYTHING)
@@ -61,7 +58,6 @@ def test_polygons_are_valid_separate_and_as_many_as_edge_connected_parts(mask, p
     assert union.area == pytest.approx(mask.sum() * cell0)
 
 
-@law
 @given(
     arrays(np.float32, shapes, elements=st.sampled_from([0.0, 0.3, 0.5, 0.8, 1.0, np.nan])),
     planes,
@@ -81,7 +77,6 @@ def test_areas_and_probabilities_are_those_of_the_cells(heatmap, plane, mpp_x, m
         assert not np.isnan(heatmap[inside]).any()
 
 
-@law
 @given(masks)
 def test_regions_are_named_by_size_the_largest_first(mask):
     regions = delineate(mask.astype(np.float32), CELLS_200_UM, MPP0, 0.5, EVERYTHING)
@@ -90,7 +85,6 @@ def test_regions_are_named_by_size_the_largest_first(mask):
     assert areas == sorted(areas, reverse=True)
 
 
-@law
 @given(masks, planes)
 def test_outlines_have_corners_only(mask, plane):
     for region in delineate(mask.astype(np.float32), plane, MPP0, 0.5, EVERYTHING):
@@ -212,7 +206,6 @@ def test_a_field_mean_leaves_out_what_was_not_scored():
 # --- GeoJSON ------------------------------------------------------------------------------------------
 
 
-@law
 @given(masks, planes)
 def test_geojson_reads_back_the_same_polygons(mask, plane):
     regions = delineate(mask.astype(np.float32), plane, MPP0, 0.5, EVERYTHING)

@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import noise
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from wsi_pipeline.errors import ConfigError, ScaleError
@@ -59,7 +59,6 @@ def test_without_overlap_each_patch_is_in_one_block(plan: Plan) -> None:
 
 
 @given(st.integers(1, 500), st.integers(1, 500), st.integers(1, 60), st.integers(1, 60))
-@settings(deadline=None)
 def test_the_grid_covers_every_pixel_as_its_stride_says(
     width: int, height: int, patch: int, stride: int
 ) -> None:

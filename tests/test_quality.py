@@ -24,7 +24,7 @@ TISSUE[20:100, 20:140] = True
 STROKE = np.zeros((HEIGHT, WIDTH), bool)
 STROKE[40:46, 60:130] = True  # 48 um by 560 um
 
-laws = settings(deadline=None, max_examples=50)
+laws = settings(max_examples=50)
 
 
 def tissue_of(stains, glass=(243, 243, 243), noise=2.0):

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 from conftest import noise
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from wsi_pipeline.resample import axis_weights, resample
@@ -14,7 +14,6 @@ def test_weights_of_each_output_pixel_sum_to_one(n_out: int, start: float, step:
 
 
 @given(st.integers(1, 12), st.floats(0, 2), st.floats(1, 9))
-@settings(deadline=None)
 def test_reduction_is_the_mean_over_the_exact_area(n_out: int, start: float, step: float) -> None:
     n_in = int(np.ceil(start + n_out * step)) + 1
     values = np.random.default_rng(n_out).random(n_in)

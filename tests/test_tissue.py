@@ -31,7 +31,7 @@ glasses = st.one_of(
     st.builds(lambda level, tint: (level, level, level - tint), st.integers(205, 250), st.integers(0, 20)),
     st.builds(lambda level, tint: (level - tint, level, level), st.integers(205, 250), st.integers(0, 12)),
 )
-laws = settings(deadline=None, max_examples=25)
+laws = settings(max_examples=25)
 
 
 def empty_glass(height, width, glass, noise=0.0):
