@@ -3,8 +3,10 @@
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,13 +18,14 @@ from PIL import Image
 from safetensors.torch import load_file
 from test_data import GROUPS, write_sheets
 
-from wsi_pipeline import train as module
 from wsi_pipeline.cli.train_model import main
 from wsi_pipeline.data import SplitOptions
-from wsi_pipeline.errors import ConfigError, RecipeError
+from wsi_pipeline.errors import ConfigError, RecipeError, TrainingError
 from wsi_pipeline.model import load_model
 from wsi_pipeline.models.augment import AugmentOptions, augmented
+from wsi_pipeline.options import options_to_dict
 from wsi_pipeline.train import TrainOptions, learning_rate, load_train_options, train
+from wsi_pipeline.training.options import PlateauOptions
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "train"
 CPU = torch.device("cpu")
@@ -92,6 +95,9 @@ def test_a_few_epochs_learn_a_plain_difference_through_the_command(data, tmp_pat
     model = load_model(Path(done.stdout.strip()))
     assert model.card.metrics["val"]["auroc"] > 0.95
     assert model.card.training["train"] == {"patients": 4, "patches": 96, "idc": 48}
+    assert model.card.training["parameters"] == sum(p.numel() for p in model.network.parameters())
+    assert model.card.training["mflop_per_patch"] > 0
+    assert (tmp_path / "out" / "curves.png").read_bytes().startswith(b"\x89PNG")
     with (tmp_path / "out" / "epochs.csv").open(newline="") as file:
         assert [row["epoch"] for row in csv.DictReader(file)] == ["1", "2", "3", "4", "5", "6"]
 
@@ -104,29 +110,54 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(data, tmp_
     assert not all(torch.equal(first[name], other[name]) for name in first)
 
 
-def test_a_training_that_was_stopped_ends_as_if_it_never_was(data, tmp_path, monkeypatch):
-    whole = train(OPTIONS, data, tmp_path / "whole", CPU)
-    one_epoch = module.train_one_epoch
+def write_config(folder: Path, options: TrainOptions = OPTIONS, **changes: object) -> Path:
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump(options_to_dict(options) | changes))
+    return path
 
-    def stopped_in_the_second(run, epoch):
-        loss = one_epoch(run, epoch)
-        if epoch == 1:
-            raise KeyboardInterrupt
-        return loss
 
-    monkeypatch.setattr(module, "train_one_epoch", stopped_in_the_second)
-    with pytest.raises(KeyboardInterrupt):
-        train(OPTIONS, data, tmp_path / "parts", CPU)
-    monkeypatch.undo()
-    parts = train(OPTIONS, data, tmp_path / "parts", CPU)
-    last = [torch.load(p.parent / "last.pt", weights_only=True)["average"] for p in (whole, parts)]
-    assert all(torch.equal(last[0][name], last[1][name]) for name in last[0])
+def test_a_training_killed_in_mid_epoch_goes_on_and_ends_bit_for_bit_as_if_it_never_was(data, tmp_path):
+    # A small batch, for long epochs; a schedule and an ending that go by what the epochs before reached.
+    options = replace(
+        OPTIONS, epochs=7, batch_size=2, schedule="plateau", early_stopping=5, mixup=0.2, bf16=False
+    )
+    whole = train(options, data, tmp_path / "whole", CPU)
+    config, out = write_config(tmp_path, options), tmp_path / "parts"
+    command = [sys.executable, "-m", "wsi_pipeline.cli.train_model", "--config", str(config)]
+    command += ["--data", str(data), "--out", str(out), "--device", "cpu"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert process.stderr
+    assert any(b"epoch 2:" in line for line in process.stderr)
+    while len(history_of(out)) < 2:  # the line is spoken a moment before the checkpoint is written
+        time.sleep(0.01)
+    time.sleep(0.1)
+    process.kill()
+    process.wait()
+    assert 2 <= len(history_of(out)) < len(history_of(whole.parent))
+    parts = train(load_train_options(config), data, out, CPU)
+    last = [torch.load(p.parent / "last.pt", weights_only=True) for p in (whole, parts)]
+    for kept in ("network", "average"):
+        assert all(torch.equal(last[0][kept][name], last[1][kept][name]) for name in last[0][kept])
+    assert whole.read_bytes() == parts.read_bytes()
+    same = [[row["val_loss"] for row in state["history"]] for state in last]
+    assert same[0] == same[1]
+
+
+def history_of(out: Path) -> list[dict[str, float]]:
+    try:
+        return torch.load(out / "last.pt", weights_only=True)["history"]
+    except FileNotFoundError:
+        return []
 
 
 def test_an_out_folder_of_another_training_is_refused(data, tmp_path):
     train(replace(OPTIONS, epochs=1), data, tmp_path, CPU)
-    with pytest.raises(RecipeError, match="other options"):
+    with pytest.raises(RecipeError, match=r"other options \(epochs: 1 instead of 3\)"):
         train(OPTIONS, data, tmp_path, CPU)
+    (data / "a" / "0" / "a_idx5_x1_y1_class0.png").rename(data / "put_aside")
+    with pytest.raises(RecipeError, match="other data"):
+        train(replace(OPTIONS, epochs=1), data, tmp_path, CPU)
+    (data / "put_aside").rename(data / "a" / "0" / "a_idx5_x1_y1_class0.png")
     (tmp_path / "last.pt").write_bytes(b"no checkpoint")
     with pytest.raises(RecipeError, match="expected a checkpoint"):
         train(OPTIONS, data, tmp_path, CPU)
@@ -141,6 +172,77 @@ def test_the_card_tells_what_the_weights_were_made_from(data, tmp_path):
     assert card.stain.od_mean[1] > card.stain.od_mean[0]  # pink and purple: green is what they take most of
     assert {"val", "crossfitted", "patients", "note"} <= set(card.metrics)
     json.loads(path.with_suffix(".json").read_text(), parse_constant=pytest.fail)
+
+
+def test_a_network_learns_from_a_teacher_what_the_labels_deny(data, tmp_path):
+    taught = train(replace(OPTIONS, epochs=6), data, tmp_path / "teacher", CPU)
+    # The same patches, the label of each training patch turned round: right answers come from the teacher alone.
+    turned = shutil.copytree(data, tmp_path / "turned")
+    for patient in "abcd":
+        for label in (0, 1):
+            (turned / patient / str(label)).rename(turned / patient / f"was{label}")
+        for label in (0, 1):
+            for path in (folder := turned / patient / f"was{1 - label}").iterdir():
+                path.rename(folder / path.name.replace(f"class{1 - label}", f"class{label}"))
+            folder.rename(turned / patient / str(label))
+    student = replace(OPTIONS, epochs=6, teachers=(str(taught),), seed=5)
+    for share, learns in ((1.0, True), (0.0, False)):
+        path = train(replace(student, teacher_share=share), turned, tmp_path / str(share), CPU)
+        card = load_model(path).card
+        assert (card.metrics["val"]["auroc"] > 0.9) == learns
+        assert card.training["teachers"] == [
+            {"file": "tiny.safetensors", "sha256": load_model(taught).sha256}
+        ]
+
+
+def test_a_teacher_of_another_scale_is_refused(data, tmp_path):
+    taught = train(replace(OPTIONS, epochs=1), data, tmp_path / "teacher", CPU)
+    with pytest.raises(ConfigError, match=r"sees 16 px at 4 um/px; the config says 16 px at 2 um/px"):
+        train(replace(OPTIONS, teachers=(str(taught),), mpp=2.0), data, tmp_path / "student", CPU)
+
+
+def test_a_training_stops_when_nothing_gets_better(data, tmp_path):
+    # Steps so small that no epoch differs from the one before.
+    options = replace(OPTIONS, epochs=9, learning_rate=1e-12, early_stopping=2, average_decay=0.0, bf16=False)
+    path = train(replace(options, augment=NOTHING, schedule="constant"), data, tmp_path, CPU)
+    assert 3 <= len(history_of(path.parent)) < 9
+    again = path.stat().st_mtime_ns
+    assert train(replace(options, augment=NOTHING, schedule="constant"), data, tmp_path, CPU) == path
+    assert path.stat().st_mtime_ns == again
+
+
+def test_a_training_that_diverges_says_so_and_saves_no_such_weights(data, tmp_path):
+    options = replace(OPTIONS, optimiser="sgd", learning_rate=1e30, warmup_epochs=0.0, schedule="constant")
+    with pytest.raises(TrainingError, match="diverged; lower learning_rate"):
+        train(options, data, tmp_path, CPU)
+    assert not (tmp_path / "tiny.safetensors").exists()
+
+
+def test_every_optimiser_class_balance_and_normalisation_learns_the_plain_difference(data, tmp_path):
+    ways = [
+        {"optimiser": "sgd", "optimiser_options": {"momentum": 0.9}, "class_balance": "sampling"},
+        {"optimiser": "adam", "class_balance": "weights", "normalisation": "imagenet"},
+        {"optimiser": "rmsprop", "normalisation": "none", "best_by": "val_loss"},
+        {"optimiser": "adagrad", "limit_patches": 60},
+    ]
+    for number, way in enumerate(ways):
+        path = train(replace(OPTIONS, epochs=4, weight_decay=0.0, **way), data, tmp_path / str(number), CPU)
+        card = load_model(path).card
+        assert card.metrics["val"]["auroc"] > 0.9, way
+    assert card.training["train"] == {"patients": 4, "patches": 60, "idc": 30}
+
+
+def test_optimiser_options_that_do_not_fit_are_refused(data, tmp_path):
+    with pytest.raises(ConfigError, match="momentun"):
+        train(replace(OPTIONS, optimiser_options={"momentun": 0.9}), data, tmp_path, CPU)
+
+
+def test_tensorboard_gets_what_the_table_of_epochs_holds(data, tmp_path):
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    path = train(replace(OPTIONS, epochs=2), data, tmp_path, CPU, tensorboard=True)
+    board = events.EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    shown = [event.value for event in board.Scalars("auroc")]
+    assert shown == pytest.approx([row["auroc"] for row in history_of(path.parent)])
 
 
 def test_a_leaking_split_ends_the_command_with_one_line(tmp_path, capsys):
@@ -173,6 +275,34 @@ def test_a_config_that_cannot_be_used_is_refused(tmp_path):
 def test_every_config_that_comes_along_loads_and_flags_take_precedence():
     for path in CONFIGS.glob("*.yaml"):
         assert load_train_options(path, epochs=3, seed=None).epochs == 3
+
+
+def test_settings_reach_into_a_config_and_numbers_may_be_written_with_an_exponent(tmp_path):
+    config = write_config(tmp_path)
+    settings = ["learning_rate=1e-4", "augment.scale=0.25", "restarts=[1, 2]"]
+    options = load_train_options(config, settings, epochs=9)
+    assert (options.learning_rate, options.augment.scale) == (1e-4, 0.25)
+    assert (options.restarts, options.epochs) == ((1, 2), 9)
+    for wrong in ("learning_rate", "=3", "epochs.all=3", "a=["):
+        with pytest.raises(ConfigError):
+            load_train_options(config, [wrong])
+    with pytest.raises(ConfigError, match="tune-model"):
+        load_train_options(config, ["learning_rate={tune: {low: 1e-4, high: 1e-2}}"])
+
+
+def test_a_network_with_clahe_wants_values_from_0_to_1():
+    with pytest.raises(ValueError, match="normalisation: none"):
+        replace(OPTIONS, architecture_options={"clahe": {"clip": 2.0}})
+
+
+def test_on_a_plateau_the_learning_rate_falls_and_a_constant_one_stays():
+    options = replace(OPTIONS, epochs=10, warmup_epochs=0.0, schedule="plateau")
+    options = replace(options, plateau=PlateauOptions(patience=2, factor=0.1))
+    falling = [
+        learning_rate(3, options, scores) for scores in ([], [1, 2], [2, 1], [2, 1, 1], [2, 1, 1, 1, 1])
+    ]
+    assert falling == pytest.approx([0.01, 0.01, 0.01, 0.001, 0.0001])
+    assert learning_rate(9.9, replace(options, schedule="constant"), [2, 1, 1]) == 0.01
 
 
 def test_the_learning_rate_rises_to_its_peak_and_ends_at_zero():
@@ -219,6 +349,26 @@ def test_turned_patches_keep_their_pixels():
     flat = patches.float().flatten(1, 2).sort(dim=1).values
     assert torch.allclose(turned.flatten(1, 2).sort(dim=1).values, flat, atol=1e-3)
     assert len({int((p - q).abs().sum() > 1) for p, q in zip(turned, patches, strict=True)}) == 2
+
+
+def test_flipped_patches_are_mirrored_or_turned_by_half_never_by_a_quarter():
+    rows = torch.arange(20, dtype=torch.uint8)[:, None, None].expand(20, 20, 3).expand(24, 20, 20, 3)
+    flipped = augmented(rows.contiguous(), replace(NOTHING, flips=True), torch.Generator().manual_seed(0))
+    assert all(torch.allclose(p, p[:, :1].expand_as(p), atol=1e-3) for p in flipped)  # rows are still rows
+    assert len({round(float(p[0, 0, 0])) for p in flipped}) == 2
+
+
+def test_shear_leans_columns_and_leaves_rows_where_they_are():
+    stripes = torch.zeros(8, 32, 32, 3, dtype=torch.uint8)
+    stripes[:, :, 16:] = 200
+    options = replace(NOTHING, resampled=1.0, angle_deg=0.0, scale=0.0, shift_px=0.0, shear_deg=30.0)
+    sheared = augmented(stripes, options, torch.Generator().manual_seed(1))
+    edges = (sheared[..., 0] < 100).sum(dim=2).float()  # [N, rows]: how far each row is dark
+    lean = edges[:, 24] - edges[:, 8]
+    assert lean.abs().max() > 4
+    assert len(set(lean.tolist())) > 3
+    rows = stripes.transpose(1, 2).contiguous()
+    assert torch.allclose(augmented(rows, options, torch.Generator().manual_seed(1)), rows.float(), atol=1)
 
 
 def test_augmented_patches_follow_from_the_generator_and_stay_in_range():

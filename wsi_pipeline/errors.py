@@ -7,6 +7,7 @@
     │   ├── ModelError          weights or card missing, damaged, or not of the kind expected
     │   ├── DataError           labelled data that cannot be trained on or judged with
     │   └── RecipeError         the run folder holds results of another recipe or another slide
+    ├── TrainingError           a training that cannot go on: the exit code is 1
     └── SlideError              one slide failed, the others go on: the exit code is 1
         ├── SlideOpenError      the file cannot be opened as a slide
         ├── RegionReadError     a region of an open slide cannot be decoded
@@ -42,6 +43,10 @@ class DataError(UsageError):
 
 class RecipeError(UsageError):
     """The run folder holds results of another recipe or another slide."""
+
+
+class TrainingError(WsiError):
+    """A training that cannot go on; what it wrote so far stays."""
 
 
 class SlideError(WsiError):

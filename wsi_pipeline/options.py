@@ -55,4 +55,7 @@ def _problem(error: Any, cls: type) -> str:
         for part in error["loc"][:-1]:
             known = next(f.type for f in fields(known) if f.name == part)  # type: ignore[assignment]
         return f"unknown key '{key}' (known here: {', '.join(f.name for f in fields(known))})"
+    if error["type"] == "value_error":  # raised by the options themselves, which say what they found
+        said = str(error["ctx"]["error"])
+        return f"'{key}': {said}" if error["loc"] else said
     return f"'{key}': found {error['input']!r}, expected: {error['msg']}"

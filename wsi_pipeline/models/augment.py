@@ -21,10 +21,16 @@ class AugmentOptions:
 
     # Flipped and turned by quarters: a section has no upper side.
     turns: bool = True
-    # Share of the patches resampled: turned by any angle, scaled, shifted. The rest stay sharp.
+    # Where there are no turns: flipped left to right and up to down, never turned.
+    flips: bool = False
+    # Share of the patches resampled: turned, scaled, sheared, shifted. The rest stay sharp.
     resampled: Share = 0.5
+    # Turned by up to so many degrees either way.
+    angle_deg: Annotated[float, Field(ge=0, le=180)] = 180.0
     # Scaled by up to this factor either way: a slide's scale is known to a few percent, nuclei vary more.
     scale: Share = 0.15
+    # Sheared by up to so many degrees either way.
+    shear_deg: Annotated[float, Field(ge=0, le=45)] = 0.0
     # Shifted by up to so many pixels: a map's grid falls anywhere on the tissue.
     shift_px: Annotated[float, Field(ge=0)] = 4.0
     # Each stain's strength changes by up to this share.
@@ -44,16 +50,18 @@ def augmented(patches: torch.Tensor, options: AugmentOptions, generator: torch.G
     eighth of it is turned another way.
     """
     values = _restained(patches.permute(0, 3, 1, 2).contiguous(), options, generator)  # [N, 3, S, S]
-    if options.turns:
-        values = _turned(values, generator)
+    if options.turns or options.flips:
+        values = _turned(values, generator, quarters=options.turns)
     if count := round(options.resampled * len(values)):
         values[:count] = _resampled(values[:count], options, generator)
     return values.permute(0, 2, 3, 1)
 
 
-def _turned(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+def _turned(images: torch.Tensor, generator: torch.Generator, quarters: bool) -> torch.Tensor:
     turned = torch.empty_like(images)
     ways = torch.randperm(8, generator=generator).tolist()
+    if not quarters:
+        ways = [way & ~1 for way in ways]  # flipped or turned by half: left to right, up to down, both
     for way, into, part in zip(ways, turned.tensor_split(8), images.tensor_split(8), strict=True):
         some = part.rot90(way % 4, dims=(2, 3))
         into.copy_(some.flip(2) if way >= 4 else some)
@@ -80,11 +88,15 @@ def _restained(patches: torch.Tensor, options: AugmentOptions, generator: torch.
 
 def _resampled(images: torch.Tensor, options: AugmentOptions, generator: torch.Generator) -> torch.Tensor:
     n, size = len(images), images.shape[-1]
-    angle = math.pi * _uniform((n,), generator)
+    angle = math.radians(options.angle_deg) * _uniform((n,), generator)
     zoom = torch.exp(math.log1p(options.scale) * _uniform((n,), generator))
     shift = 2 * options.shift_px / size * _uniform((n, 2), generator)  # in half sides, as grids count
     cos, sin = zoom * angle.cos(), zoom * angle.sin()
-    theta = torch.stack([cos, -sin, shift[:, 0], sin, cos, shift[:, 1]], dim=1).view(n, 2, 3)
+    right, down = -sin, cos  # where the second axis points
+    if options.shear_deg:
+        lean = torch.tan(math.radians(options.shear_deg) * _uniform((n,), generator))
+        right, down = lean * cos - sin, lean * sin + cos
+    theta = torch.stack([cos, right, shift[:, 0], sin, down, shift[:, 1]], dim=1).view(n, 2, 3)
     grid = F.affine_grid(theta.to(images.device), list(images.shape), align_corners=False)
     # Mirrored at the edges: more of the same tissue, where a fill colour would be a cue.
     return F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
