@@ -151,7 +151,7 @@ def page(val: list[Mapped], every: list[Mapped], classifier: Classifier) -> str:
         "",
         "## Maps of the validation patients' whole mounts",
         "",
-        f"`infer-slide` as shipped: the map is of {shown}. Every labelled patch of the set counts; an IDC patch that "
+        f"`infer-slide` as shipped; the map shown: {shown}. Every labelled patch of the set counts; an IDC patch that "
         "the map does not score counts as missed. Dice is over patches.",
         "",
         "| slide | patches | IDC | Dice | sensitivity | specificity | AUROC | IDC mm2, labelled | IDC mm2, regions | "

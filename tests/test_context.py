@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import random_step
 from scipy.special import expit, logit
@@ -28,6 +28,7 @@ def some_map(height: int = 23, width: int = 31, seed: int = 0, missing: float = 
     return values
 
 
+@settings(deadline=None)  # a loaded machine is no fault of the step
 @given(height=st.integers(1, 40), width=st.integers(1, 40), missing=st.floats(0, 1))
 def test_a_map_of_any_size_keeps_its_cells_and_its_gaps(height: int, width: int, missing: float) -> None:
     alone = some_map(height, width, missing=missing)

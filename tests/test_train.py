@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -171,6 +172,33 @@ def test_the_card_tells_what_the_weights_were_made_from(data, tmp_path):
     assert card.stain.od_mean[1] > card.stain.od_mean[0]  # pink and purple: green is what they take most of
     assert {"val", "crossfitted", "patients", "note"} <= set(card.metrics)
     json.loads(path.with_suffix(".json").read_text(), parse_constant=pytest.fail)
+
+
+def test_a_network_learns_from_a_teacher_what_the_labels_deny(data, tmp_path):
+    taught = train(replace(OPTIONS, epochs=6), data, tmp_path / "teacher", CPU)
+    # The same patches, the label of each training patch turned round: right answers come from the teacher alone.
+    turned = shutil.copytree(data, tmp_path / "turned")
+    for patient in "abcd":
+        for label in (0, 1):
+            (turned / patient / str(label)).rename(turned / patient / f"was{label}")
+        for label in (0, 1):
+            for path in (folder := turned / patient / f"was{1 - label}").iterdir():
+                path.rename(folder / path.name.replace(f"class{1 - label}", f"class{label}"))
+            folder.rename(turned / patient / str(label))
+    student = replace(OPTIONS, epochs=6, teachers=(str(taught),), seed=5)
+    for share, learns in ((1.0, True), (0.0, False)):
+        path = train(replace(student, teacher_share=share), turned, tmp_path / str(share), CPU)
+        card = load_model(path).card
+        assert (card.metrics["val"]["auroc"] > 0.9) == learns
+        assert card.training["teachers"] == [
+            {"file": "tiny.safetensors", "sha256": load_model(taught).sha256}
+        ]
+
+
+def test_a_teacher_of_another_scale_is_refused(data, tmp_path):
+    taught = train(replace(OPTIONS, epochs=1), data, tmp_path / "teacher", CPU)
+    with pytest.raises(ConfigError, match=r"sees 16 px at 4 um/px; the config says 16 px at 2 um/px"):
+        train(replace(OPTIONS, teachers=(str(taught),), mpp=2.0), data, tmp_path / "student", CPU)
 
 
 def test_a_training_stops_when_nothing_gets_better(data, tmp_path):

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from wsi_pipeline.data import LabelledPatches, load_split
 from wsi_pipeline.errors import TrainingError
-from wsi_pipeline.model import ModelCard, build_network, normalised, save_model
+from wsi_pipeline.model import Model, ModelCard, build_network, idc_probability, normalised, save_model
 from wsi_pipeline.models.augment import augmented
 from wsi_pipeline.models.cost import network_cost
 from wsi_pipeline.options import options_to_dict
@@ -38,6 +38,7 @@ from wsi_pipeline.training.options import TrainOptions as TrainOptions
 from wsi_pipeline.training.options import load_train_options as load_train_options
 from wsi_pipeline.training.pretrained import load_pretrained
 from wsi_pipeline.training.ranks import Ranks
+from wsi_pipeline.training.teachers import load_teachers
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +65,7 @@ class Run:
     val: LabelledPatches
     device: torch.device
     ranks: Ranks
+    teachers: tuple[Model, ...] = ()
 
 
 def train(
@@ -163,7 +165,7 @@ def train_one_epoch(run: Run, epoch: int, reached: list[float]) -> tuple[float, 
         patches = torch.from_numpy(run.train.pixels[indices]).to(device)  # [N, S, S, 3] uint8
         labels = torch.from_numpy(run.train.labels[indices]).long().to(device)  # [N]
         patches = augmented(patches, options.augment, generator)
-        targets = _targets(patches, labels)  # [N, classes]
+        targets = _targets(run, patches, labels)  # [N, classes]
         if options.mixup:
             patches, targets = _mixed(patches, targets, options.mixup)
         with torch.autocast(device.type, half_precision(device), enabled=options.bf16):
@@ -180,9 +182,22 @@ def train_one_epoch(run: Run, epoch: int, reached: list[float]) -> tuple[float, 
     return float(ranks.mean(total / len(batches))), rate
 
 
-def _targets(patches: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """What the network should say, shares of the classes [N, classes], of augmented patches and their labels."""
-    return F.one_hot(labels, len(CLASSES)).float()
+def _targets(run: Run, patches: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """What the network should say, shares of the classes [N, classes], of augmented patches and their labels.
+
+    With teachers: their calibrated answers to the very same view, mixed with the label (a consistent
+    teacher; Beyer et al., Knowledge distillation: a good teacher is patient and consistent, CVPR 2022).
+    """
+    targets = F.one_hot(labels, len(CLASSES)).float()
+    if not run.teachers:
+        return targets
+    with (
+        torch.inference_mode(),
+        torch.autocast(patches.device.type, torch.bfloat16, enabled=run.options.bf16),
+    ):
+        idc = torch.stack([idc_probability(t.network, t.card, patches) for t in run.teachers]).float().mean(0)
+    answers = torch.stack([1 - idc, idc], dim=1)  # [N, classes]: IDC is the last of them
+    return torch.lerp(targets, answers, run.options.teacher_share)
 
 
 def _mixed(patches: torch.Tensor, targets: torch.Tensor, mixup: float) -> tuple[torch.Tensor, torch.Tensor]:
@@ -261,6 +276,7 @@ def _set_up(
         val=val_side,
         device=device,
         ranks=ranks,
+        teachers=load_teachers(options, device),
     )
 
 

@@ -19,6 +19,7 @@ from wsi_pipeline.models.cost import Cost
 from wsi_pipeline.models.inputs import IMAGENET_MEAN, IMAGENET_STD
 from wsi_pipeline.options import options_to_dict
 from wsi_pipeline.training.options import TrainOptions
+from wsi_pipeline.training.teachers import describe_teachers
 
 CLASSES = ("not_idc", "idc")
 IDC = CLASSES.index("idc")  # the label, and its place among the classes
@@ -54,6 +55,7 @@ def blank_card(options: TrainOptions, train: LabelledPatches, val: LabelledPatch
             "torch": torch.__version__,
             "config": config,
         }
+        | ({"teachers": describe_teachers(options)} if options.teachers else {})
         | ({"pretrained": _described(Path(options.pretrained))} if options.pretrained else {}),
         licence=options.licence,
         intended_use=options.intended_use,

@@ -40,6 +40,10 @@ class TrainOptions:
     # A file of weights to start from, of torchvision or of train-model, that the user has: nothing is ever
     # fetched. A last layer that does not fit our classes is left out.
     pretrained: str | None = None
+    # Files of trained models of the same scale, whose averaged answers to each augmented patch are learned
+    # beside its label; and how much of the target is theirs.
+    teachers: tuple[str, ...] = ()
+    teacher_share: Annotated[float, Field(ge=0, le=1)] = 0.7
     # What the patches are: pixels a side and um/px. Goes on the card; maps are made at this scale.
     patch_px: Annotated[int, Field(gt=0)] = 50
     mpp: Annotated[float, Field(gt=0)] = 4.0
