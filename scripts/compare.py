@@ -76,8 +76,8 @@ def main() -> int:
     rows, models, failures = [], {}, {}
     val = load_side(args.data, PATCH_PX, "val", SplitOptions())
     for path in sorted(args.configs.glob("*.yaml")):
-        if args.only and path.stem not in args.only:
-            continue
+        if path.stem.endswith("_context") or (args.only and path.stem not in args.only):
+            continue  # what train-context takes is no network
         try:
             options = load_train_options(path)
             if options.patch_px != PATCH_PX:
