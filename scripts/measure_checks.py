@@ -1,0 +1,111 @@
+"""How far two checks reach: near duplicates of explore-patches, and the stain warning of infer-slide.
+
+    python scripts/measure_checks.py ../shared/data --slides runs/results/slides
+
+Copies of patches of the IDC set, changed in several ways, are planted among their originals and looked for. The
+stain of each patient of the set, of its whole mounts and of other slides is compared with the shipped model's card.
+"""
+
+import argparse
+import io
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageEnhance
+
+from wsi_pipeline.config import InferConfig
+from wsi_pipeline.data import LabelledPatches, SplitOptions, load_split
+from wsi_pipeline.data.duplicates import near_pairs
+from wsi_pipeline.data.facts import thumbnail
+from wsi_pipeline.drift import StainDrift, patch_densities, slide_densities, stain_drift
+from wsi_pipeline.model import ModelCard, load_model
+from wsi_pipeline.pipeline import grid_for_model
+from wsi_pipeline.slide import open_slide
+from wsi_pipeline.survey import survey_slide
+
+PLANTED = 300
+
+
+def main() -> int:
+    """Print what was measured; gives the exit code."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("data", type=Path, help="the folder with idc/ and slides/")
+    parser.add_argument("--slides", type=Path, help="a folder of whole mounts, *.tiff")
+    args = parser.parse_args()
+    train, val = load_split(args.data / "idc", 50, SplitOptions())
+    measure_duplicates(val)
+    card = load_model("idc_default").card
+    for name, side in (("training", train), ("validation", val)):
+        patients = [
+            stain_drift(patch_densities(side.pixels[side.patients == p]), card.stain)
+            for p in np.unique(side.patients)
+        ]
+        tell_drift(f"{len(patients)} {name} patients", patients)
+    if args.slides:
+        mounts = [drift_of(path, card) for path in sorted(args.slides.glob("*.tiff"))]
+        tell_drift(f"{len(mounts)} whole mounts", mounts)
+    for path in sorted((args.data / "slides").glob("*.svs")):
+        tell_drift(path.name, [drift_of(path, card, 0.5 if "no_mpp" in path.name else None)])
+    return 0
+
+
+def measure_duplicates(side: LabelledPatches) -> None:
+    """Print the share of planted copies that is found, for each way of changing them."""
+    chosen = np.random.default_rng(0).choice(len(side), PLANTED, replace=False)
+    originals = [Image.fromarray(side.pixels[i]) for i in chosen]
+    thumbnails = np.stack([thumbnail(side.pixels[i]) for i in chosen])
+    for name, change in CHANGES.items():
+        copies = np.stack([thumbnail(np.asarray(change(image).convert("RGB"))) for image in originals])
+        both = np.concatenate([thumbnails, copies])
+        contrast = both.mean(axis=3).std(axis=(1, 2))
+        first, second = near_pairs(both, contrast)
+        found = int(((first < PLANTED) & (second == first + PLANTED)).sum())
+        print(f"near duplicates, {name}: {found / PLANTED:.1%} of {PLANTED} found", flush=True)
+
+
+def drift_of(path: Path, card: ModelCard, mpp: float | None = None) -> StainDrift | None:
+    """A slide's stain against the card's, as infer-slide measures it."""
+    config = InferConfig()
+    config = replace(config, grid=grid_for_model(config.grid, card.patch_px, card.mpp))
+    slide = open_slide(path, mpp)
+    return stain_drift(slide_densities(slide, survey_slide(slide, config, config.grid).plan), card.stain)
+
+
+def tell_drift(name: str, found: list[StainDrift | None]) -> None:
+    """Print the furthest of them, and how many are flagged."""
+    known = [drift for drift in found if drift]
+    flagged = sum(drift.is_far for drift in known)
+    spreads, fold = max(drift.spreads for drift in known), max(drift.hue_fold or 1 for drift in known)
+    print(
+        f"stain, {name}: {flagged} flagged; furthest {spreads:.1f} spreads, {fold:.1f}-fold hue", flush=True
+    )
+
+
+def _as_jpeg(quality: int) -> Callable[[Image.Image], Image.Image]:
+    def change(image: Image.Image) -> Image.Image:
+        file = io.BytesIO()
+        image.save(file, "JPEG", quality=quality)
+        return Image.open(file)
+
+    return change
+
+
+CHANGES: dict[str, Callable[[Image.Image], Image.Image]] = {
+    "turned": lambda image: image.transpose(Image.Transpose.ROTATE_90),
+    "flipped": lambda image: image.transpose(Image.Transpose.TRANSVERSE),
+    "enlarged twofold": lambda image: image.resize((100, 100), Image.Resampling.BICUBIC),
+    "reduced to half": lambda image: image.resize((25, 25)),
+    "JPEG of quality 75": _as_jpeg(75),
+    "JPEG of quality 40": _as_jpeg(40),
+    "cropped by a pixel": lambda image: image.crop((1, 1, 50, 50)),
+    "3 % brighter": lambda image: ImageEnhance.Brightness(image).enhance(1.03),
+}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
