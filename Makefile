@@ -2,6 +2,7 @@
 # make test           set up, then formatter, linter, types and every test
 # make results        set up, then measure the shipped model and write docs/results.md (needs ../shared)
 #                     BUDGET=60: also train every network for as many minutes each, and compare them
+# make model          set up, then train the default model anew, step by step, into runs/model (hours)
 # make format         mend the formatting
 PYTHON ?= python3
 VENV := .venv
@@ -13,7 +14,7 @@ SLIDE ?= demo/sample.tiff
 TEST_ENV := OMP_NUM_THREADS=1
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: setup demo test lint types format results clean
+.PHONY: setup demo test lint types format results model clean
 
 setup: $(VENV)/.installed
 
@@ -46,6 +47,15 @@ test: lint types
 results: setup
 	$(BIN)/python scripts/results.py $(DATA)
 	$(if $(BUDGET),$(BIN)/python scripts/compare.py $(DATA)/idc --minutes $(BUDGET))
+
+# Each step goes on where it was broken off, and ends at once when it is done.
+model: setup
+	test -d runs/results/slides || $(BIN)/python $(DATA)/make_idc.py slides runs/results/slides
+	$(BIN)/train-model --config configs/train/idc_default.yaml --data $(DATA)/idc --out runs/model/first
+	$(BIN)/train-model --config configs/default_model/wide.yaml --data $(DATA)/idc --out runs/model/wide
+	$(BIN)/train-model --config configs/default_model/taught.yaml --data $(DATA)/idc --out runs/model/taught
+	$(BIN)/train-context --config configs/default_model/context.yaml --model runs/model/taught/idc_default.safetensors \
+		--slides runs/results/slides --manifest $(DATA)/idc/manifest.csv --out runs/model/idc_default
 
 format: setup
 	$(BIN)/ruff format .

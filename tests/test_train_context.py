@@ -154,7 +154,7 @@ def test_labels_without_a_slide_or_of_another_kind_are_refused(tmp_path: Path):
 
 
 def test_the_config_beside_the_command_says_its_defaults(tmp_path: Path):
-    path = Path(__file__).parents[1] / "configs/idc_context.yaml"
+    path = Path(__file__).parents[1] / "configs/default_model/context.yaml"
     said = load_config(ContextTrainOptions, path)
     assert said.limits
     assert replace(said, limits="") == ContextTrainOptions()

@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--config",
         type=Path,
         metavar="FILE",
-        help="YAML of options; default: as configs/idc_context.yaml",
+        help="YAML of options; default: as configs/default_model/context.yaml",
     )
     parser.add_argument("--device", default="auto", metavar="D", help="auto (default), cpu, cuda or cuda:1")
     args = parser.parse_args(arguments)
