@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from wsi_pipeline.grid import Plan
 from wsi_pipeline.slide import Slide
+from wsi_pipeline.stain import DENSITY
 
 if TYPE_CHECKING:  # model.py takes torch along
     from wsi_pipeline.model import Stain
@@ -21,7 +22,6 @@ MAX_SPREADS = 2.5
 MAX_HUE_FOLD = 2.0
 # The hue of fewer patches is that of what they happen to show.
 HUE_PATCHES = 16
-_DENSITY = -np.log10((np.arange(256) + 1) / 256).astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class StainDrift:
 
 def patch_densities(patches: Iterable[NDArray[np.uint8]]) -> NDArray[np.float64]:
     """Mean optical density, -log10((RGB + 1) / 256), of each patch, uint8 [H, W, 3]: float [N, 3]."""
-    means = [_DENSITY[patch].mean(axis=(0, 1), dtype=float) for patch in patches]
+    means = [DENSITY[patch].mean(axis=(0, 1), dtype=float) for patch in patches]
     return np.array(means).reshape(-1, 3)  # [N, 3]
 
 

@@ -76,6 +76,8 @@ class ModelCard:
     context: ContextCard | None = None
     # What its training patches look like.
     stain: Stain = Field(default_factory=Stain)
+    # How far each slide's stain is brought to that before the network sees it (stain.py): 0 not at all, 1 all the way.
+    stain_normalisation: Annotated[float, Field(ge=0, le=1)] = 0.0
     licence: str = ""
     intended_use: str = ""
     limits: str = ""

@@ -4,7 +4,7 @@ import logging
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,22 @@ from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 from wsi_pipeline.data import LabelledPatches, load_split
-from wsi_pipeline.errors import TrainingError
-from wsi_pipeline.model import Model, ModelCard, build_network, idc_probability, normalised, save_model
+from wsi_pipeline.errors import ConfigError, TrainingError
+from wsi_pipeline.model import (
+    Model,
+    ModelCard,
+    Stain,
+    build_network,
+    idc_probability,
+    normalised,
+    save_model,
+)
 from wsi_pipeline.models.augment import augmented
 from wsi_pipeline.models.cost import network_cost
 from wsi_pipeline.options import options_to_dict
+from wsi_pipeline.stain import restained_by_patient
 from wsi_pipeline.training.batches import class_weights, epoch_batches, limited
-from wsi_pipeline.training.card import BF16_STEP, CLASSES, blank_card, count, judged_card, mean_loss
+from wsi_pipeline.training.card import BF16_STEP, CLASSES, blank_card, count, judged_card, mean_loss, stain_of
 from wsi_pipeline.training.checkpoint import load_checkpoint, save_checkpoint
 from wsi_pipeline.training.history import HistoryFiles, Row, scores
 from wsi_pipeline.training.optimise import (
@@ -247,6 +256,8 @@ def _set_up(
     ranks: Ranks,
 ) -> Run:
     ranks.check_batch(min(options.batch_size, len(train_side)))
+    stain = stain_of(train_side)
+    train_side, val_side = (_restained(side, stain, options) for side in (train_side, val_side))
     torch.manual_seed(options.seed)
     network = build_network(options.architecture, classes=len(CLASSES), **options.architecture_options)
     if options.pretrained:
@@ -265,7 +276,7 @@ def _set_up(
     average = AveragedModel(network, multi_avg_fn=averaging(options.average_decay), use_buffers=True)
     return Run(
         options=options,
-        card=blank_card(options, train_side, val_side, cost),
+        card=blank_card(options, train_side, val_side, cost, stain),
         network=network,
         learner=ranks.wrap(network),
         average=average,
@@ -278,6 +289,17 @@ def _set_up(
         ranks=ranks,
         teachers=load_teachers(options, device),
     )
+
+
+def _restained(side: LabelledPatches, stain: Stain, options: TrainOptions) -> LabelledPatches:
+    """The side with each patient's stain brought towards the training mean, as far as the options say."""
+    strength = options.stain_normalisation
+    if strength and side.by == "image":
+        raise ConfigError(
+            f"stain_normalisation {strength:g}: the data names no patients or slides whose stain could be "
+            "measured; set it to 0, or find patients with split.patient_pattern"
+        )
+    return replace(side, pixels=restained_by_patient(side.pixels, side.patients, stain, strength))
 
 
 def _patches_an_epoch(run: Run) -> int:

@@ -18,6 +18,7 @@ from wsi_pipeline.model import ModelCard, Rgb, Stain
 from wsi_pipeline.models.cost import Cost
 from wsi_pipeline.models.inputs import IMAGENET_MEAN, IMAGENET_STD
 from wsi_pipeline.options import options_to_dict
+from wsi_pipeline.stain import DENSITY
 from wsi_pipeline.training.options import TrainOptions
 from wsi_pipeline.training.teachers import describe_teachers
 
@@ -27,8 +28,10 @@ IDC = CLASSES.index("idc")  # the label, and its place among the classes
 BF16_STEP = 8
 
 
-def blank_card(options: TrainOptions, train: LabelledPatches, val: LabelledPatches, cost: Cost) -> ModelCard:
-    """The card as far as it is known before the first epoch."""
+def blank_card(
+    options: TrainOptions, train: LabelledPatches, val: LabelledPatches, cost: Cost, stain: Stain
+) -> ModelCard:
+    """The card as far as it is known before the first epoch; `stain` is that of the patches as scanned."""
     mean, std = _normalisation(options, train)
     config = options_to_dict(options)
     for text in ("data", "licence", "intended_use", "limits"):  # these have their own place on the card
@@ -42,7 +45,8 @@ def blank_card(options: TrainOptions, train: LabelledPatches, val: LabelledPatch
         classes=CLASSES,
         mean=mean,
         std=std,
-        stain=_stain_of(train),
+        stain=stain,
+        stain_normalisation=options.stain_normalisation,
         training={
             "data": options.data,
             # What the split keeps apart: patient, or slide or image where the set knows no patients.
@@ -146,9 +150,9 @@ def _channel_statistics(pixels: NDArray[np.uint8]) -> tuple[Rgb, Rgb]:
     return (means[0], means[1], means[2]), (stds[0], stds[1], stds[2])
 
 
-def _stain_of(side: LabelledPatches) -> Stain:
-    density = -np.log10((np.arange(256) + 1) / 256).astype(np.float32)
-    means = np.stack([density[p].mean(axis=(0, 1), dtype=float) for p in side.pixels])  # [N, 3]
+def stain_of(side: LabelledPatches) -> Stain:
+    """What the patches look like, for the card."""
+    means = np.stack([DENSITY[p].mean(axis=(0, 1), dtype=float) for p in side.pixels])  # [N, 3]
     patients = np.stack([means[side.patients == p].mean(axis=0) for p in np.unique(side.patients)])
     return Stain(
         od_mean=_rgb(means.mean(axis=0)),

@@ -50,6 +50,9 @@ class TrainOptions:
     # What R, G, B are normalised by: the training patches' own mean and deviation, those of ImageNet (for
     # pretrained weights), or nothing: values from 0 to 1 (what networks with `clahe` take).
     normalisation: Literal["data", "imagenet", "none"] = "data"
+    # How far each patient's stain is brought to the training mean (stain.py): 0 not at all, 1 all the way. Maps do
+    # the same with each slide's. Needs data that names patients or slides.
+    stain_normalisation: Annotated[float, Field(ge=0, le=1)] = 0.0
     split: SplitOptions = Field(default_factory=SplitOptions)
     # Train on so many patches, drawn by the seed, and judge on as many: to try a config out. None: all.
     limit_patches: Annotated[int, Field(gt=1)] | None = None
