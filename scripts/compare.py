@@ -29,6 +29,7 @@ from wsi_pipeline.classify import choose_device
 from wsi_pipeline.data import LabelledPatches, SplitOptions, load_side, load_split
 from wsi_pipeline.errors import ConfigError, WsiError
 from wsi_pipeline.model import Model, build_network, load_model
+from wsi_pipeline.stain import as_the_card_wants
 from wsi_pipeline.train import TrainOptions, evaluate, load_train_options, train
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "train"
@@ -178,7 +179,12 @@ def kept_logits(model: Model, side: LabelledPatches, path: Path, device: torch.d
         kept = np.load(path)
         if str(kept["sha256"]) == model.sha256 and len(kept["logits"]) == len(side):
             return np.asarray(kept["logits"])
-    logits = evaluate(model.network.to(device), model.card, side.pixels, device)
+    logits = evaluate(
+        model.network.to(device),
+        model.card,
+        as_the_card_wants(side.pixels, side.patients, model.card),
+        device,
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     np.savez(path, logits=logits, sha256=model.sha256)
     return logits

@@ -16,9 +16,10 @@ from wsi_pipeline.grid import GridOptions
 from wsi_pipeline.images import read_image
 from wsi_pipeline.resample import resample
 from wsi_pipeline.slide import PLAUSIBLE_MPP
+from wsi_pipeline.stain import restained, stain_tables
 
 if TYPE_CHECKING:  # model.py takes torch along
-    from wsi_pipeline.model import Stain
+    from wsi_pipeline.model import ModelCard, Stain
 
 # Files decoded and scored together: fills batches, bounds memory.
 FILES_AT_ONCE = 256
@@ -154,7 +155,9 @@ def _score(
 ) -> Iterator[ImageScore | FailedImage]:
     card = classifier.model.card
     good = [cut for cut in cuts if isinstance(cut, CutImage)]
-    every = np.concatenate([cut.patches for cut in good]) if good else np.empty((0, 1, 1, 3), np.uint8)
+    every = (
+        np.concatenate([_as_taken(cut, card) for cut in good]) if good else np.empty((0, 1, 1, 3), np.uint8)
+    )
     scores = iter(np.split(classifier.scores(every), np.cumsum([len(cut.patches) for cut in good])))
     for path, cut in zip(paths, cuts, strict=True):
         if isinstance(cut, FailedImage):
@@ -166,6 +169,13 @@ def _score(
         # The pixels have served: a batch of thousands of pictures should not keep them.
         cut = replace(cut, patches=cut.patches[:0])
         yield ImageScore(path, cut, own, float((own >= card.threshold).mean()), densities, drift)
+
+
+def _as_taken(cut: CutImage, card: "ModelCard") -> NDArray[np.uint8]:
+    # A picture is a slide of its own: of one patch, hardly anything is known of its stain, and hardly anything changes.
+    return restained(
+        cut.patches, stain_tables(patch_densities(cut.patches), card.stain, card.stain_normalisation)
+    )
 
 
 def image_facts(score: ImageScore) -> dict[str, Any]:

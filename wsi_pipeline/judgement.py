@@ -13,6 +13,7 @@ from wsi_pipeline.bootstrap import DRAWS, draw_patients, interval, resampled_mea
 from wsi_pipeline.data import LabelledPatches, SplitOptions
 from wsi_pipeline.evaluate import Calibration
 from wsi_pipeline.options import options_from_dict
+from wsi_pipeline.stain import as_the_card_wants
 
 if TYPE_CHECKING:
     import torch
@@ -53,10 +54,11 @@ class Judged:
 
 
 def judge(model: "Model", side: LabelledPatches, device: "torch.device") -> Judged:
-    """The model's probabilities of the patches, computed in float32."""
+    """The model's probabilities of the patches, computed in float32, each patient's stain as the card wants it."""
     from wsi_pipeline.train import evaluate as logits_of
 
-    logits = logits_of(model.network.to(device), model.card, side.pixels, device)
+    pixels = as_the_card_wants(side.pixels, side.patients, model.card)
+    logits = logits_of(model.network.to(device), model.card, pixels, device)
     return judged_from(model.card, model.sha256, side, logits)
 
 

@@ -14,6 +14,7 @@ from PIL import Image
 
 from wsi_pipeline.classify import Classifier
 from wsi_pipeline.config import InferConfig
+from wsi_pipeline.drift import slide_densities
 from wsi_pipeline.errors import DataError
 from wsi_pipeline.patches import read_blocks
 from wsi_pipeline.pipeline import grid_for_model
@@ -68,6 +69,7 @@ def score_mount(path: Path, classifier: Classifier, config: InferConfig, views: 
     grid = grid_for_model(config.grid, card.patch_px, card.mpp)
     slide = open_slide(path)
     plan = survey_slide(slide, config, grid).plan
+    classifier = classifier.adapted(slide_densities(slide, plan))
     alone = np.full((views, *plan.kept.shape), np.nan, np.float32)
     for block, cut in read_blocks(
         plan.blocks(), plan.grid, lambda box: slide.read_readable(box, plan.grid.plane), 1

@@ -23,20 +23,30 @@ MAX_GAIN = 2.0
 Tables = NDArray[np.uint8]
 
 
-def stain_tables(densities: NDArray[np.floating], stain: "Stain", strength: float) -> Tables | None:
-    """For each of R, G, B the new value of each old one, uint8 [3, 256]; None where nothing is to change.
+def stain_gain(
+    densities: NDArray[np.floating], stain: "Stain", strength: float
+) -> NDArray[np.float64] | None:
+    """What each channel's optical density is multiplied by, float [3]; None where nothing is to change.
 
-    `densities`, float [n, 3], are the mean optical densities of n patches of one slide. Each channel's density is
-    multiplied by (training mean / slide mean) ** s, where s is `strength` (0 to 1) times m / (m + 16), m being n
-    but 64 at most; by no more than 2 either way.
+    `densities`, float [n, 3], are the mean optical densities of n patches of one slide. The gain is
+    (training mean / slide mean) ** s, where s is `strength` (0 to 1) times m / (m + 16), m being n but 64 at
+    most; it is no more than 2 either way.
     """
     target = np.array(stain.od_mean)
     if strength == 0 or not len(densities) or not target.all():
         return None
     counted = min(len(densities), FULLY_COUNTED)
     trusted = strength * counted / (counted + HALF_TRUSTED)
-    gain = (target / np.maximum(densities.mean(axis=0), 1e-3)) ** trusted  # [3]
-    density = np.clip(gain, 1 / MAX_GAIN, MAX_GAIN)[:, None] * DENSITY.astype(float)  # [3, 256]
+    gain = (target / np.maximum(densities.mean(axis=0), 1e-3)) ** trusted
+    return np.asarray(gain.clip(1 / MAX_GAIN, MAX_GAIN))
+
+
+def stain_tables(densities: NDArray[np.floating], stain: "Stain", strength: float) -> Tables | None:
+    """For each of R, G, B the new value of each old one, uint8 [3, 256], by `stain_gain`; None where it is none."""
+    gain = stain_gain(densities, stain, strength)
+    if gain is None:
+        return None
+    density = gain[:, None] * DENSITY.astype(float)  # [3, 256]
     new: Tables = (256 * 10**-density - 1).clip(0, 255).round().astype(np.uint8)
     return new
 
