@@ -359,7 +359,7 @@ def test_a_killed_process_leaves_what_the_next_one_goes_on_from(tmp_path: Path) 
 
 def test_only_the_pipeline_knows_the_order_of_stages() -> None:
     source = Path(pipeline.__file__).parent
-    stages = ("tissue", "grid", "stitch", "context", "delineate", "render", "classify")
+    stages = ("tissue", "grid", "stitch", "context", "delineate", "render", "report", "classify")
     for stage in stages:
         text = (source / f"{stage}.py").read_text()
         assert "wsi_pipeline.pipeline" not in text

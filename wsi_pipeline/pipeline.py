@@ -19,7 +19,8 @@ from wsi_pipeline.errors import ScaleError, UnreadableSlideError
 from wsi_pipeline.grid import GridOptions, Plan
 from wsi_pipeline.options import options_to_dict
 from wsi_pipeline.patches import patch_positions, write_patches
-from wsi_pipeline.render import render_heatmap, render_overlay, render_report, render_tissue
+from wsi_pipeline.render import render_heatmap, render_overlay, render_tissue
+from wsi_pipeline.report import render_report
 from wsi_pipeline.run_folder import EXPORT_FOLDER, SlideResult, clear_outputs, find_run, finished_result
 from wsi_pipeline.slide import Slide, open_slide
 from wsi_pipeline.stitch import Status, initial_status, stitch_block

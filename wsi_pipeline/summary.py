@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 import wsi_pipeline
 from wsi_pipeline.delineate import IdcRegion
 from wsi_pipeline.grid import Plan
-from wsi_pipeline.render import ReportFacts
+from wsi_pipeline.report import ReportFacts
 from wsi_pipeline.slide import Slide
 from wsi_pipeline.stitch import Status
 from wsi_pipeline.survey import Survey
