@@ -5,9 +5,9 @@ import pytest
 from PIL import Image
 
 from wsi_pipeline.delineate import DelineateOptions, delineate
-from wsi_pipeline.drawing import colour
+from wsi_pipeline.drawing import colour, colour_uncertainty
 from wsi_pipeline.geometry import Plane
-from wsi_pipeline.render import render_heatmap, render_overlay, render_tissue
+from wsi_pipeline.render import render_heatmap, render_overlay, render_tissue, render_uncertainty
 
 MPP0 = (0.25, 0.25)
 
@@ -121,3 +121,27 @@ def test_a_picture_replaces_the_old_one_whole_or_not_at_all(tmp_path):
         render_heatmap(path, np.array([[None]]))
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["heatmap.png"]
+
+
+def test_uncertainty_covers_what_was_scored_in_colours_to_be_read_off_its_scale(tmp_path):
+    thumbnail, plane = slide_of(1000, 900), Plane(16, 16)
+    cells = Plane(1600, 1600)
+    deviation = np.full((9, 10), 0.1, np.float32)
+    deviation[2, 3] = 0.4
+    deviation[:, 8:] = np.nan
+    render_uncertainty(tmp_path / "uncertainty.png", thumbnail, plane, deviation, cells, [], 3)
+    shown = pixels(tmp_path / "uncertainty.png")
+    assert shown.shape[0] > 900  # the key below
+    expected = colour_uncertainty(deviation)[:, :, :3]
+    for row, column in ((2, 3), (5, 5)):
+        assert np.array_equal(shown[row * 100 + 50, column * 100 + 50], expected[row, column])
+    assert np.array_equal(shown[:900, 805:1000], thumbnail[:, 805:])
+    bar = colour_uncertainty(np.array([[0.25]], np.float32))[0, 0, :3]
+    assert (shown[900:] == bar).all(axis=2).any()
+
+
+def test_an_uncertainty_of_nothing_scored_leaves_the_thumbnail(tmp_path):
+    thumbnail, plane = slide_of(900, 900), Plane(16, 16)
+    nothing = np.full((3, 3), np.nan, np.float32)
+    render_uncertainty(tmp_path / "uncertainty.png", thumbnail, plane, nothing, Plane(4800, 4800), [], 2)
+    assert np.array_equal(pixels(tmp_path / "uncertainty.png")[:900, :900], thumbnail)

@@ -13,15 +13,14 @@ from wsi_pipeline.delineate import DelineateOptions, choose_fields, delineate
 from wsi_pipeline.drawing import colour, sample
 from wsi_pipeline.geometry import Plane, Size
 from wsi_pipeline.render import render_overlay
-from wsi_pipeline.report import ReportFacts, render_report
+from wsi_pipeline.report import ReportFacts, Uncertainty, fact_rows, render_report
 
 SLIDES = Path(os.environ.get("WSI_SHARED", "../shared")) / "data" / "slides"
 FACTS = ReportFacts(
     slide_name="section.svs",
     size0=Size(24_000, 16_000),
     mpp_overridden=False,
-    model_name="made up",
-    model_sha256="0123456789abcdef" * 4,
+    models=[("made up", "0123456789abcdef" * 4)],
     map_kind="each patch alone",
     threshold=0.5,
     patch_px=50,
@@ -31,6 +30,7 @@ FACTS = ReportFacts(
     unreadable=1,
     tissue_mm2=24.0,
     idc_mm2=1.0,
+    uncertainty=None,
     warnings=[],
     version="0.0",
     date="2020-01-01",
@@ -77,6 +77,23 @@ def test_a_report_of_any_map_is_a_page_with_an_empty_margin(tmp_path, name):
     # Text that runs off the page would stand in the margin.
     assert (page[:, -60:] == 255).all()
     assert (page[-60:] == 255).all()
+
+
+def test_an_ensembles_models_and_their_uncertainty_are_said_a_row_each(tmp_path):
+    models = [("one", "a" * 64), ("two", "b" * 64)]
+    facts = replace(FACTS, models=models, uncertainty=Uncertainty(2, 0.0304, 0.05))
+    rows = dict(fact_rows(facts, MPP0))
+    assert rows["Model 1"] == "one (aaaaaaaaaaaa)"
+    assert rows["Model 2"] == "two (bbbbbbbbbbbb)"
+    said = "0.030 in the mean, 0.050 in regions: standard deviation between 2 models"
+    assert rows["Uncertainty"] == said
+    one = dict(fact_rows(FACTS, MPP0))
+    assert one["Model"] == "made up (0123456789ab)"
+    assert "Uncertainty" not in one
+    page = report(tmp_path / "report.png", MAPS["one region"], facts)
+    assert (page[:, -60:] == 255).all()
+    nowhere = replace(FACTS, uncertainty=Uncertainty(2, 0.0304, None))
+    assert "regions" not in dict(fact_rows(nowhere, MPP0))["Uncertainty"]
 
 
 def test_a_map_of_2000_by_2000_cells_is_reported(tmp_path):

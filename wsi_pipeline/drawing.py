@@ -15,6 +15,7 @@ import matplotlib
 import numpy as np
 import numpy.typing as npt
 from matplotlib import font_manager
+from matplotlib.colors import Colormap
 from PIL import Image, ImageFont
 
 from wsi_pipeline.delineate import FloatMap
@@ -23,6 +24,10 @@ from wsi_pipeline.geometry import Plane
 Rgb: TypeAlias = npt.NDArray[np.uint8]
 
 COLOURS = matplotlib.colormaps["viridis"]
+# Of uncertainty, which must not be taken for a probability: as even in lightness, pale where models agree.
+UNCERTAINTY_COLOURS = matplotlib.colormaps["magma_r"]
+# The largest standard deviation that numbers between 0 and 1 can have.
+LARGEST_DEVIATION = 0.5
 
 # Of the palette of Okabe and Ito (2008), made to be told apart with any colour vision.
 BLUE, ORANGE = "#0072B2", "#E69F00"
@@ -31,8 +36,17 @@ BLACK, GREY, WHITE = "#000000", "#777777", "#FFFFFF"
 
 def colour(heatmap: FloatMap) -> Rgb:
     """The map as RGBA bytes [y, x, 4]: 0 to 1 from dark blue to yellow, wholly transparent where NaN."""
-    scored = np.isfinite(heatmap)
-    rgba = COLOURS(np.where(scored, np.clip(heatmap, 0, 1), 0).astype(np.float64), bytes=True)
+    return _coloured(heatmap, COLOURS)
+
+
+def colour_uncertainty(deviation: FloatMap) -> Rgb:
+    """Standard deviations as RGBA bytes [y, x, 4]: 0 to 0.5 from cream to black, transparent where NaN."""
+    return _coloured(deviation / LARGEST_DEVIATION, UNCERTAINTY_COLOURS)
+
+
+def _coloured(shares: FloatMap, colours: Colormap) -> Rgb:
+    scored = np.isfinite(shares)
+    rgba = colours(np.where(scored, np.clip(shares, 0, 1), 0).astype(np.float64), bytes=True)
     rgba[~scored] = 0
     return np.asarray(rgba, np.uint8)
 
@@ -75,6 +89,22 @@ def printable(text: str) -> str:
     """The text with what the font cannot show (control characters, some scripts) as '?'."""
     known = font_manager.get_font(font_manager.findfont("DejaVu Sans")).get_charmap()
     return "".join(c if c == " " or (c.isprintable() and ord(c) in known) else "?" for c in text)
+
+
+def shorten(text: str, width_in: float, size_pt: float) -> str:
+    """The text, its middle left out where it would be wider than `width_in`: names differ at both ends."""
+    text = printable(text)
+    font = font_of(100)
+
+    def fits(candidate: str) -> bool:
+        return font.getlength(candidate) / 100 * size_pt / 72 <= width_in
+
+    keep = len(text)
+    shortened = text
+    while keep > 2 and not fits(shortened):
+        keep -= 1
+        shortened = f"{text[: (keep + 1) // 2]}…{text[len(text) - keep // 2 :]}"
+    return shortened
 
 
 def write_png(path: Path, image: Image.Image) -> None:

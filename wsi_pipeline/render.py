@@ -1,4 +1,4 @@
-"""Pictures of what was found: the tissue, the map, the map on the slide.
+"""Pictures of what was found: the tissue, the map, the map on the slide, and how far models are apart on it.
 
 Pictures smaller than `LEAST_PX` are enlarged by a whole factor, each pixel to a square, so that a map of a
 few cells can be looked at.
@@ -6,7 +6,7 @@ few cells can be looked at.
 
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,12 @@ from wsi_pipeline.drawing import (
     BLACK,
     BLUE,
     GREY,
+    LARGEST_DEVIATION,
     ORANGE,
     WHITE,
     Rgb,
     colour,
+    colour_uncertainty,
     font_of,
     printable,
     sample,
@@ -91,27 +93,45 @@ def render_overlay(
     picture = _enlarge(np.round(blended).astype(np.uint8), factor).copy()
     picture[_rim(_enlarge(scored, factor), 1)] = _rgb(GREY)
 
-    image = Image.fromarray(picture)
-    draw = ImageDraw.Draw(image)
-    rings = [
-        [(x * factor, y * factor) for x, y in _ring_on(ring, thumbnail_plane)]
-        for region in regions
-        for ring in (region.polygon.exterior, *region.polygon.interiors)
-    ]
-    # Many regions are small ones: thick lines would hide them.
-    line_px = max(2, round(max(picture.shape) / 600)) if len(regions) <= 100 else 1
-    for fill, width in ((WHITE, line_px + 2), (BLACK, line_px)):
-        for ring in rings:
-            draw.line(ring, fill=fill, width=width, joint="curve")
+    outlined = _with_outlines(picture, regions, thumbnail_plane, factor)
     font = _key_font(picture)
     key = [
-        _scale(font),
+        _scale("probability of IDC", 1, colour, font),
         _swatch(BLACK, "outline of an IDC region", font),
         _swatch(GREY, "edge of what was scored", font),
     ]
     if map_kind:
         key.append(_label(f"map: {map_kind}", font))
-    write_png(path, _with_key(np.asarray(image), key, None))
+    write_png(path, _with_key(outlined, key, None))
+
+
+def render_uncertainty(
+    path: Path,
+    thumbnail: Rgb,
+    thumbnail_plane: Plane,
+    deviation: FloatMap,
+    deviation_plane: Plane,
+    regions: Sequence[IdcRegion],
+    models: int,
+) -> None:
+    """Write the standard deviation between so many `models` over the thumbnail, with the outlines of regions.
+
+    Pixels are those of the overlay. The thumbnail shows where nothing was scored; elsewhere the colour covers
+    it, so that it can be read off the scale below.
+    """
+    shape = (thumbnail.shape[0], thumbnail.shape[1])
+    rgba = colour_uncertainty(sample(deviation, deviation_plane, thumbnail_plane, shape))
+    scored = rgba[:, :, 3] > 0
+    factor = _enlargement(thumbnail.shape)
+    picture = _enlarge(np.where(scored[:, :, None], rgba[:, :, :3], thumbnail), factor).copy()
+    picture[_rim(_enlarge(scored, factor), 1)] = _rgb(GREY)
+    font = _key_font(picture)
+    key = [
+        _scale(f"standard deviation between {models} models", LARGEST_DEVIATION, colour_uncertainty, font),
+        _swatch(BLACK, "outline of an IDC region", font),
+        _swatch(GREY, "edge of what was scored", font),
+    ]
+    write_png(path, _with_key(_with_outlines(picture, regions, thumbnail_plane, factor), key, None))
 
 
 def _enlargement(shape: tuple[int, ...]) -> int:
@@ -130,6 +150,23 @@ def _rim(mask: Mask, width_px: int) -> Mask:
 
 def _rgb(colour_name: str) -> npt.NDArray[np.uint8]:
     return np.array([int(colour_name[i : i + 2], 16) for i in (1, 3, 5)], np.uint8)
+
+
+def _with_outlines(picture: Rgb, regions: Sequence[IdcRegion], plane: Plane, factor: int) -> Rgb:
+    """The picture, each of its pixels' `factor` squared of `plane`, with the outlines of regions on it."""
+    image = Image.fromarray(picture)
+    draw = ImageDraw.Draw(image)
+    rings = [
+        [(x * factor, y * factor) for x, y in _ring_on(ring, plane)]
+        for region in regions
+        for ring in (region.polygon.exterior, *region.polygon.interiors)
+    ]
+    # Many regions are small ones: thick lines would hide them.
+    line_px = max(2, round(max(picture.shape) / 600)) if len(regions) <= 100 else 1
+    for fill, width in ((WHITE, line_px + 2), (BLACK, line_px)):
+        for ring in rings:
+            draw.line(ring, fill=fill, width=width, joint="curve")
+    return np.asarray(image)
 
 
 def _ring_on(ring: shapely.LinearRing, plane: Plane) -> list[tuple[float, float]]:
@@ -177,12 +214,13 @@ def _swatch(fill: str, text: str, font: ImageFont.FreeTypeFont) -> Image.Image:
     return piece
 
 
-def _scale(font: ImageFont.FreeTypeFont) -> Image.Image:
+def _scale(
+    title: str, highest: float, colours: Callable[[FloatMap], Rgb], font: ImageFont.FreeTypeFont
+) -> Image.Image:
+    """A colour bar from 0 to `highest`."""
     side = int(font.size)
-    before, after = _label("probability of IDC  0", font), _label("1", font)
-    bar = _enlarge(colour(np.linspace(0, 1, 12 * side, dtype=np.float32)[None])[:, :, :3], 1).repeat(
-        side, axis=0
-    )
+    before, after = _label(f"{title}  0", font), _label(f"{highest:g}", font)
+    bar = colours(np.linspace(0, highest, 12 * side, dtype=np.float32)[None])[:, :, :3].repeat(side, axis=0)
     piece = Image.new("RGB", (before.width + 13 * side + after.width, before.height), WHITE)
     piece.paste(before, (0, 0))
     piece.paste(Image.fromarray(bar), (before.width + side // 2, side // 8))

@@ -27,9 +27,9 @@ from wsi_pipeline.drawing import (
     WHITE,
     Rgb,
     colour,
-    font_of,
     printable,
     sample,
+    shorten,
     write_png,
 )
 from wsi_pipeline.geometry import Plane, Size
@@ -46,18 +46,30 @@ NOT_SCORED: dict[str, Any] = {"facecolor": "#EBEBEB", "edgecolor": "#BBBBBB", "h
 
 
 @dataclass(frozen=True)
+class Uncertainty:
+    """How far an ensemble's models are apart: means of the standard deviation between their probabilities.
+
+    models: how many they are. mean: over all scored cells; in_regions: over those in regions; None of no cell.
+    """
+
+    models: int
+    mean: float | None
+    in_regions: float | None
+
+
+@dataclass(frozen=True)
 class ReportFacts:
     """What the report states beside the pictures.
 
-    mpp_overridden: the scale was given by hand. map_kind: which map is shown, in words (each patch alone, or
-    after the card's context step). scored, rejected, unreadable: patches. warnings: a sentence each.
+    mpp_overridden: the scale was given by hand. models: name and SHA-256 of each. map_kind: which map is shown,
+    in words (each patch alone, or after the card's context step). scored, rejected, unreadable: patches.
+    uncertainty: of an ensemble. warnings: a sentence each.
     """
 
     slide_name: str
     size0: Size
     mpp_overridden: bool
-    model_name: str
-    model_sha256: str
+    models: Sequence[tuple[str, str]]
     map_kind: str
     threshold: float
     patch_px: int
@@ -67,6 +79,7 @@ class ReportFacts:
     unreadable: int
     tissue_mm2: float
     idc_mm2: float
+    uncertainty: Uncertainty | None
     warnings: Sequence[str]
     version: str
     date: str
@@ -85,14 +98,14 @@ def render_report(
 ) -> None:
     """Write one page: slide and map at the same scale, regions and fields on them, and the numbers."""
     ground = _Ground(thumbnail_plane, (thumbnail.shape[0], thumbnail.shape[1]), mpp0)
-    fact_rows, table_rows = _fact_rows(facts, mpp0), _table_rows(regions, fields)
+    facts_said, table_rows = fact_rows(facts, mpp0), _table_rows(regions, fields)
     warnings = _warning_lines(facts.warnings)
     width_mm, height_mm = ground.size_mm
-    layout = _lay_out(width_mm / height_mm, len(fact_rows), len(table_rows), len(warnings))
+    layout = _lay_out(width_mm / height_mm, len(facts_said), len(table_rows), len(warnings))
     page = _Page(layout.width, layout.height)
 
     right: dict[str, Any] = {"x": layout.width, "ha": "right"}
-    page.text(0, 0.2, _shorten(facts.slide_name, 8.5, 17), size=17, weight="bold")
+    page.text(0, 0.2, shorten(facts.slide_name, 8.5, 17), size=17, weight="bold")
     page.text(0, 0.5, "Map of invasive ductal carcinoma (IDC)", size=11, color="#444444")
     page.text(y=0.2, text="Research use only, not a medical device", size=12, weight="bold", **right)
     page.text(y=0.5, text=f"wsi_pipeline {facts.version}, {facts.date}", color="#444444", **right)
@@ -108,7 +121,7 @@ def render_report(
 
     _draw_colour_bar(page, layout.bar, facts.threshold)
     _draw_key(page, layout.key, facts.threshold, fields, ground)
-    _write_facts(page, layout.facts, fact_rows)
+    _write_facts(page, layout.facts, facts_said)
     _write_table(page, layout.table, table_rows)
     for i, line in enumerate(warnings):
         weight = "bold" if i == 0 else "normal"
@@ -376,18 +389,21 @@ def _draw_key(
         )
 
 
-def _fact_rows(facts: ReportFacts, mpp0: tuple[float, float]) -> list[tuple[str, str]]:
+def fact_rows(facts: ReportFacts, mpp0: tuple[float, float]) -> list[tuple[str, str]]:
+    """What the page states of the run: a label and its text a row; `mpp0` is um per level-0 pixel."""
     size, (mpp_x, mpp_y) = facts.size0, mpp0
     width_mm, height_mm = size.width * mpp_x / 1000, size.height * mpp_y / 1000
     source = "given by hand, not the file's" if facts.mpp_overridden else "as the file says"
     patch_um = facts.patch_px * facts.patch_mpp
-    return [
+    models = [f"{name} ({sha256[:12]})" for name, sha256 in facts.models]
+    labels = ["Model"] if len(models) == 1 else [f"Model {number}" for number in range(1, len(models) + 1)]
+    rows = [
         (
             "Slide",
             f"{size.width:,} x {size.height:,} px, {width_mm:.2f} x {height_mm:.2f} mm",
         ),
         ("Scale", f"{mpp_x:.4g} x {mpp_y:.4g} µm per pixel, {source}"),
-        ("Model", f"{facts.model_name} ({facts.model_sha256[:12]})"),
+        *zip(labels, models, strict=True),
         ("Map", facts.map_kind),
         ("Patches", f"{facts.patch_px} px at {facts.patch_mpp:g} µm per pixel: {patch_um:g} µm a side"),
         ("Scored", f"{facts.scored:,} patches"),
@@ -395,13 +411,25 @@ def _fact_rows(facts: ReportFacts, mpp0: tuple[float, float]) -> list[tuple[str,
         ("Tissue", f"{facts.tissue_mm2:.2f} mm²"),
         ("IDC", f"{facts.idc_mm2:.2f} mm², whole patches"),
     ]
+    if facts.uncertainty:
+        rows.append(("Uncertainty", _uncertainty_text(facts.uncertainty)))
+    return rows
+
+
+def _uncertainty_text(uncertainty: Uncertainty) -> str:
+    means = [
+        f"{mean:.3f} {where}"
+        for mean, where in ((uncertainty.mean, "in the mean"), (uncertainty.in_regions, "in regions"))
+        if mean is not None
+    ]
+    return f"{', '.join(means) or 'nothing scored'}: standard deviation between {uncertainty.models} models"
 
 
 def _write_facts(page: _Page, frame: _Frame, rows: Sequence[tuple[str, str]]) -> None:
     for i, (label, value) in enumerate(rows):
         y = frame.top + (i + 0.7) * LINE_IN
         page.text(frame.left, y, label, color="#444444")
-        page.text(frame.left + 1.1, y, _shorten(value, frame.width - 1.1, TEXT_PT))
+        page.text(frame.left + 1.1, y, shorten(value, frame.width - 1.1, TEXT_PT))
 
 
 def _table_rows(regions: Sequence[IdcRegion], fields: Sequence[GradingField]) -> list[tuple[str, ...]]:
@@ -439,22 +467,6 @@ def _write_table(page: _Page, frame: _Frame, rows: Sequence[tuple[str, ...]]) ->
 
 
 # --- text ---------------------------------------------------------------------------------------------
-
-
-def _shorten(text: str, width_in: float, size_pt: float) -> str:
-    """The text, its middle left out where it would be wider than `width_in`: names differ at both ends."""
-    text = printable(text)
-    font = font_of(100)
-
-    def fits(candidate: str) -> bool:
-        return font.getlength(candidate) / 100 * size_pt / 72 <= width_in
-
-    keep = len(text)
-    shortened = text
-    while keep > 2 and not fits(shortened):
-        keep -= 1
-        shortened = f"{text[: (keep + 1) // 2]}…{text[len(text) - keep // 2 :]}"
-    return shortened
 
 
 def _warning_lines(warnings: Sequence[str]) -> list[str]:
