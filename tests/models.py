@@ -1,5 +1,7 @@
 """Plain networks for tests: what they make of a patch can be said by hand."""
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from torch import nn
@@ -28,6 +30,12 @@ def brightness_model(patch_px: int = 50, mpp: float = 4.0, threshold: float = 0.
         threshold=threshold,
     )
     return Model(card, Brightness().eval(), "0" * 64)
+
+
+def dimmer_model(threshold: float = 0.3) -> Model:
+    """Another one, which says half of a patch's brightness."""
+    card = replace(brightness_model(threshold=threshold).card, name="dimmer", std=(2.0, 2.0, 2.0))
+    return Model(card, Brightness().eval(), "1" * 64)
 
 
 def random_step(threshold: float = 0.5, seed: int = 0) -> ContextStep:

@@ -1,21 +1,27 @@
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import noise
-from models import brightness_model
+from models import brightness_model, dimmer_model
 from test_patches import everything
 
 from wsi_pipeline.classify import (
     Classifier,
     ClassifyOptions,
+    Ensemble,
     choose_device,
     choose_precision,
+    classifier_of,
     classify_blocks,
 )
+from wsi_pipeline.drift import patch_densities
 from wsi_pipeline.errors import UsageError
+from wsi_pipeline.model import Stain
+from wsi_pipeline.stain import restained, stain_tables
 
 MakeSlide = Callable[..., Path]
 CPU = torch.device("cpu")
@@ -50,8 +56,8 @@ def test_blocks_come_scored_in_order_and_unreadable_patches_as_nan(shared: Path)
             plan.blocks(), plan.grid, lambda b: slide.read_readable(b, plan.grid.plane), classifier, options
         )
     )
-    assert [block.cells for block, _ in scored] == [block.cells for block in plan.blocks()]
-    scores = np.concatenate([s for _, s in scored])
+    assert [block.cells for block, _, _ in scored] == [block.cells for block in plan.blocks()]
+    scores = np.concatenate([s for _, s, _ in scored])
     assert 0 < np.isnan(scores).sum() < 0.1 * len(scores)
 
 
@@ -64,7 +70,7 @@ def test_threads_change_no_bit(make_slide: MakeSlide) -> None:
         read = lambda b: slide.read_readable(b, plan.grid.plane)  # noqa: E731
         runs.append(
             np.concatenate(
-                [s for _, s in classify_blocks(plan.blocks(), plan.grid, read, classifier, options)]
+                [s for _, s, _ in classify_blocks(plan.blocks(), plan.grid, read, classifier, options)]
             )
         )
     assert np.array_equal(*runs)
@@ -85,3 +91,67 @@ def test_bf16_is_taken_only_where_the_card_allows_it() -> None:
     assert not model.card.bf16
     assert choose_precision(model, CPU, ClassifyOptions()) == "fp32"
     assert choose_precision(model, CPU, ClassifyOptions(precision="bf16")) == "bf16"
+
+
+def grey(*values: int) -> np.ndarray:
+    return np.stack([np.full((50, 50, 3), value, np.uint8) for value in values])
+
+
+def test_an_ensemble_says_the_mean_of_its_models_and_how_far_they_are_apart() -> None:
+    brightness = np.array([10, 128, 250]) / 255
+    ensemble = Ensemble([brightness_model(), dimmer_model()], CPU, ClassifyOptions(batch_size=2))
+    scores, spread = ensemble.scores_and_spread(grey(10, 128, 250))
+    assert scores.dtype == spread.dtype == np.float32
+    # The models say b and b / 2: in the mean 3/4 b, each 1/4 b away from it.
+    assert scores == pytest.approx(0.75 * brightness, abs=1e-5)
+    assert spread == pytest.approx(0.25 * brightness, abs=1e-5)
+
+
+def test_models_that_agree_have_no_spread() -> None:
+    ensemble = Ensemble([brightness_model()] * 3, CPU, ClassifyOptions())
+    scores, spread = ensemble.scores_and_spread(grey(10, 77, 250))
+    alone = Classifier(brightness_model(), CPU, ClassifyOptions()).scores(grey(10, 77, 250))
+    assert np.array_equal(scores, alone)
+    assert (spread == 0).all()
+
+
+def test_an_ensemble_of_no_patches_says_nothing() -> None:
+    ensemble = Ensemble([brightness_model(), dimmer_model()], CPU, ClassifyOptions())
+    assert [len(a) for a in ensemble.scores_and_spread(np.empty((0, 50, 50, 3), np.uint8))] == [0, 0]
+
+
+def test_one_model_is_no_ensemble() -> None:
+    one = classifier_of([brightness_model()], CPU, ClassifyOptions())
+    assert isinstance(one, Classifier)
+    scores, spread = one.scores_and_spread(grey(10, 77))
+    assert np.array_equal(scores, one.scores(grey(10, 77)))
+    assert spread is None
+    assert isinstance(classifier_of([brightness_model(), dimmer_model()], CPU, ClassifyOptions()), Ensemble)
+
+
+def test_an_ensembles_spread_is_nan_where_a_patch_cannot_be_read(shared: Path) -> None:
+    slide, plan = everything(shared / "data/bad/five_tiles_corrupt.svs", block_px=1024)
+    options = ClassifyOptions()
+    ensemble = Ensemble([brightness_model(), dimmer_model()], CPU, options)
+    read = lambda b: slide.read_readable(b, plan.grid.plane)  # noqa: E731
+    lost = 0
+    for _, scores, spread in classify_blocks(plan.blocks(), plan.grid, read, ensemble, options):
+        assert spread is not None
+        assert np.array_equal(np.isnan(scores), np.isnan(spread))
+        assert np.nanmax(np.abs(spread - scores / 3)) < 1e-5
+        lost += int(np.isnan(spread).sum())
+    assert lost > 0
+
+
+def test_a_slide_is_seen_in_the_stain_that_the_card_wants():
+    model = brightness_model()
+    stain = Stain(od_mean=(0.3, 0.3, 0.3), od_std=(0.1, 0.1, 0.1), od_patient_std=(0.05, 0.05, 0.05))
+    model = replace(model, card=replace(model.card, stain=stain, stain_normalisation=0.7))
+    patches = np.random.default_rng(0).integers(20, 250, (200, 50, 50, 3), dtype=np.uint8)
+    densities = patch_densities(patches)
+    plain = Classifier(model, torch.device("cpu"), ClassifyOptions())
+    tables = stain_tables(densities, stain, 0.7)
+    assert np.array_equal(plain.adapted(densities).scores(patches), plain.scores(restained(patches, tables)))
+    assert not np.array_equal(plain.adapted(densities).scores(patches), plain.scores(patches))
+    off = Classifier(brightness_model(), torch.device("cpu"), ClassifyOptions())
+    assert np.array_equal(off.adapted(densities).scores(patches), off.scores(patches))

@@ -3,14 +3,17 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import noise, write_slide
 from test_pipeline import section
 
 from wsi_pipeline.cli import infer_slide, tile_slides
+from wsi_pipeline.model import build_network, load_model, save_model
 
 IDC = "grid: {patch_px: 50, mpp: 4.0}\n"
 
@@ -133,6 +136,8 @@ def test_bad_arguments_run_nothing(
         (["--model", "gone.safetensors"], "gone.safetensors"),
         (["--model", "no_such_name"], "idc_default"),
         (["--device", "cuda:77"], "--device cuda:77"),
+        (["--model", "idc_default", "--model", "idc_default"], "name it once"),
+        (["--model", "idc_default", "--model", "gone.safetensors"], "gone.safetensors"),
     ],
 )
 def test_a_wrong_model_or_device_runs_nothing(
@@ -160,6 +165,20 @@ def test_the_shipped_model_maps_a_real_slide(shared: Path, tmp_path: Path) -> No
     assert summary["counts"]["cells"]["scored"] > 150
     assert summary["recipe"]["model"]["name"] == "idc_default"
     assert manifest(tmp_path)[0]["status"] == "done"
+
+
+def test_two_models_map_a_slide_together(slide: Path, tmp_path: Path) -> None:
+    shipped = load_model("idc_default")
+    own = tmp_path / "own.safetensors"
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = build_network(shipped.card.architecture, **shipped.card.architecture_options)
+    save_model(own, network, replace(shipped.card, name="own"))
+    arguments = [str(slide), "--out", str(tmp_path / "out"), "--device", "cpu"]
+    assert infer_slide.main([*arguments, "--model", "idc_default", "--model", str(own)]) == 0
+    summary = json.loads((tmp_path / "out/good/summary.json").read_text())
+    assert [model["name"] for model in summary["models"]] == ["idc_default", "own"]
+    assert 0 < summary["uncertainty"]["mean"] < 0.5
 
 
 def test_an_output_folder_that_cannot_be_made_is_said(

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from wsi_pipeline import evaluate
 from wsi_pipeline.data import SplitOptions, load_split
-from wsi_pipeline.errors import ModelError
+from wsi_pipeline.errors import ModelError, ScaleError, UsageError
 from wsi_pipeline.model import (
     SHIPPED,
     Model,
@@ -21,6 +21,7 @@ from wsi_pipeline.model import (
     build_network,
     idc_probability,
     load_model,
+    load_models,
     normalised,
     save_model,
 )
@@ -273,3 +274,36 @@ def test_the_shipped_model_is_as_good_on_validation_patients_as_its_card_says(sh
     for measure in ("auroc", "f1", "balanced_accuracy"):
         assert found[measure] == pytest.approx(said[measure], abs=0.03)
     assert found["auroc"] > 0.94
+
+
+def sibling(folder: Path, name: str, seed: int = 1, **card: object) -> Path:
+    """Another small model beside the first."""
+    torch.manual_seed(seed)
+    network = build_network(CARD.architecture, **CARD.architecture_options)
+    save_model(folder / f"{name}.safetensors", network, replace(CARD, name=name, **card))
+    return folder / f"{name}.safetensors"
+
+
+def test_members_of_an_ensemble_come_in_the_order_they_are_named(saved, tmp_path):
+    other = sibling(tmp_path, "other")
+    assert [m.card.name for m in load_models([other, saved])] == ["other", "small"]
+    assert [m.sha256 for m in load_models([saved])] == [load_model(saved).sha256]
+
+
+def test_the_same_weights_twice_are_refused_under_whatever_name(saved, tmp_path):
+    with pytest.raises(UsageError, match=r"small\.safetensors: has the same weights as .*name it once"):
+        load_models([saved, saved])
+    twin = tmp_path / "twin.safetensors"
+    twin.write_bytes(saved.read_bytes())
+    twin.with_suffix(".json").write_text(saved.with_suffix(".json").read_text().replace("small", "twin"))
+    with pytest.raises(UsageError, match=r"twin\.safetensors: has the same weights as .*small\.safetensors"):
+        load_models([sibling(tmp_path, "other"), saved, twin])
+
+
+@pytest.mark.parametrize("unlike", [{"patch_px": 32}, {"mpp": 2.0}])
+def test_models_of_unlike_scale_make_no_ensemble(saved, tmp_path, unlike):
+    other = sibling(tmp_path, "other", **unlike)
+    with pytest.raises(
+        ScaleError, match=r"other\.safetensors: sees .*small\.safetensors of 16 px at 4 um/px"
+    ):
+        load_models([saved, other])

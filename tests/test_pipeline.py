@@ -12,13 +12,14 @@ import pytest
 import torch
 import zarr
 from conftest import SHARED, noise
-from models import brightness_model, random_step
+from models import brightness_model, dimmer_model, random_step
 from PIL import Image
 
 from wsi_pipeline import pipeline
-from wsi_pipeline.classify import Classifier, ClassifyOptions
+from wsi_pipeline.classify import Classifier, ClassifyOptions, Ensemble
 from wsi_pipeline.config import InferConfig, TileConfig, TileGridOptions
 from wsi_pipeline.context import apply_context
+from wsi_pipeline.delineate import DelineateOptions
 from wsi_pipeline.errors import RecipeError, ScaleError, UnreadableSlideError
 from wsi_pipeline.grid import GridOptions
 from wsi_pipeline.pipeline import infer_slide, tile_slide
@@ -234,6 +235,100 @@ def test_overlapping_patches_are_judged_a_patch_apart_and_gaps_are_refused(
     assert not (result.folder / "slide.zarr/patch_heatmap").exists()
 
 
+def two_models() -> Ensemble:
+    """One says a patch's brightness, the other, which alone has a context step, half of it."""
+    return Ensemble(
+        [brightness_model(), replace(dimmer_model(), context=random_step())], CPU, ClassifyOptions()
+    )
+
+
+@pytest.mark.parametrize("stride", [50, 25])
+def test_an_ensemble_maps_the_mean_of_its_models_and_how_far_they_are_apart(
+    make_slide: MakeSlide, tmp_path: Path, stride: int
+) -> None:
+    path = make_slide("a.tiff", section(700, 900), mpp=(4.0, 4.0), factors=(1,))
+    config = InferConfig(grid=GridOptions(stride_px=stride))
+    alone = heatmap(infer_slide(path, tmp_path / "one", config, classifier()).folder)
+    folder = infer_slide(path, tmp_path / "two", config, two_models()).folder
+    assert {p.name for p in folder.iterdir()} == OUTPUTS | {"uncertainty.png"}
+    # The models say b and b / 2 of each patch; where patches overlap, means are taken of both.
+    np.testing.assert_allclose(heatmap(folder), 0.75 * alone, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(heatmap(folder, "uncertainty/0"), 0.25 * alone, rtol=0, atol=1e-5)
+    assert not (folder / "slide.zarr/patch_heatmap").exists()
+    summary = json.loads((folder / "summary.json").read_text())
+    models = [{"name": "brightness", "sha256": "0" * 64}, {"name": "dimmer", "sha256": "1" * 64}]
+    assert summary["models"] == summary["recipe"]["models"] == models
+    assert summary["map_kind"] == "each patch alone, mean of 2 models"
+    assert summary["threshold"] == pytest.approx(0.4)  # of 0.5 and 0.3
+    assert summary["uncertainty"]["models"] == 2
+    assert summary["uncertainty"]["mean"] == pytest.approx(0.25 * np.nanmean(alone), abs=1e-5)
+    inside = 0.75 * alone >= 0.4  # one region, of all that is bright
+    assert len(summary["regions"]) == 1
+    assert summary["uncertainty"]["in_regions"] == pytest.approx(0.25 * alone[inside].mean(), abs=1e-3)
+
+
+def test_the_models_and_the_configs_threshold_are_part_of_an_ensembles_recipe(
+    make_slide: MakeSlide, tmp_path: Path
+) -> None:
+    path = make_slide("a.tiff", section(700, 900), mpp=(4.0, 4.0), factors=(1,))
+    infer_slide(path, tmp_path, InferConfig(), two_models())
+    assert infer_slide(path, tmp_path, InferConfig(), two_models()).skipped
+    three = Ensemble([*two_models().models, brightness_model(threshold=0.7)], CPU, ClassifyOptions())
+    given = InferConfig(delineate=DelineateOptions(threshold=0.6))
+    for other, config in ((classifier(), InferConfig()), (three, InferConfig()), (two_models(), given)):
+        with pytest.raises(RecipeError):
+            infer_slide(path, tmp_path, config, other)
+    folder = infer_slide(path, tmp_path, given, two_models(), overwrite=True).folder
+    assert json.loads((folder / "summary.json").read_text())["threshold"] == 0.6
+    again = infer_slide(path, tmp_path, InferConfig(), classifier(), overwrite=True).folder
+    assert {p.name for p in again.iterdir()} == OUTPUTS  # no uncertainty of another run stays
+
+
+def test_an_ensembles_run_broken_off_ends_bit_equal(make_slide: MakeSlide, tmp_path: Path) -> None:
+    path = make_slide("a.tiff", section(600, 800), mpp=(4.0, 4.0), factors=(1,))
+    config = InferConfig(grid=GridOptions(block_px=256, stride_px=25))
+    whole = infer_slide(path, tmp_path / "whole", config, two_models()).folder
+    calls = 0
+
+    def stop(done: int, total: int) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        infer_slide(path, tmp_path / "part", config, two_models(), progress=stop)
+    broken = heatmap(tmp_path / "part/a", "uncertainty/0")
+    assert 0 < np.isfinite(broken).sum() < np.isfinite(heatmap(whole, "uncertainty/0")).sum()
+    part = infer_slide(path, tmp_path / "part", config, two_models()).folder
+    for name in ("heatmap/0", "uncertainty/0", "labels/status/0"):
+        assert np.array_equal(heatmap(whole, name), heatmap(part, name), equal_nan=True), name
+
+
+def test_an_ensemble_on_a_slide_without_tissue_has_no_uncertainty_to_tell(
+    make_slide: MakeSlide, tmp_path: Path
+) -> None:
+    path = make_slide("empty.tiff", np.full((600, 800, 3), 240, np.uint8), mpp=(4.0, 4.0), factors=(1,))
+    folder = infer_slide(path, tmp_path / "out", InferConfig(), two_models()).folder
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["uncertainty"] == {"models": 2, "mean": None, "in_regions": None}
+    assert (folder / "uncertainty.png").exists()
+
+
+def test_the_recipe_key_of_one_model_stays_what_it_was(make_slide: MakeSlide, tmp_path: Path) -> None:
+    path = make_slide("a.tiff", section(700, 900), mpp=(4.0, 4.0), factors=(1,))
+    folder = infer_slide(path, tmp_path, InferConfig(), classifier()).folder
+    summary = json.loads((folder / "summary.json").read_text())
+    assert list(summary["recipe"]) == ["command", "slide", "model", "options", "map", "threshold"]
+    assert summary["recipe"]["model"] == {"name": "brightness", "sha256": "0" * 64}
+    assert not {"models", "uncertainty"} & set(summary)
+    assert sorted(p.name for p in (folder / "slide.zarr").iterdir() if p.is_dir()) == [
+        "heatmap",
+        "labels",
+        "patches",
+    ]
+
+
 def test_a_slide_without_tissue_is_a_result_with_a_reason(make_slide: MakeSlide, tmp_path: Path) -> None:
     path = make_slide("empty.tiff", np.full((900, 1200, 3), 240, np.uint8), mpp=(4.0, 4.0))
     result = infer_slide(path, tmp_path / "out", InferConfig(), classifier())
@@ -359,7 +454,7 @@ def test_a_killed_process_leaves_what_the_next_one_goes_on_from(tmp_path: Path) 
 
 def test_only_the_pipeline_knows_the_order_of_stages() -> None:
     source = Path(pipeline.__file__).parent
-    stages = ("tissue", "grid", "stitch", "context", "delineate", "render", "classify")
+    stages = ("tissue", "grid", "stitch", "context", "delineate", "render", "report", "classify")
     for stage in stages:
         text = (source / f"{stage}.py").read_text()
         assert "wsi_pipeline.pipeline" not in text

@@ -1,47 +1,15 @@
-import os
-import warnings
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import openslide
 import pytest
-import scipy.ndimage
 from PIL import Image
 
-from wsi_pipeline.delineate import DelineateOptions, choose_fields, delineate
-from wsi_pipeline.geometry import Plane, Size
-from wsi_pipeline.render import (
-    ReportFacts,
-    colour,
-    render_heatmap,
-    render_overlay,
-    render_report,
-    render_tissue,
-    sample,
-)
+from wsi_pipeline.delineate import DelineateOptions, delineate
+from wsi_pipeline.drawing import colour, colour_uncertainty
+from wsi_pipeline.geometry import Plane
+from wsi_pipeline.render import render_heatmap, render_overlay, render_tissue, render_uncertainty
 
-SLIDES = Path(os.environ.get("WSI_SHARED", "../shared")) / "data" / "slides"
 MPP0 = (0.25, 0.25)
-FACTS = ReportFacts(
-    slide_name="section.svs",
-    size0=Size(24_000, 16_000),
-    mpp_overridden=False,
-    model_name="made up",
-    model_sha256="0123456789abcdef" * 4,
-    map_kind="each patch alone",
-    threshold=0.5,
-    patch_px=50,
-    patch_mpp=4.0,
-    scored=600,
-    rejected=2,
-    unreadable=1,
-    tissue_mm2=24.0,
-    idc_mm2=1.0,
-    warnings=[],
-    version="0.0",
-    date="2020-01-01",
-)
 
 
 def pixels(path: Path) -> np.ndarray:
@@ -50,22 +18,6 @@ def pixels(path: Path) -> np.ndarray:
 
 def slide_of(width: int, height: int) -> np.ndarray:
     return np.full((height, width, 3), (230, 180, 205), np.uint8)
-
-
-# --- colour -------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("others", [[0.5, 0.5], [0.0, 1.0], [0.49, 0.51], [np.nan, 0.2]])
-def test_a_probability_has_one_colour_whatever_else_the_map_holds(others):
-    shown = colour(np.array([[0.5, *others]], np.float32))[0, 0]
-    assert np.array_equal(shown, colour(np.array([[0.5]], np.float32))[0, 0])
-    assert shown[3] == 255
-
-
-def test_lightness_grows_with_probability_and_no_scored_cell_is_transparent():
-    rgba = colour(np.linspace(0, 1, 101, dtype=np.float32)[None])[0].astype(float)
-    assert (np.diff(rgba[:, :3] @ [0.2126, 0.7152, 0.0722]) > -0.75).all()  # bytes are rounded
-    assert (rgba[:, 3] == 255).all()
 
 
 def test_the_map_alone_is_enlarged_by_whole_squares_and_transparent_where_not_scored(tmp_path):
@@ -83,23 +35,6 @@ def test_the_map_alone_is_enlarged_by_whole_squares_and_transparent_where_not_sc
 def test_a_large_map_is_written_cell_for_pixel(tmp_path):
     render_heatmap(tmp_path / "heatmap.png", np.zeros((900, 20), np.float32))
     assert pixels(tmp_path / "heatmap.png").shape == (900, 20, 4)
-
-
-# --- registration -------------------------------------------------------------------------------------
-
-
-def test_sampling_on_its_own_plane_is_the_identity():
-    heatmap = np.random.default_rng(0).random((7, 9), dtype=np.float32)
-    heatmap[2, 3] = np.nan
-    plane = Plane(33.3, 51.7, 12.0, -40.0)
-    assert np.array_equal(sample(heatmap, plane, plane, (7, 9)), heatmap, equal_nan=True)
-
-
-def test_a_pixel_over_many_cells_shows_the_mean_of_those_scored():
-    heatmap = np.array([[0.2, 0.4, np.nan, 0.9], [0.2, 0.4, np.nan, np.nan]], np.float32)
-    shown = sample(heatmap, Plane(10, 10), Plane(20, 20), (1, 3))
-    assert shown[0, :2] == pytest.approx([0.3, 0.9])
-    assert np.isnan(shown[0, 2])
 
 
 def test_a_hot_cell_lands_on_its_thumbnail_pixels_and_only_there(tmp_path):
@@ -142,9 +77,6 @@ def test_region_outlines_are_drawn_along_their_cells(tmp_path):
     assert abs(columns.max() - 600) <= 2
 
 
-# --- tissue -------------------------------------------------------------------------------------------
-
-
 def test_the_tissue_picture_outlines_what_was_kept_and_hatches_what_was_rejected(tmp_path):
     thumbnail = slide_of(900, 600)
     tissue = np.zeros((600, 900), bool)
@@ -181,79 +113,9 @@ def test_pictures_of_any_shape_have_room_for_their_key(tmp_path, size):
     assert pixels(tmp_path / "overlay.png").shape[1] >= 400
 
 
-# --- report -------------------------------------------------------------------------------------------
-
-
-def report(path: Path, heatmap: np.ndarray, facts: ReportFacts = FACTS, least_mm2: float = 0.1) -> np.ndarray:
-    """A report of a made slide under the map, its cells 200 um; a warning fails the test (missing glyphs)."""
-    cells = Plane(800.0, 800.0)
-    rows, columns = heatmap.shape
-    step = max(1, round(max(rows, columns) * 800 / 600))
-    thumbnail = slide_of(max(1, columns * 800 // step), max(1, rows * 800 // step))
-    plane = Plane(columns * 800 / thumbnail.shape[1], rows * 800 / thumbnail.shape[0])
-    options = DelineateOptions(min_area_mm2=least_mm2)
-    regions = delineate(heatmap, cells, MPP0, 0.5, options)
-    fields = choose_fields(heatmap, cells, MPP0, regions, options)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        render_report(path, thumbnail, plane, heatmap, cells, MPP0, regions, fields, facts)
-    return pixels(path)
-
-
-MAPS = {
-    "all 0": np.zeros((20, 30), np.float32),
-    "nothing scored": np.full((20, 30), np.nan, np.float32),
-    "one region": np.pad(np.full((6, 8), 0.9, np.float32), 7, constant_values=0.1),
-    "hundreds of regions": np.random.default_rng(0).random((40, 60), dtype=np.float32),
-    "one cell": np.ones((1, 1), np.float32),
-    "a row": np.ones((1, 60), np.float32),
-    "a column": np.ones((60, 1), np.float32),
-    "wide": np.ones((12, 30), np.float32),
-    "tall": np.ones((30, 12), np.float32),
-    "rather tall": np.ones((30, 17), np.float32),
-    "rather wide": np.ones((14, 30), np.float32),
-}
-
-
-@pytest.mark.parametrize("name", MAPS)
-def test_a_report_of_any_map_is_a_page_with_an_empty_margin(tmp_path, name):
-    page = report(tmp_path / "report.png", MAPS[name], least_mm2=0.0)
-    height, width = page.shape[:2]
-    assert 1500 <= width <= 3000
-    assert 700 <= height <= 3000
-    # Text that runs off the page would stand in the margin.
-    assert (page[:, -60:] == 255).all()
-    assert (page[-60:] == 255).all()
-
-
-def test_a_map_of_2000_by_2000_cells_is_reported(tmp_path):
-    noise = np.random.default_rng(0).random((2000, 2000), dtype=np.float32)
-    heatmap = scipy.ndimage.gaussian_filter(noise, 30)
-    heatmap = (heatmap - heatmap.min()) / (heatmap.max() - heatmap.min())
-    assert report(tmp_path / "report.png", heatmap).shape[1] > 1500
-
-
-@pytest.mark.parametrize(
-    "slide_name",
-    ["x" * 300 + ".svs", "$\\frac{1}{2}$ 100 % _a^b.svs", "切片 乳腺 12.svs", "line\nbreak\ttab.svs"],
-)
-def test_any_name_and_any_warning_fit_on_the_page(tmp_path, slide_name):
-    facts = replace(FACTS, slide_name=slide_name, warnings=[slide_name, "many words " * 200, *"abcdefghijk"])
-    page = report(tmp_path / "report.png", MAPS["one region"], facts)
-    assert (page[:, -60:] == 255).all()
-
-
-def test_what_was_not_scored_looks_unlike_probability_zero(tmp_path):
-    nothing = report(tmp_path / "nothing.png", MAPS["nothing scored"])
-    zero = report(tmp_path / "zero.png", MAPS["all 0"])
-    dark = colour(np.zeros((1, 1), np.float32))[0, 0, :3]
-    assert (zero == dark).all(axis=2).sum() > 200_000
-    assert (nothing == dark).all(axis=2).sum() < 2_000
-
-
 def test_a_picture_replaces_the_old_one_whole_or_not_at_all(tmp_path):
     path = tmp_path / "heatmap.png"
-    render_heatmap(path, MAPS["one region"])
+    render_heatmap(path, np.full((6, 8), 0.9, np.float32))
     before = path.read_bytes()
     with pytest.raises(TypeError):
         render_heatmap(path, np.array([[None]]))
@@ -261,17 +123,25 @@ def test_a_picture_replaces_the_old_one_whole_or_not_at_all(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["heatmap.png"]
 
 
-@pytest.mark.skipif(not SLIDES.is_dir(), reason="no sample slides beside the checkout (WSI_SHARED)")
-@pytest.mark.parametrize("name", ["breast_40x.svs", "cmu_1_small_region.svs"])
-def test_a_real_slide_is_rendered(tmp_path, name):
-    with openslide.OpenSlide(SLIDES / name) as slide:
-        size0 = Size(*slide.dimensions)
-        thumbnail = np.asarray(slide.get_thumbnail((700, 700)).convert("RGB"))
-    plane = Plane(size0.width / thumbnail.shape[1], size0.height / thumbnail.shape[0])
-    heatmap = sample(1 - thumbnail.mean(axis=2, dtype=np.float32) / 255, plane, Plane(400, 400), (20, 50))
-    regions = delineate(heatmap, Plane(400, 400), (0.5, 0.5), 0.3, DelineateOptions())
-    render_overlay(tmp_path / "overlay.png", thumbnail, plane, heatmap, Plane(400, 400), regions)
-    facts = replace(FACTS, slide_name=name, size0=size0)
-    arguments = (thumbnail, plane, heatmap, Plane(400, 400), (0.5, 0.5), regions, [], facts)
-    render_report(tmp_path / "report.png", *arguments)
-    assert pixels(tmp_path / "report.png").std() > 10
+def test_uncertainty_covers_what_was_scored_in_colours_to_be_read_off_its_scale(tmp_path):
+    thumbnail, plane = slide_of(1000, 900), Plane(16, 16)
+    cells = Plane(1600, 1600)
+    deviation = np.full((9, 10), 0.1, np.float32)
+    deviation[2, 3] = 0.4
+    deviation[:, 8:] = np.nan
+    render_uncertainty(tmp_path / "uncertainty.png", thumbnail, plane, deviation, cells, [], 3)
+    shown = pixels(tmp_path / "uncertainty.png")
+    assert shown.shape[0] > 900  # the key below
+    expected = colour_uncertainty(deviation)[:, :, :3]
+    for row, column in ((2, 3), (5, 5)):
+        assert np.array_equal(shown[row * 100 + 50, column * 100 + 50], expected[row, column])
+    assert np.array_equal(shown[:900, 805:1000], thumbnail[:, 805:])
+    bar = colour_uncertainty(np.array([[0.25]], np.float32))[0, 0, :3]
+    assert (shown[900:] == bar).all(axis=2).any()
+
+
+def test_an_uncertainty_of_nothing_scored_leaves_the_thumbnail(tmp_path):
+    thumbnail, plane = slide_of(900, 900), Plane(16, 16)
+    nothing = np.full((3, 3), np.nan, np.float32)
+    render_uncertainty(tmp_path / "uncertainty.png", thumbnail, plane, nothing, Plane(4800, 4800), [], 2)
+    assert np.array_equal(pixels(tmp_path / "uncertainty.png")[:900, :900], thumbnail)

@@ -16,9 +16,7 @@ from wsi_pipeline.store import PatchTable, SlideStore, create_store
 MPP0 = (0.25, 0.26)
 
 
-def made(
-    path: Path, columns: int = 150, rows: int = 90, with_context: bool = False
-) -> tuple[SlideStore, Plan]:
+def made(path: Path, columns: int = 150, rows: int = 90, **maps: bool) -> tuple[SlideStore, Plan]:
     grid = Grid(Plane(16, 16, 100, 50), 50, 50, columns, rows)
     kept = np.ones((rows, columns), np.bool_)
     plan = Plan(grid, kept.astype(np.float32), kept, ~kept, 32)
@@ -29,7 +27,7 @@ def made(
     status = initial_status(plan)
     attributes = {"recipe": "abc"}
     plane = Plane(32, 32)
-    return create_store(path, attributes, plan, MPP0, tissue, plane, patches, status, with_context), plan
+    return create_store(path, attributes, plan, MPP0, tissue, plane, patches, status, **maps), plan
 
 
 def filled(path: Path) -> tuple[SlideStore, np.ndarray]:
@@ -97,6 +95,41 @@ def test_with_a_context_step_blocks_fill_the_patch_heatmap_and_the_map_comes_aft
     for name in ("", "heatmap", "patch_heatmap"):
         assert Image.from_zarr(group[name] if name else group).attributes.ome.multiscales
     assert group.attrs["ome"]["multiscales"][0]["datasets"][0]["path"] == "heatmap/0"
+
+
+def test_an_ensembles_store_holds_its_uncertainty_beside_the_map(tmp_path: Path) -> None:
+    store, plan = made(tmp_path / "slide.zarr", with_uncertainty=True)
+    block = next(iter(plan.blocks())).cells
+    values, spread = np.random.default_rng(0).random((2, block.height, block.width)).astype(np.float32) / 2
+    spread[1, 2] = np.nan
+    store.write_block(block, values, np.ones(values.shape, np.uint8), spread)
+    assert store.is_done(block)
+    store.write_pyramid()
+    y, x = slice(block.y, block.bottom), slice(block.x, block.right)
+    reopened = SlideStore(tmp_path / "slide.zarr")
+    assert np.array_equal(reopened.array("heatmap/0")[y, x], values)
+    assert np.array_equal(reopened.array("uncertainty/0")[y, x], spread, equal_nan=True)
+    assert np.isnan(reopened.array("uncertainty/0")).sum() == 90 * 150 - spread.size + 1
+    assert reopened.array("uncertainty/1")[0, 0] == pytest.approx(spread[:2, :2].mean(), rel=1e-6)
+    group = zarr.open_group(store.path, mode="r")
+    levels = [group[name].attrs["ome"]["multiscales"][0]["datasets"] for name in ("heatmap", "uncertainty")]
+    assert levels[0] == levels[1]  # both lie at the same place
+    for name in ("", "heatmap", "uncertainty"):
+        assert Image.from_zarr(group[name] if name else group).attributes.ome.multiscales
+    made(tmp_path / "other.zarr")
+    assert not (tmp_path / "other.zarr/uncertainty").exists()
+
+
+def test_a_chunk_of_an_ensemble_is_not_done_before_its_uncertainty_is(
+    tmp_path: Path,
+) -> None:
+    store, plan = made(tmp_path / "slide.zarr", with_uncertainty=True)
+    block = next(iter(plan.blocks())).cells
+    values = np.zeros((block.height, block.width), np.float32)
+    with pytest.raises(ValueError):  # noqa: PT011
+        # A spread that cannot be written: of another shape.
+        store.write_block(block, values, np.ones(values.shape, np.uint8), np.zeros((3, 5), np.float32))
+    assert not store.is_done(block)
 
 
 def test_coarser_levels_are_means_of_what_is_scored(tmp_path: Path) -> None:

@@ -3,8 +3,10 @@
 A batch never crosses a block, so that the same block gives the same bits whatever was done before it.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
+from copy import copy
+from functools import lru_cache
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
@@ -16,6 +18,7 @@ from wsi_pipeline.grid import Block, Grid
 from wsi_pipeline.options import Field, options
 from wsi_pipeline.patches import read_blocks
 from wsi_pipeline.slide import Pixels
+from wsi_pipeline.stain import stain_tables
 
 if TYPE_CHECKING:  # torch takes seconds to import: it waits until something is classified
     import torch
@@ -50,6 +53,24 @@ class Classifier:
         self.batch_size = options.batch_size or (CPU_BATCH if device.type == "cpu" else GPU_BATCH)
         self.precision = choose_precision(model, device, options)
         self._network = model.network.to(device)
+        self._tables: torch.Tensor | None = None
+
+    @property
+    def models(self) -> "tuple[Model, ...]":
+        """The one model."""
+        return (self.model,)
+
+    def adapted(self, densities: NDArray[np.floating]) -> "Classifier":
+        """This classifier for one slide, whose patches have these optical densities, float [n, 3].
+
+        Brings the slide's stain towards that of the training data as far as the card says; see stain.py.
+        """
+        import torch
+
+        card, adapted = self.model.card, copy(self)
+        tables = stain_tables(densities, card.stain, card.stain_normalisation)
+        adapted._tables = None if tables is None else torch.from_numpy(tables.ravel()).to(self.device)
+        return adapted
 
     def scores(self, patches: NDArray[np.uint8]) -> NDArray[np.float32]:
         """float32 [n], 0 to 1, of uint8 patches [n, patch_px, patch_px, 3]."""
@@ -57,18 +78,22 @@ class Classifier:
 
         if not len(patches):
             return np.empty(0, np.float32)
-        with torch.inference_mode(), self._autocast():
-            parts = [
-                self._forward(batch) for batch in torch.split(torch.from_numpy(patches), self.batch_size)
-            ]
-        return torch.cat(parts).float().cpu().numpy()
+        with torch.inference_mode():
+            parts = [self.forward(batch) for batch in _batches(patches, self.batch_size, self.device)]
+        return torch.cat(parts).cpu().numpy()
 
-    def _forward(self, batch: "torch.Tensor") -> "torch.Tensor":
+    def scores_and_spread(self, patches: NDArray[np.uint8]) -> tuple[NDArray[np.float32], None]:
+        """The scores; one model alone has no spread."""
+        return self.scores(patches), None
+
+    def forward(self, batch: "torch.Tensor") -> "torch.Tensor":
+        """float32 [n], 0 to 1, of one batch of uint8 patches on the device."""
         from wsi_pipeline.model import idc_probability
 
-        if self.device.type == "cuda":
-            batch = batch.pin_memory().to(self.device, non_blocking=True)
-        return idc_probability(self._network, self.model.card, batch)  # [n]
+        if self._tables is not None:
+            batch = self._tables.take(batch.long() + _channel_starts(batch.device))
+        with self._autocast():
+            return idc_probability(self._network, self.model.card, batch).float()  # [n]
 
     def _autocast(self) -> "torch.autocast | nullcontext[None]":
         import torch
@@ -76,6 +101,57 @@ class Classifier:
         if self.precision == "bf16":
             return torch.autocast(self.device.type, torch.bfloat16)
         return nullcontext()
+
+
+class Ensemble:
+    """Several models of one patch size and scale on a device: what they say in the mean, and how far apart."""
+
+    def __init__(self, models: "Sequence[Model]", device: "torch.device", options: ClassifyOptions):
+        self.device = device
+        self._members = [Classifier(model, device, options) for model in models]
+
+    @property
+    def models(self) -> "tuple[Model, ...]":
+        """The members, in the order given."""
+        return tuple(member.model for member in self._members)
+
+    def adapted(self, densities: NDArray[np.floating]) -> "Ensemble":
+        """This ensemble for one slide, each member as its own card says."""
+        adapted = copy(self)
+        adapted._members = [member.adapted(densities) for member in self._members]
+        return adapted
+
+    @property
+    def precision(self) -> str:
+        """The members' precision: 'fp32', 'bf16', or both."""
+        return ", ".join(sorted({member.precision for member in self._members}))
+
+    def scores_and_spread(
+        self, patches: NDArray[np.uint8]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Mean and standard deviation (population) between the members' probabilities, both float32 [n].
+
+        The mean lies in 0 to 1, the deviation in 0 to 0.5. `patches` are uint8 [n, patch_px, patch_px, 3]; each
+        batch is brought to the device once, for all members.
+        """
+        import torch
+
+        if not len(patches):
+            return np.empty(0, np.float32), np.empty(0, np.float32)
+        with torch.inference_mode():
+            parts = [
+                torch.stack([member.forward(batch) for member in self._members])  # [members, n of the batch]
+                for batch in _batches(patches, self._members[0].batch_size, self.device)
+            ]
+        each = torch.cat(parts, dim=1).cpu().numpy().astype(np.float64)  # [members, n]
+        return each.mean(axis=0).astype(np.float32), each.std(axis=0).astype(np.float32)
+
+
+def classifier_of(
+    models: "Sequence[Model]", device: "torch.device", options: ClassifyOptions
+) -> Classifier | Ensemble:
+    """The classifier of one model, or the ensemble of several."""
+    return Classifier(models[0], device, options) if len(models) == 1 else Ensemble(models, device, options)
 
 
 def choose_device(name: str) -> "torch.device":
@@ -117,17 +193,48 @@ def classify_blocks(
     blocks: Iterable[Block],
     grid: Grid,
     read: Callable[[Box], Pixels],
-    classifier: Classifier,
+    classifier: Classifier | Ensemble,
     options: ClassifyOptions,
-) -> Iterator[tuple[Block, NDArray[np.float32]]]:
-    """Each block with its patches' scores, float32 [n], NaN where unreadable, in the blocks' order.
+) -> Iterator[tuple[Block, NDArray[np.float32], NDArray[np.float32] | None]]:
+    """Each block with its patches' scores and, of an ensemble, their spread, in the blocks' order.
 
-    `read` gives the pixels of a box of the grid's plane, and is called from several threads.
+    Both are float32 [n], NaN where unreadable; the spread is the standard deviation between the members. `read`
+    gives the pixels of a box of the grid's plane, and is called from several threads.
     """
     for block, cut in read_blocks(blocks, grid, read, options.reader_threads):
-        scores = np.full(len(cut.rgb), np.nan, np.float32)
-        scores[cut.readable] = classifier.scores(cut.rgb if cut.readable.all() else cut.rgb[cut.readable])
-        yield block, scores
+        patches = cut.rgb if cut.readable.all() else cut.rgb[cut.readable]
+        scores, spread = classifier.scores_and_spread(patches)
+        yield (
+            block,
+            _among_all(scores, cut.readable),
+            None if spread is None else _among_all(spread, cut.readable),
+        )
+
+
+def _among_all(values: NDArray[np.float32], readable: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """The values of the readable patches at their places among all, NaN at the others'."""
+    every = np.full(len(readable), np.nan, np.float32)
+    every[readable] = values
+    return every
+
+
+@lru_cache
+def _channel_starts(device: "torch.device") -> "torch.Tensor":
+    """Where the tables of R, G and B begin, one after the other."""
+    import torch
+
+    return torch.tensor([0, 256, 512], device=device)
+
+
+def _batches(patches: NDArray[np.uint8], batch_size: int, device: "torch.device") -> "Iterator[torch.Tensor]":
+    """The patches on the device, `batch_size` at a time."""
+    import torch
+
+    for batch in torch.split(torch.from_numpy(patches), batch_size):
+        if device.type == "cuda":
+            yield batch.pin_memory().to(device, non_blocking=True)
+        else:
+            yield batch
 
 
 def _cpu_has_bf16() -> bool:

@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from wsi_pipeline.context import ContextCard, ContextStep
-from wsi_pipeline.errors import ConfigError, ModelError
+from wsi_pipeline.errors import ConfigError, ModelError, ScaleError, UsageError
 from wsi_pipeline.models.zoo import build_network as build_network
 from wsi_pipeline.options import Field, options, options_from_dict, options_to_dict
 
@@ -132,6 +132,31 @@ def load_model(name_or_path: str | Path) -> Model:
         ) from error
     network = network.float().to(memory_format=torch.channels_last).eval().requires_grad_(False)  # type: ignore[call-overload]
     return Model(card, network, hashlib.sha256(weights + card_text).hexdigest(), context)
+
+
+def load_models(names_or_paths: Sequence[str | Path]) -> tuple[Model, ...]:
+    """The models, in that order, each as `load_model` loads it: one, or the members of an ensemble.
+
+    Raises as `load_model`, UsageError when two have the same weights, ScaleError when two see patches of
+    another size or scale.
+    """
+    models = tuple(load_model(name) for name in names_or_paths)
+    first, card = names_or_paths[0], models[0].card
+    seen: dict[str, str | Path] = {}
+    for name, model in zip(names_or_paths, models, strict=True):
+        if twin := seen.get(model.card.weights_sha256):
+            raise UsageError(
+                f"--model {name}: has the same weights as --model {twin}; expected different models: each counts "
+                "once in the mean, so name it once"
+            )
+        seen[model.card.weights_sha256] = name
+        if (model.card.patch_px, model.card.mpp) != (card.patch_px, card.mpp):
+            raise ScaleError(
+                f"--model {name}: sees patches of {model.card.patch_px} px at {model.card.mpp:g} um/px, --model "
+                f"{first} of {card.patch_px} px at {card.mpp:g} um/px; expected models of one patch size and "
+                "scale: map the slide with each by itself"
+            )
+    return models
 
 
 def save_model(path: Path, network: nn.Module, card: ModelCard, context: ContextStep | None = None) -> None:

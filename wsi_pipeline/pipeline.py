@@ -1,7 +1,7 @@
 """The flow of one slide, written once: open, find tissue, plan, classify, stitch, context, delineate, render."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,24 +10,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsi_pipeline.annotations import label_patches, read_outlines
-from wsi_pipeline.classify import Classifier, classify_blocks
+from wsi_pipeline.classify import Classifier, Ensemble, classify_blocks
 from wsi_pipeline.config import InferConfig, TileConfig
 from wsi_pipeline.context import ContextStep, apply_context
-from wsi_pipeline.delineate import choose_fields, delineate, qupath_origin0, regions_to_geojson
+from wsi_pipeline.delineate import choose_fields, delineate, qupath_origin0, rasterise, regions_to_geojson
 from wsi_pipeline.drift import slide_densities, stain_drift
 from wsi_pipeline.errors import ScaleError, UnreadableSlideError
 from wsi_pipeline.grid import GridOptions, Plan
 from wsi_pipeline.options import options_to_dict
 from wsi_pipeline.patches import patch_positions, write_patches
-from wsi_pipeline.render import render_heatmap, render_overlay, render_report, render_tissue
+from wsi_pipeline.render import render_heatmap, render_overlay, render_tissue, render_uncertainty
+from wsi_pipeline.report import render_report
 from wsi_pipeline.run_folder import EXPORT_FOLDER, SlideResult, clear_outputs, find_run, finished_result
 from wsi_pipeline.slide import Slide, open_slide
+from wsi_pipeline.stain import stain_gain_of
 from wsi_pipeline.stitch import Status, initial_status, stitch_block
 from wsi_pipeline.store import STORE_NAME, PatchTable, SlideStore, create_store, write_json
 from wsi_pipeline.summary import (
     Stopwatch,
     count,
     file_sha256,
+    mean_uncertainty,
+    model_facts,
     recipe_key,
     region_facts,
     report_facts,
@@ -45,6 +49,7 @@ log = logging.getLogger(__name__)
 # The kinds of map, in the words of pictures and summary.
 ALONE = "each patch alone"
 IN_CONTEXT = "each patch among its neighbours (context step)"
+MEAN_OF_MODELS = "each patch alone, mean of {} models"
 
 Progress = Callable[[int, int], None]
 """Called with the patches done and the patches in all."""
@@ -110,28 +115,29 @@ def infer_slide(
     path: Path,
     out: Path,
     config: InferConfig,
-    classifier: Classifier,
+    classifier: Classifier | Ensemble,
     mpp: float | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> SlideResult:
     """Map the slide's IDC and write the map, its regions, pictures and numbers to its run folder.
 
-    `mpp` overrides the file's scale. Raises a WsiError whose text says why; an earlier result of the same
-    recipe is left as it is, an interrupted one goes on from its last chunk.
+    An ensemble leaves a map of its uncertainty too. `mpp` overrides the file's scale. Raises a WsiError whose
+    text says why; an earlier result of the same recipe is left as it is, an interrupted one goes on from its
+    last chunk.
     """
     watch = Stopwatch()
-    card = classifier.model.card
+    models = classifier.models
+    card = models[0].card  # an ensemble's members are all of its scale
     config = replace(config, grid=grid_for_model(config.grid, card.patch_px, card.mpp))
-    shown = choose_map(classifier.model, config)
+    shown = choose_map(models, config)
     threshold = shown.threshold
-    model = {"name": card.name, "sha256": classifier.model.sha256}
     with watch("open"):
         slide = open_slide(path, mpp)
         recipe = {
             "command": "infer-slide",
             "slide": slide_facts(slide),
-            "model": model,
+            **model_facts(models),
             # How patches are batched does not decide the map.
             "options": {name: value for name, value in options_to_dict(config).items() if name != "classify"},
             "map": shown.kind,
@@ -148,11 +154,22 @@ def infer_slide(
         if store is None:
             table = PatchTable(*patch_positions(plan), label=None)
             store = _new_store(
-                folder, recipe, slide, survey, table, initial_status(plan), shown.step is not None
+                folder,
+                recipe,
+                slide,
+                survey,
+                table,
+                initial_status(plan),
+                with_context=shown.step is not None,
+                with_uncertainty=len(models) > 1,
             )
         _render_survey(folder, survey)
+    with watch("stain"):
+        densities = slide_densities(slide, plan)
+        drifts = [drift for model in models if (drift := stain_drift(densities, model.card.stain))]
+        drift = max(drifts, key=lambda d: (d.is_far, d.spreads), default=None)
     with watch("classify"):
-        _fill(store, slide, plan, classifier, config, progress)
+        _fill(store, slide, plan, classifier.adapted(densities), config, progress)
     with watch("context"):
         if shown.step:
             alone = store.array("patch_heatmap/0")
@@ -167,16 +184,22 @@ def infer_slide(
         fields = choose_fields(heatmap, plane, slide.mpp, regions, config.delineate)
         origin0 = qupath_origin0(slide.properties, slide.size0)
         write_json(folder / "regions.geojson", regions_to_geojson(regions, fields, origin0))
-    with watch("stain"):
-        drift = stain_drift(slide_densities(slide, plan), card.stain)
     warnings = [*survey.warnings, *shown.warnings]
     if drift and drift.is_far:
         warnings.append(drift.warning)
     if lost := counts["cells"]["unreadable"]:
         warnings.append(f"{lost} cells of the map could not be decoded and are not scored")
     with watch("render"):
-        facts = report_facts(slide, survey, model, shown.kind, threshold, counts, regions, warnings)
         rgb, thumbnail_plane = survey.thumbnail.rgb, survey.thumbnail_plane
+        uncertainty = None
+        if len(models) > 1:
+            deviation, in_regions = store.array("uncertainty/0"), rasterise(regions, plane, heatmap.shape)
+            uncertainty = mean_uncertainty(len(models), deviation, in_regions)
+            picture = folder / "uncertainty.png"
+            render_uncertainty(picture, rgb, thumbnail_plane, deviation, plane, regions, len(models))
+        facts = report_facts(
+            slide, survey, models, shown.kind, threshold, counts, regions, uncertainty, warnings
+        )
         render_heatmap(folder / "heatmap.png", heatmap)
         render_overlay(folder / "overlay.png", rgb, thumbnail_plane, heatmap, plane, regions, shown.kind)
         render_report(
@@ -187,8 +210,11 @@ def infer_slide(
         "map_kind": shown.kind,
         "threshold": threshold,
         "stain": asdict(drift) if drift else None,
+        "stain_gain": [stain_gain_of(model.card, densities) for model in models],
         **region_facts(regions),
     }
+    if uncertainty:
+        summary |= model_facts(models) | {"uncertainty": asdict(uncertainty)}
     write_json(folder / "summary.json", summary)
     store.finish()
     return SlideResult(folder, False, counts["patches"], summary["idc_mm2"], watch.total, tuple(warnings))
@@ -204,12 +230,21 @@ class ShownMap:
     warnings: tuple[str, ...] = ()
 
 
-def choose_map(model: "Model", config: InferConfig) -> ShownMap:
+def choose_map(models: "Sequence[Model]", config: InferConfig) -> ShownMap:
     """The map that `config` and the model's card ask for; its threshold is the config's, else the card's.
+
+    Several models show the mean of what each says of each patch alone, and the threshold is the mean of their
+    cards': a context step is trained on its own network's scores, and fits no mean.
 
     Patches with gaps between them are shown alone, with a warning: their neighbours are not where those were
     that the step was trained on. `config.grid` is settled, as `grid_for_model` does.
     """
+    if len(models) > 1:
+        cards = [model.card.threshold for model in models]
+        return ShownMap(
+            MEAN_OF_MODELS.format(len(models)), None, config.delineate.threshold or sum(cards) / len(cards)
+        )
+    (model,) = models
     grid, step, warnings = config.grid, model.context if config.context else None, []
     if step and grid.stride_px and grid.patch_px and grid.stride_px > grid.patch_px:
         step = None
@@ -240,7 +275,7 @@ def _fill(
     store: SlideStore,
     slide: Slide,
     plan: Plan,
-    classifier: Classifier,
+    classifier: Classifier | Ensemble,
     config: InferConfig,
     progress: Progress | None,
 ) -> None:
@@ -253,11 +288,13 @@ def _fill(
     done = total - sum(len(block.patches) for block in todo)
     if progress:
         progress(done, total)
-    for block, scores in classify_blocks(
+    for block, scores, spread in classify_blocks(
         todo, grid, lambda box: slide.read_readable(box, grid.plane), classifier, config.classify
     ):
-        values, status = stitch_block(grid, block, scores, store.status(block.cells))
-        store.write_block(block.cells, values, status)
+        before = store.status(block.cells)
+        values, status = stitch_block(grid, block, scores, before)
+        deviation = None if spread is None else stitch_block(grid, block, spread, before)[0]
+        store.write_block(block.cells, values, status, deviation)
         done += len(block.patches)
         if progress:
             progress(done, total)
@@ -271,6 +308,7 @@ def _new_store(
     patches: PatchTable,
     status: NDArray[np.uint8] | None,
     with_context: bool = False,
+    with_uncertainty: bool = False,
 ) -> SlideStore:
     folder.mkdir(parents=True, exist_ok=True)
     clear_outputs(folder)
@@ -284,6 +322,7 @@ def _new_store(
         patches,
         status,
         with_context,
+        with_uncertainty,
     )
 
 

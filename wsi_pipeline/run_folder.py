@@ -14,6 +14,7 @@ OUTPUTS = (
     "tissue.png",
     "heatmap.png",
     "overlay.png",
+    "uncertainty.png",
     "report.png",
     "regions.geojson",
     "summary.json",

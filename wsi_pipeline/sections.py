@@ -120,7 +120,7 @@ def judge_section(
     result = infer_slide(path, out, config, classifier, overwrite=overwrite, progress=progress)
     slide = open_slide(path)
     config = replace(config, grid=grid_for_model(config.grid, card.patch_px, card.mpp))
-    plane, shown = plan_grid(slide, config.grid).map_plane, choose_map(classifier.model, config)
+    plane, shown = plan_grid(slide, config.grid).map_plane, choose_map(classifier.models, config)
     store = SlideStore(result.folder / STORE_NAME)
     probability, status = store.array("heatmap/0"), store.array("labels/status/0")
     if known.suffix == ".png":

@@ -41,6 +41,12 @@ def stain_gain(
     return np.asarray(gain.clip(1 / MAX_GAIN, MAX_GAIN))
 
 
+def stain_gain_of(card: "ModelCard", densities: NDArray[np.floating]) -> list[float] | None:
+    """The gain of a slide of these densities under a card, R, G, B, for the summary."""
+    gain = stain_gain(densities, card.stain, card.stain_normalisation)
+    return None if gain is None else [round(float(value), 4) for value in gain]
+
+
 def stain_tables(densities: NDArray[np.floating], stain: "Stain", strength: float) -> Tables | None:
     """For each of R, G, B the new value of each old one, uint8 [3, 256], by `stain_gain`; None where it is none."""
     gain = stain_gain(densities, stain, strength)

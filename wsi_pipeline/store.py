@@ -5,6 +5,7 @@ Layout (zarr format 3, OME-Zarr 0.5; DESIGN.md, section 5)::
     slide.zarr/          the heatmap is its image, so that a viewer pointed here shows it
       heatmap/0,1,2..    float32 [y, x], probability of IDC, NaN = not scored
       patch_heatmap/0..  the same before the model's context step, each patch alone; only where it has a step
+      uncertainty/0..    float32 [y, x], standard deviation between an ensemble's models; only of an ensemble
       labels/status/0..  uint8: 0 background, 1 scored, 2 rejected, 3 unreadable, 4 planned
       labels/tissue/0..  uint8 at the tissue plane: 1 tissue, 2 tissue rejected by quality
       patches/           x0, y0 (int32, level-0 pixels), tissue (float32 share), label (int8, if annotated)
@@ -32,6 +33,7 @@ from wsi_pipeline.stitch import Status
 
 STORE_NAME = "slide.zarr"
 ATTRIBUTES = "wsi_pipeline"
+MAP_TITLE = "probability of IDC"
 # A pyramid ends at a level that fits a thumbnail.
 SMALLEST_LEVEL = 64
 # Chunks of arrays that are not written block by block: planes, and lists of patches.
@@ -91,9 +93,20 @@ class SlideStore:
         """uint8 [row, column] of `labels/status/0` there."""
         return np.asarray(self._array("labels/status/0")[_slices(cells)], np.uint8)
 
-    def write_block(self, cells: Box, values: NDArray[np.float32], status: NDArray[np.uint8]) -> None:
-        """Commit a chunk: its values, then its status, so that a chunk whose status says scored is."""
+    def write_block(
+        self,
+        cells: Box,
+        values: NDArray[np.float32],
+        status: NDArray[np.uint8],
+        spread: NDArray[np.float32] | None = None,
+    ) -> None:
+        """Commit a chunk: its values, then its status, so that a chunk whose status says scored is.
+
+        `spread` goes to the store's uncertainty, which it must have.
+        """
         self._array(f"{self.scores}/0")[_slices(cells)] = values
+        if spread is not None:
+            self._array("uncertainty/0")[_slices(cells)] = spread
         self._array("labels/status/0")[_slices(cells)] = status
 
     def write_heatmap(self, values: NDArray[np.float32]) -> None:
@@ -106,7 +119,10 @@ class SlideStore:
 
     def write_pyramid(self) -> None:
         """The coarser levels of the maps (mean of scored cells) and of status (upper left of four)."""
-        for name in sorted({"heatmap", self.scores, "labels/status"}):
+        names = {"heatmap", self.scores, "labels/status"}
+        if "uncertainty" in self._root:
+            names.add("uncertainty")
+        for name in sorted(names):
             reduce: Callable[[NDArray[Any]], NDArray[Any]] = (
                 _halve_nearest if name == "labels/status" else _halve_mean
             )
@@ -136,12 +152,13 @@ def create_store(
     patches: PatchTable,
     status: NDArray[np.uint8] | None,
     with_context: bool = False,
+    with_uncertainty: bool = False,
 ) -> SlideStore:
     """A new store at `path`, made beside it and renamed, so that it is there whole or not at all.
 
     With `status` (uint8, the map's cells) it has a heatmap to fill; without, patches and tissue alone.
-    With `with_context` it has a patch_heatmap too, which is filled first. `attributes` must hold the
-    `recipe`; what lay at `path` is replaced.
+    With `with_context` it has a patch_heatmap too, which is filled first; with `with_uncertainty` an
+    uncertainty, filled with the heatmap. `attributes` must hold the `recipe`; what lay at `path` is replaced.
     """
     part = path.with_name(path.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
@@ -150,7 +167,12 @@ def create_store(
     names = ["tissue"]
     if status is not None:
         names.insert(0, "status")
-        _create_map(root, labels, plan, mpp0, status, with_context)
+        maps = {"heatmap": MAP_TITLE}
+        if with_context:
+            maps["patch_heatmap"] = f"{MAP_TITLE}, each patch alone"
+        if with_uncertainty:
+            maps["uncertainty"] = f"{MAP_TITLE}, standard deviation between models"
+        _create_maps(root, labels, plan, mpp0, status, maps)
     labels.attrs["ome"] = {"version": "0.5", "labels": names}
     _create_tissue(
         labels.create_group("tissue"), tissue, tissue_plane, mpp0, _level_count(plan.grid.map_size)
@@ -172,19 +194,17 @@ def write_json(path: Path, value: Any) -> None:
     part.replace(path)
 
 
-def _create_map(
+def _create_maps(
     root: zarr.Group,
     labels: zarr.Group,
     plan: Plan,
     mpp0: tuple[float, float],
     status: NDArray[np.uint8],
-    with_context: bool,
+    maps: dict[str, str],
 ) -> None:
+    """Status, and what `maps` names, each with its title: float32 on the map's cells, nothing scored yet."""
     levels = _level_count(plan.grid.map_size)
-    names = {"heatmap": "probability of IDC"}
-    if with_context:
-        names["patch_heatmap"] = "probability of IDC, each patch alone"
-    heatmaps = {name: root.create_group(name) for name in names}
+    heatmaps = {name: root.create_group(name) for name in maps}
     group = labels.create_group("status")
     shape = status.shape
     for index in range(levels):
@@ -196,9 +216,9 @@ def _create_map(
     assert isinstance(array, zarr.Array)
     array[...] = status
     plane = plan.grid.map_plane
-    for name, title in names.items():
+    for name, title in maps.items():
         heatmaps[name].attrs["ome"] = _multiscale(title, plane, mpp0, levels)
-    root.attrs["ome"] = _multiscale("probability of IDC", plane, mpp0, levels, folder="heatmap/")
+    root.attrs["ome"] = _multiscale(MAP_TITLE, plane, mpp0, levels, folder="heatmap/")
     meanings = {value: value.name.lower() for value in Status}
     group.attrs["ome"] = _image_label(_multiscale("status", plane, mpp0, levels), "../../", meanings)
 

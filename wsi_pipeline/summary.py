@@ -10,18 +10,21 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 import wsi_pipeline
-from wsi_pipeline.delineate import IdcRegion
+from wsi_pipeline.delineate import IdcRegion, Mask
 from wsi_pipeline.grid import Plan
-from wsi_pipeline.render import ReportFacts
+from wsi_pipeline.report import ReportFacts, Uncertainty
 from wsi_pipeline.slide import Slide
 from wsi_pipeline.stitch import Status
 from wsi_pipeline.survey import Survey
+
+if TYPE_CHECKING:  # torch takes seconds to import
+    from wsi_pipeline.model import Model
 
 # The packages that pixels and numbers come through.
 VERSIONED = ("numpy", "openslide-python", "openslide-bin", "scikit-image", "scipy", "torch", "zarr")
@@ -65,6 +68,25 @@ def slide_facts(slide: Slide) -> dict[str, Any]:
         "mpp": list(slide.mpp),
         "mpp_overridden": slide.mpp_overridden,
     }
+
+
+def model_facts(models: "Sequence[Model]") -> dict[str, Any]:
+    """What a recipe must know of what maps a slide: `model`, or of an ensemble its `models` in their order."""
+    named = [{"name": model.card.name, "sha256": model.sha256} for model in models]
+    return {"model": named[0]} if len(named) == 1 else {"models": named}
+
+
+def mean_uncertainty(models: int, deviation: NDArray[np.float32], in_regions: Mask) -> Uncertainty:
+    """How far so many `models` are apart: means of `deviation`, [row, column], NaN where not scored.
+
+    `in_regions` marks the cells of regions, of the same shape.
+    """
+    scored = np.isfinite(deviation)
+
+    def mean(cells: Mask) -> float | None:
+        return float(deviation[cells].mean(dtype=np.float64)) if cells.any() else None
+
+    return Uncertainty(models, mean(scored), mean(scored & in_regions))
 
 
 def file_sha256(path: Path) -> str:
@@ -141,22 +163,21 @@ def summarise(
 def report_facts(
     slide: Slide,
     survey: Survey,
-    model: dict[str, str],
+    models: "Sequence[Model]",
     map_kind: str,
     threshold: float,
     counts: dict[str, Any],
     regions: Sequence[IdcRegion],
+    uncertainty: Uncertainty | None,
     warnings: Sequence[str],
 ) -> ReportFacts:
-    """What the report page states beside its pictures; `model` has its `name` and `sha256`; `map_kind` says
-    which map is shown, in words."""
+    """What the report page states beside its pictures; `map_kind` says which map is shown, in words."""
     cells = counts["cells"]
     return ReportFacts(
         slide_name=slide.name,
         size0=slide.size0,
         mpp_overridden=slide.mpp_overridden,
-        model_name=model["name"],
-        model_sha256=model["sha256"],
+        models=[(model.card.name, model.sha256) for model in models],
         map_kind=map_kind,
         threshold=threshold,
         patch_px=survey.plan.grid.patch_px,
@@ -166,6 +187,7 @@ def report_facts(
         unreadable=cells["unreadable"],
         tissue_mm2=survey.tissue_mm2(slide.mpp),
         idc_mm2=sum(region.area_mm2 for region in regions),
+        uncertainty=uncertainty,
         warnings=warnings,
         version=wsi_pipeline.__version__,
         date=datetime.now(UTC).date().isoformat(),

@@ -10,7 +10,8 @@ from wsi_pipeline.run_folder import SlideResult
 
 EXAMPLE = """  infer-slide biopsy.svs --out maps
   infer-slide *.svs --out maps --device cuda:1 --config configs/infer.yaml
-  infer-slide scan.svs --out maps --mpp 0.2525"""
+  infer-slide scan.svs --out maps --mpp 0.2525
+  infer-slide biopsy.svs --out maps --model idc_default --model mine.safetensors"""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -19,21 +20,22 @@ def main(argv: list[str] | None = None) -> int:
     add_slide_arguments(parser, "as configs/infer.yaml")
     parser.add_argument(
         "--model",
-        default="idc_default",
+        action="append",
         metavar="NAME|FILE",
-        help="a shipped model, or a .safetensors with its card",
+        help="a shipped model, or a .safetensors with its card (default: idc_default); several, each with its "
+        "--model: their mean, each patch alone, and a map of how far they are apart",
     )
     parser.add_argument("--device", default="auto", metavar="D", help="auto (default), cpu, cuda or cuda:1")
     args = parser.parse_args(argv)
 
     def run() -> int:
         config = load_config(InferConfig, args.config) if args.config else InferConfig()
-        from wsi_pipeline.classify import Classifier, choose_device  # torch: seconds, once it is needed
-        from wsi_pipeline.model import load_model
+        from wsi_pipeline.classify import choose_device, classifier_of  # torch: seconds, once it is needed
+        from wsi_pipeline.model import load_models
 
-        model = load_model(args.model)
-        grid_for_model(config.grid, model.card.patch_px, model.card.mpp)
-        classifier = Classifier(model, choose_device(args.device), config.classify)
+        models = load_models(args.model or ["idc_default"])
+        grid_for_model(config.grid, models[0].card.patch_px, models[0].card.mpp)
+        classifier = classifier_of(models, choose_device(args.device), config.classify)
 
         def work(path: Path, progress: Progress) -> SlideResult:
             return infer_slide(path, args.out, config, classifier, args.mpp, args.overwrite, progress)

@@ -1,0 +1,117 @@
+"""What pictures and the report share: the colours of a map, a map on another plane, text, writing whole files.
+
+Probabilities are shown on one colour scale, 0 to 1, whatever a map holds: viridis. Its lightness grows evenly
+with the probability, it survives every kind of colour blindness and a grey printer, and its blue, green and
+yellow are no colours of a haematoxylin and eosin stain. Where nothing was scored there is no colour at all.
+"""
+
+import math
+import os
+from functools import cache
+from pathlib import Path
+from typing import TypeAlias
+
+import matplotlib
+import numpy as np
+import numpy.typing as npt
+from matplotlib import font_manager
+from matplotlib.colors import Colormap
+from PIL import Image, ImageFont
+
+from wsi_pipeline.delineate import FloatMap
+from wsi_pipeline.geometry import Plane
+
+Rgb: TypeAlias = npt.NDArray[np.uint8]
+
+COLOURS = matplotlib.colormaps["viridis"]
+# Of uncertainty, which must not be taken for a probability: as even in lightness, pale where models agree.
+UNCERTAINTY_COLOURS = matplotlib.colormaps["magma_r"]
+# The largest standard deviation that numbers between 0 and 1 can have.
+LARGEST_DEVIATION = 0.5
+
+# Of the palette of Okabe and Ito (2008), made to be told apart with any colour vision.
+BLUE, ORANGE = "#0072B2", "#E69F00"
+BLACK, GREY, WHITE = "#000000", "#777777", "#FFFFFF"
+
+
+def colour(heatmap: FloatMap) -> Rgb:
+    """The map as RGBA bytes [y, x, 4]: 0 to 1 from dark blue to yellow, wholly transparent where NaN."""
+    return _coloured(heatmap, COLOURS)
+
+
+def colour_uncertainty(deviation: FloatMap) -> Rgb:
+    """Standard deviations as RGBA bytes [y, x, 4]: 0 to 0.5 from cream to black, transparent where NaN."""
+    return _coloured(deviation / LARGEST_DEVIATION, UNCERTAINTY_COLOURS)
+
+
+def _coloured(shares: FloatMap, colours: Colormap) -> Rgb:
+    scored = np.isfinite(shares)
+    rgba = colours(np.where(scored, np.clip(shares, 0, 1), 0).astype(np.float64), bytes=True)
+    rgba[~scored] = 0
+    return np.asarray(rgba, np.uint8)
+
+
+def sample(heatmap: FloatMap, plane: Plane, target: Plane, shape: tuple[int, int]) -> FloatMap:
+    """The map on another plane: for each pixel the mean of the scored cells under it, NaN if there is none.
+
+    A pixel smaller than a cell takes the cell at its centre.
+    """
+    steps_x = math.ceil(target.downsample_x / plane.downsample_x)
+    steps_y = math.ceil(target.downsample_y / plane.downsample_y)
+    total, count = np.zeros(shape, np.float64), np.zeros(shape, np.int32)
+    for step_y in range(steps_y):
+        for step_x in range(steps_x):
+            x = np.arange(shape[1]) + (step_x + 0.5) / steps_x
+            y = np.arange(shape[0]) + (step_y + 0.5) / steps_y
+            x0 = target.origin_x0 + x * target.downsample_x
+            y0 = target.origin_y0 + y * target.downsample_y
+            columns = np.floor((x0 - plane.origin_x0) / plane.downsample_x).astype(np.int64)
+            rows = np.floor((y0 - plane.origin_y0) / plane.downsample_y).astype(np.int64)
+            inside_x = (columns >= 0) & (columns < heatmap.shape[1])
+            inside_y = (rows >= 0) & (rows < heatmap.shape[0])
+            under = np.full(shape, np.nan, np.float32)
+            under[np.ix_(inside_y, inside_x)] = heatmap[np.ix_(rows[inside_y], columns[inside_x])]
+            scored = np.isfinite(under)
+            total[scored] += under[scored]
+            count[scored] += 1
+    mean = np.full(shape, np.nan, np.float32)
+    np.divide(total, count, out=mean, where=count > 0, casting="same_kind")
+    return mean
+
+
+@cache
+def font_of(size_px: int) -> ImageFont.FreeTypeFont:
+    """The font of all text, so many pixels high."""
+    return ImageFont.truetype(font_manager.findfont("DejaVu Sans"), size_px)
+
+
+def printable(text: str) -> str:
+    """The text with what the font cannot show (control characters, some scripts) as '?'."""
+    known = font_manager.get_font(font_manager.findfont("DejaVu Sans")).get_charmap()
+    return "".join(c if c == " " or (c.isprintable() and ord(c) in known) else "?" for c in text)
+
+
+def shorten(text: str, width_in: float, size_pt: float) -> str:
+    """The text, its middle left out where it would be wider than `width_in`: names differ at both ends."""
+    text = printable(text)
+    font = font_of(100)
+
+    def fits(candidate: str) -> bool:
+        return font.getlength(candidate) / 100 * size_pt / 72 <= width_in
+
+    keep = len(text)
+    shortened = text
+    while keep > 2 and not fits(shortened):
+        keep -= 1
+        shortened = f"{text[: (keep + 1) // 2]}…{text[len(text) - keep // 2 :]}"
+    return shortened
+
+
+def write_png(path: Path, image: Image.Image) -> None:
+    """Write the picture beside, then rename: a reader sees the old picture or the new one, never half of one."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        image.save(beside, format="PNG")
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
