@@ -1,9 +1,10 @@
-"""How far two checks reach: near duplicates of explore-patches, and the stain warning of infer-slide.
+"""How far near duplicates of explore-patches, the stain warning and the stain normalisation of infer-slide reach.
 
     python scripts/measure_checks.py ../shared/data --slides runs/results/slides
 
 Copies of patches of the IDC set, changed in several ways, are planted among their originals and looked for. The
 stain of each patient of the set, of its whole mounts and of other slides is compared with the shipped model's card.
+The network of `--model` judges the validation patients with their stain brought more or less near that of training.
 """
 
 import argparse
@@ -14,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image, ImageEnhance
 
 from wsi_pipeline.config import InferConfig
@@ -21,12 +23,15 @@ from wsi_pipeline.data import LabelledPatches, SplitOptions, load_split
 from wsi_pipeline.data.duplicates import near_pairs
 from wsi_pipeline.data.facts import thumbnail
 from wsi_pipeline.drift import StainDrift, patch_densities, slide_densities, stain_drift
-from wsi_pipeline.model import ModelCard, load_model
+from wsi_pipeline.evaluate import auroc, crossfitted
+from wsi_pipeline.judgement import judge
+from wsi_pipeline.model import Model, ModelCard, load_model
 from wsi_pipeline.pipeline import grid_for_model
 from wsi_pipeline.slide import open_slide
 from wsi_pipeline.survey import survey_slide
 
 PLANTED = 300
+STRENGTHS = (0.0, 0.5, 0.7, 0.9)
 
 
 def main() -> int:
@@ -36,10 +41,13 @@ def main() -> int:
     )
     parser.add_argument("data", type=Path, help="the folder with idc/ and slides/")
     parser.add_argument("--slides", type=Path, help="a folder of whole mounts, *.tiff")
+    parser.add_argument("--model", default="idc_default", help="a shipped model, or a .safetensors file")
     args = parser.parse_args()
     train, val = load_split(args.data / "idc", 50, SplitOptions())
     measure_duplicates(val)
-    card = load_model("idc_default").card
+    model = load_model(args.model)
+    card = model.card
+    measure_normalisation(model, val)
     for name, side in (("training", train), ("validation", val)):
         patients = [
             stain_drift(patch_densities(side.pixels[side.patients == p]), card.stain)
@@ -66,6 +74,21 @@ def measure_duplicates(side: LabelledPatches) -> None:
         first, second = near_pairs(both, contrast)
         found = int(((first < PLANTED) & (second == first + PLANTED)).sum())
         print(f"near duplicates, {name}: {found / PLANTED:.1%} of {PLANTED} found", flush=True)
+
+
+def measure_normalisation(model: Model, val: LabelledPatches) -> None:
+    """Print how well the network judges the patches, calibrated anew at each strength."""
+    idc = model.card.classes.index("idc")
+    for strength in STRENGTHS:
+        card = replace(model.card, stain_normalisation=strength)
+        logits = judge(replace(model, card=card), val, torch.device("cpu")).logits
+        reached = crossfitted(logits, val.labels, val.patients, idc)
+        area = auroc(logits[:, idc] - logits[:, 1 - idc], val.labels)
+        print(
+            f"stain normalised by {strength:g}: AUROC {area:.4f}, cross-fitted F1 {reached['f1']:.3f}, "
+            f"balanced accuracy {reached['balanced_accuracy']:.3f}, ECE {reached['ece']:.3f}",
+            flush=True,
+        )
 
 
 def drift_of(path: Path, card: ModelCard, mpp: float | None = None) -> StainDrift | None:
