@@ -4,7 +4,8 @@
 
 Copies of patches of the IDC set, changed in several ways, are planted among their originals and looked for. The
 stain of each patient of the set, of its whole mounts and of other slides is compared with the shipped model's card.
-The network of `--model` judges the validation patients with their stain brought more or less near that of training.
+The network of `--model` judges the validation patients with their stain brought more or less near that of training,
+and as it does after each patient has been stained anew.
 """
 
 import argparse
@@ -28,10 +29,13 @@ from wsi_pipeline.judgement import judge
 from wsi_pipeline.model import Model, ModelCard, load_model
 from wsi_pipeline.pipeline import grid_for_model
 from wsi_pipeline.slide import open_slide
+from wsi_pipeline.stain import restained, tables_of
 from wsi_pipeline.survey import survey_slide
 
 PLANTED = 300
 STRENGTHS = (0.0, 0.5, 0.7, 0.9)
+# Standard deviation of the logarithm of each channel's gain.
+SPREADS = (0.0, 0.15, 0.3)
 
 
 def main() -> int:
@@ -48,6 +52,7 @@ def main() -> int:
     model = load_model(args.model)
     card = model.card
     measure_normalisation(model, val)
+    measure_other_stains(model, val)
     for name, side in (("training", train), ("validation", val)):
         patients = [
             stain_drift(patch_densities(side.pixels[side.patients == p]), card.stain)
@@ -77,18 +82,35 @@ def measure_duplicates(side: LabelledPatches) -> None:
 
 
 def measure_normalisation(model: Model, val: LabelledPatches) -> None:
-    """Print how well the network judges the patches, calibrated anew at each strength."""
-    idc = model.card.classes.index("idc")
+    """Print how well the network judges the patches at each strength."""
     for strength in STRENGTHS:
         card = replace(model.card, stain_normalisation=strength)
-        logits = judge(replace(model, card=card), val, torch.device("cpu")).logits
-        reached = crossfitted(logits, val.labels, val.patients, idc)
-        area = auroc(logits[:, idc] - logits[:, 1 - idc], val.labels)
-        print(
-            f"stain normalised by {strength:g}: AUROC {area:.4f}, cross-fitted F1 {reached['f1']:.3f}, "
-            f"balanced accuracy {reached['balanced_accuracy']:.3f}, ECE {reached['ece']:.3f}",
-            flush=True,
-        )
+        tell_judgement(f"stain normalised by {strength:g}", replace(model, card=card), val)
+
+
+def measure_other_stains(model: Model, val: LabelledPatches) -> None:
+    """Print how well the model judges patients whose channels' densities are each multiplied by chance."""
+    for spread in SPREADS:
+        rng = np.random.default_rng(0)
+        pixels = val.pixels.copy()
+        for patient in np.unique(val.patients):
+            gain = np.exp(spread * rng.standard_normal(3))
+            rows = val.patients == patient
+            pixels[rows] = restained(pixels[rows], tables_of(gain))
+        tell_judgement(f"each patient stained anew, spread {spread:g}", model, replace(val, pixels=pixels))
+
+
+def tell_judgement(name: str, model: Model, side: LabelledPatches) -> None:
+    """Print how well the model judges the patches, calibrated anew by the other patients."""
+    idc = model.card.classes.index("idc")
+    logits = judge(model, side, torch.device("cpu")).logits
+    reached = crossfitted(logits, side.labels, side.patients, idc)
+    area = auroc(logits[:, idc] - logits[:, 1 - idc], side.labels)
+    print(
+        f"{name}: AUROC {area:.4f}, cross-fitted F1 {reached['f1']:.3f}, "
+        f"balanced accuracy {reached['balanced_accuracy']:.3f}, ECE {reached['ece']:.3f}",
+        flush=True,
+    )
 
 
 def drift_of(path: Path, card: ModelCard, mpp: float | None = None) -> StainDrift | None:

@@ -50,8 +50,11 @@ def stain_gain_of(card: "ModelCard", densities: NDArray[np.floating]) -> list[fl
 def stain_tables(densities: NDArray[np.floating], stain: "Stain", strength: float) -> Tables | None:
     """For each of R, G, B the new value of each old one, uint8 [3, 256], by `stain_gain`; None where it is none."""
     gain = stain_gain(densities, stain, strength)
-    if gain is None:
-        return None
+    return None if gain is None else tables_of(gain)
+
+
+def tables_of(gain: NDArray[np.float64]) -> Tables:
+    """The tables, uint8 [3, 256], that multiply the optical density of R, G and B by `gain`, float [3]."""
     density = gain[:, None] * DENSITY.astype(float)  # [3, 256]
     new: Tables = (256 * 10**-density - 1).clip(0, 255).round().astype(np.uint8)
     return new
