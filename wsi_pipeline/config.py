@@ -8,9 +8,8 @@ import yaml
 from wsi_pipeline.annotations import AnnotationOptions
 from wsi_pipeline.classify import ClassifyOptions
 from wsi_pipeline.delineate import DelineateOptions
-from wsi_pipeline.errors import ConfigError
 from wsi_pipeline.grid import GridOptions
-from wsi_pipeline.options import Field, options, options_from_dict, options_to_dict
+from wsi_pipeline.options import Field, options, options_from_dict, options_to_dict, read_yaml_file
 from wsi_pipeline.quality import QualityOptions
 from wsi_pipeline.tissue import TissueOptions
 
@@ -64,13 +63,7 @@ def load_config(cls: type[T], path: Path) -> T:
 
     Raises ConfigError when there is no such file, it is no YAML, or a key or value is not what it should be.
     """
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: no YAML: {' '.join(str(error).split())}") from error
-    return options_from_dict(cls, {} if values is None else values, str(path))
+    return options_from_dict(cls, read_yaml_file(path), str(path))
 
 
 def dump_config(config: object) -> str:

@@ -5,9 +5,12 @@ name in them, whether they come from a YAML file or from Python.
 """
 
 import json
+import re
 from dataclasses import fields
+from pathlib import Path
 from typing import Any, TypeVar, dataclass_transform
 
+import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic import Field as Field
 from pydantic.dataclasses import dataclass as _pydantic_dataclass
@@ -26,6 +29,40 @@ def options(cls: type[T]) -> type[T]:
     # strict: "50" is no number and 1 is no bool; a YAML file says what it means.
     config = ConfigDict(extra="forbid", strict=True, validate_default=True)
     return _pydantic_dataclass(cls, frozen=True, kw_only=True, config=config)  # type: ignore[return-value]
+
+
+def read_yaml_file(path: Path) -> dict[str, Any]:
+    """Keys and values of a YAML file; none of an empty one.
+
+    Raises ConfigError when it cannot be read, is no YAML, or holds something else.
+    """
+    try:
+        values = parse_yaml(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: no YAML: {' '.join(str(error).split())}") from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ConfigError(
+            f"{path}: 'the whole file': found {type(values).__name__}, expected keys and values"
+        )
+    return values
+
+
+def parse_yaml(text: str) -> Any:
+    """The plain value that the text says."""
+    return yaml.load(text, _Yaml)
+
+
+class _Yaml(yaml.SafeLoader):
+    """YAML in which 1e-4 is a number, as in YAML 1.2; to YAML 1.1 it is text."""
+
+
+_Yaml.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
 
 
 def options_from_dict(cls: type[T], values: Any, where: str) -> T:

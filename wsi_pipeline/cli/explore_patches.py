@@ -3,14 +3,12 @@
 import sys
 from pathlib import Path
 
-import yaml
-
 from wsi_pipeline.cli.common import ALL_DONE, command_parser, run_command
 from wsi_pipeline.data.explore import explore
 from wsi_pipeline.data.load import list_labelled
 from wsi_pipeline.data.split import SplitOptions
-from wsi_pipeline.errors import ConfigError, UsageError
-from wsi_pipeline.options import options_from_dict
+from wsi_pipeline.errors import UsageError
+from wsi_pipeline.options import options_from_dict, read_yaml_file
 
 EXAMPLE = """  explore-patches ../shared/data/idc --out idc.html
   explore-patches breakhis --config configs/train/mine.yaml --out breakhis.html"""
@@ -54,14 +52,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def load_split_options(path: Path) -> SplitOptions:
     """The options under `split` of a training config; other keys are the training's."""
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: no YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path}: expected keys and values, found {type(values).__name__}")
+    values = read_yaml_file(path)
     return options_from_dict(SplitOptions, values.get("split", {}), str(path))
 
 

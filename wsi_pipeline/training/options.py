@@ -1,6 +1,5 @@
 """What a training is told: the options of configs/train, from a file and from the command line."""
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -10,7 +9,7 @@ import yaml
 from wsi_pipeline.data import SplitOptions
 from wsi_pipeline.errors import ConfigError
 from wsi_pipeline.models.augment import AugmentOptions
-from wsi_pipeline.options import Field, options, options_from_dict
+from wsi_pipeline.options import Field, options, options_from_dict, parse_yaml, read_yaml_file
 
 # The key under which a config says what `tune-model` may put in a value's place.
 TUNE = "tune"
@@ -126,14 +125,7 @@ def load_train_options(path: Path, settings: Sequence[str] = (), **overrides: An
 
 def read_train_config(path: Path, settings: Sequence[str] = (), **overrides: Any) -> dict[str, Any]:
     """As `load_train_options`, before any check of keys and values: values may be marked to be tuned."""
-    try:
-        values = _parse(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror}); name a training config") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: expected YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path}: expected keys and values, found {type(values).__name__}")
+    values = read_yaml_file(path)
     for setting in settings:
         _apply(values, setting)
     return values | {key: value for key, value in overrides.items() if value is not None}
@@ -165,23 +157,10 @@ def put(values: dict[str, Any], key: str, value: object) -> None:
     values[last] = value
 
 
-class _Yaml(yaml.SafeLoader):
-    """YAML in which 1e-4 is a number, as in YAML 1.2; to YAML 1.1 it is text."""
-
-
-_Yaml.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
-
-
-def _parse(text: str) -> Any:
-    return yaml.load(text, _Yaml)
-
-
 def _apply(values: dict[str, Any], setting: str) -> None:
     key, equals, text = setting.partition("=")
     try:
-        value = _parse(text)
+        value = parse_yaml(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"--set {setting}: expected KEY=VALUE, the value in YAML") from error
     if not (key and equals):
