@@ -4,7 +4,8 @@
 
 The time that a network takes is measured first, on a few batches; then it is given as many of its config's epochs
 as the budget holds, with a whole learning rate schedule, or, where not one fits, as many patches as do. A training
-that takes longer all the same ends with the epoch that passes the budget. What is finished is kept: the same call
+that takes longer all the same ends with the epoch that passes the budget. On processors their own time counts, for
+each thread, so that it may be paused and other work may run beside. What is finished is kept: the same call
 goes on. Then one network once more, with patches of the judged patients among those trained on: how far a split by
 patch flatters.
 """
@@ -91,7 +92,7 @@ def main() -> int:
             continue
         models[options.name] = model
         logits = kept_logits(model, val, folder / "logits.npz", device)
-        rows.append(Row(options.name, model, logits, told(allowance, history, options)))
+        rows.append(Row(options.name, model, logits, told(allowance, history, options, device)))
     shipped = load_model(SHIPPED)
     models["as shipped"] = shipped
     logits = kept_logits(shipped, val, args.work / "shipped_logits.npz", device)
@@ -130,11 +131,12 @@ def trained(
     options = replace(options, warmup_epochs=min(options.warmup_epochs, allowance.epochs / 10))
 
     def stop_when_spent(history: list[dict[str, Any]]) -> None:
-        if sum(row["seconds"] for row in history) >= minutes * 60:
+        if spent_s(history, device) >= minutes * 60:
             raise OutOfTime
 
     history = folder / "epochs.csv"
-    if not _is_done(history, allowance, minutes):
+    epochs = _epochs(history) if history.exists() else []
+    if len(epochs) < allowance.epochs and spent_s(epochs, device) < minutes * 60:
         try:
             train(options, data, folder, device, after_epoch=stop_when_spent)
         except OutOfTime:
@@ -150,8 +152,9 @@ def allowed(
     train(probe, data, folder, device)
     [row] = _epochs(folder / "epochs.csv")
     patches = PROBE_BATCHES * options.batch_size
-    train_s = 1 / row["patches_per_s"]
-    val_s = max(row["seconds"] - patches * train_s, 0) / patches
+    slowed = row["seconds"] / spent_s([row], device)
+    train_s = 1 / row["patches_per_s"] / slowed
+    val_s = max(row["seconds"] / slowed - patches * train_s, 0) / patches
     train_side, val_side = load_split(data, options.patch_px, options.split)
     epoch_s = len(train_side) * train_s + len(val_side) * val_s
     logging.info("%s: an epoch takes about %.1f minutes", options.name, epoch_s / 60)
@@ -162,9 +165,18 @@ def allowed(
     return Allowance(1, max(fitting, 2 * options.batch_size), minutes)
 
 
-def told(allowance: Allowance, history: list[dict[str, Any]], options: TrainOptions) -> str:
+def spent_s(epochs: list[dict[str, Any]], device: torch.device) -> float:
+    """Seconds that epochs took; on processors those they worked, whatever else ran beside."""
+    if device.type == "cpu":
+        return sum(row["processor_seconds"] for row in epochs) / torch.get_num_threads()
+    return sum(row["seconds"] for row in epochs)
+
+
+def told(
+    allowance: Allowance, history: list[dict[str, Any]], options: TrainOptions, device: torch.device
+) -> str:
     """What the network got, in words."""
-    spent = sum(row["seconds"] for row in history) / 60
+    spent = spent_s(history, device) / 60
     done = len(history)
     took = f"{spent:.0f} min" if spent >= 10 else f"{spent:.1f} min"
     if allowance.limit_patches:
@@ -217,7 +229,7 @@ def split_experiment(
         model, first, history = trained(own, folder / "data", folder, minutes, device)
         test = load_side(folder / "data", options.patch_px, "val", own.split)
         logits[name] = kept_logits(model, test, folder / "logits.npz", device)
-        got[name] = told(first, history, options)
+        got[name] = told(first, history, options, device)
     assert test is not None
     return test, logits, got, options.name
 
@@ -248,11 +260,6 @@ def write_split(
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(chosen)
-
-
-def _is_done(history: Path, allowance: Allowance, minutes: float) -> bool:
-    epochs = _epochs(history) if history.exists() else []
-    return len(epochs) >= allowance.epochs or sum(row["seconds"] for row in epochs) >= minutes * 60
 
 
 def _epochs(path: Path) -> list[dict[str, Any]]:

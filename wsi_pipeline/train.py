@@ -122,7 +122,7 @@ def train(
 def _one_epoch(run: Run, history: list[Row]) -> tuple[Row, ModelCard]:
     """Train for one epoch and judge what came of it: its row of the history, and its card."""
     epoch, options, val = len(history), run.options, run.val
-    began = time.monotonic()
+    began, worked = time.monotonic(), time.process_time()
     loss, rate = train_one_epoch(run, epoch, scores(history, options.best_by))
     trained = time.monotonic()
     if not math.isfinite(loss):
@@ -142,6 +142,7 @@ def _one_epoch(run: Run, history: list[Row]) -> tuple[Row, ModelCard]:
         "learning_rate": rate,
         "patches_per_s": _patches_an_epoch(run) / max(trained - began, 1e-9),
         "seconds": time.monotonic() - began,
+        "processor_seconds": time.process_time() - worked,
     }
     logger.info(
         "epoch %(epoch)d: loss %(loss).4f, val AUROC %(auroc).4f, F1 %(f1).3f, "

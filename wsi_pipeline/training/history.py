@@ -84,7 +84,7 @@ def draw_curves(path: Path, history: Sequence[Row], name: str, best_by: str) -> 
 def _write_csv(path: Path, history: Sequence[Row]) -> None:
     beside = path.with_suffix(".partial")
     with beside.open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(history[0]))
+        writer = csv.DictWriter(file, fieldnames=list(history[-1]))
         writer.writeheader()
         writer.writerows(history)
     beside.replace(path)
