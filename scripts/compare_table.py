@@ -66,7 +66,8 @@ def table_text(
         "",
         f"Written by `make results BUDGET={minutes:g}`: each config of configs/train was given {minutes:g} minutes of "
         "training at most, as many whole epochs as fit with a whole learning rate schedule, or, where not one fits, as "
-        "many patches as do (without a GPU: minutes that the processor worked, for each thread). A network that wants longer may do better than here. All start from random weights.",
+        "many patches as do (without a GPU: minutes that the processor worked, for each thread). "
+        "A network that wants longer may do better than here. All start from random weights.",
         "",
         f"{len(val):,} validation patches of {len(set(val.patients))} patients. 95 % intervals: {DRAWS:,} bootstrap "
         "draws of patients; of a difference, draw by draw. F1 and balanced accuracy are cross-fitted: each patient's "
