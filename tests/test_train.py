@@ -26,6 +26,7 @@ from wsi_pipeline.models.augment import AugmentOptions, augmented
 from wsi_pipeline.options import options_to_dict
 from wsi_pipeline.train import TrainOptions, learning_rate, load_train_options, train
 from wsi_pipeline.training.options import PlateauOptions
+from wsi_pipeline.training.teachers import teachers_answer
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "train"
 CPU = torch.device("cpu")
@@ -193,6 +194,19 @@ def test_a_network_learns_from_a_teacher_what_the_labels_deny(data, tmp_path):
         assert card.training["teachers"] == [
             {"file": "tiny.safetensors", "sha256": load_model(taught).sha256}
         ]
+
+
+def test_a_teacher_asked_in_all_views_gives_one_answer_to_a_patch_however_it_lies(data, tmp_path):
+    teacher = load_model(train(replace(OPTIONS, epochs=1), data, tmp_path / "teacher", CPU))
+    patches = torch.randint(
+        256, (4, 16, 16, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
+    turned = patches.rot90(1, dims=(1, 2)).flip(2)
+    with torch.inference_mode():
+        one, its_turned = (teachers_answer([teacher], p, views=1) for p in (patches, turned))
+        all_views, all_turned = (teachers_answer([teacher], p, views=8) for p in (patches, turned))
+    assert not torch.allclose(one, its_turned, atol=1e-4)
+    torch.testing.assert_close(all_views, all_turned, atol=1e-6, rtol=0)
 
 
 def test_a_teacher_of_another_scale_is_refused(data, tmp_path):

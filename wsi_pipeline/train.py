@@ -23,7 +23,6 @@ from wsi_pipeline.model import (
     ModelCard,
     Stain,
     build_network,
-    idc_probability,
     normalised,
     save_model,
 )
@@ -47,7 +46,7 @@ from wsi_pipeline.training.options import TrainOptions as TrainOptions
 from wsi_pipeline.training.options import load_train_options as load_train_options
 from wsi_pipeline.training.pretrained import load_pretrained
 from wsi_pipeline.training.ranks import Ranks
-from wsi_pipeline.training.teachers import load_teachers
+from wsi_pipeline.training.teachers import load_teachers, teachers_answer
 
 logger = logging.getLogger(__name__)
 
@@ -205,7 +204,7 @@ def _targets(run: Run, patches: torch.Tensor, labels: torch.Tensor) -> torch.Ten
         torch.inference_mode(),
         torch.autocast(patches.device.type, torch.bfloat16, enabled=run.options.bf16),
     ):
-        idc = torch.stack([idc_probability(t.network, t.card, patches) for t in run.teachers]).float().mean(0)
+        idc = teachers_answer(run.teachers, patches, run.options.teacher_views)
     answers = torch.stack([1 - idc, idc], dim=1)  # [N, classes]: IDC is the last of them
     return torch.lerp(targets, answers, run.options.teacher_share)
 

@@ -43,6 +43,8 @@ class TrainOptions:
     # beside its label; and how much of the target is theirs.
     teachers: tuple[str, ...] = ()
     teacher_share: Annotated[float, Field(ge=0, le=1)] = 0.7
+    # In so many of a patch's eight turned and mirrored views the teachers are asked, and their answers averaged.
+    teacher_views: Annotated[int, Field(ge=1, le=8)] = 1
     # What the patches are: pixels a side and um/px. Goes on the card; maps are made at this scale.
     patch_px: Annotated[int, Field(gt=0)] = 50
     mpp: Annotated[float, Field(gt=0)] = 4.0

@@ -1,12 +1,16 @@
 """Trained models that a network learns from, beside the labels."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 from wsi_pipeline.errors import ConfigError
-from wsi_pipeline.model import Model, load_model
+from wsi_pipeline.model import Model, idc_probability, load_model
 from wsi_pipeline.training.options import TrainOptions
+
+# Quarter turns, from 4 on mirrored too; two of them differ most, and the first four tell most of it.
+VIEWS = (0, 2, 5, 7, 1, 3, 4, 6)
 
 
 def load_teachers(options: TrainOptions, device: torch.device) -> tuple[Model, ...]:
@@ -24,6 +28,19 @@ def load_teachers(options: TrainOptions, device: torch.device) -> tuple[Model, .
             )
         teacher.network.to(device)
     return teachers
+
+
+def teachers_answer(teachers: Sequence[Model], patches: torch.Tensor, views: int) -> torch.Tensor:
+    """What teachers say of uint8 patches [N, S, S, 3] in the mean: probability of IDC, float32 [N].
+
+    `views`, 1 to 8, are how many of the turned and mirrored views of each patch they are shown.
+    """
+    answers = []
+    for way in VIEWS[:views]:
+        view = patches.rot90(way % 4, dims=(1, 2))
+        view = view.flip(1) if way >= 4 else view
+        answers += [idc_probability(teacher.network, teacher.card, view) for teacher in teachers]
+    return torch.stack(answers).float().mean(0)
 
 
 def describe_teachers(options: TrainOptions) -> list[dict[str, str]]:
