@@ -16,10 +16,13 @@ from numpy.typing import NDArray
 from wsi_pipeline.errors import RegionReadError, ScaleError, SlideOpenError
 from wsi_pipeline.geometry import Box, Plane, Region, Size, cover
 from wsi_pipeline.readers.openslide import OpenSlideReader
+from wsi_pipeline.readers.tiff import TiffReader, open_reader
 from wsi_pipeline.readers.tiles import TiledLevels
 from wsi_pipeline.resample import resample
 
 log = logging.getLogger(__name__)
+
+Reader = OpenSlideReader | TiffReader
 
 # No microscope samples below or above; what claims to is a wrong tag (DESIGN.md, section 2).
 PLAUSIBLE_MPP = (0.05, 20.0)
@@ -57,7 +60,7 @@ class Pixels:
 class Slide:
     """An open slide; made by `open_slide`. Safe to read from several threads."""
 
-    def __init__(self, path: Path, reader: OpenSlideReader, mpp: tuple[float, float], mpp_overridden: bool):
+    def __init__(self, path: Path, reader: Reader, mpp: tuple[float, float], mpp_overridden: bool):
         self.path = path
         self.name = slide_name(path)
         self.mpp = mpp  # um per level-0 pixel, along x and along y
@@ -166,7 +169,7 @@ def open_slide(path: Path, mpp: float | None = None) -> Slide:
     open it, ScaleError when the scale is unknown or implausible: it is never guessed.
     """
     file = _slide_file(path)
-    reader = OpenSlideReader(file)
+    reader = open_reader(file)
     slide = Slide(file, reader, _scale(file, reader.properties, mpp), mpp is not None)
     if path != file:
         slide.name = slide_name(path)
