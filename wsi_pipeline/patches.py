@@ -5,8 +5,10 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -56,17 +58,26 @@ def read_blocks(
 
 def cut_patches(pixels: Pixels, block: Block, grid: Grid) -> CutPatches:
     """The block's patches out of the pixels of its read box."""
-    size = grid.patch_px
-    rgb = np.empty((len(block.patches), size, size, 3), np.uint8)
-    readable = np.ones(len(block.patches), np.bool_)
-    all_readable = bool(pixels.readable.all())
-    for i, (column, row) in enumerate(block.patches):
-        box = grid.patch_box(int(column), int(row))
-        x, y = box.x - block.read_box.x, box.y - block.read_box.y
-        rgb[i] = pixels.rgb[y : y + size, x : x + size]
-        if not all_readable:
-            readable[i] = pixels.readable[y : y + size, x : x + size].all()
+    corners = block.patches * grid.stride_px - (block.read_box.x, block.read_box.y)
+    rgb = _squares(pixels.rgb, corners, grid.patch_px)
+    if pixels.readable.all():
+        return CutPatches(rgb, np.ones(len(corners), np.bool_))
+    readable = np.asarray(_squares(pixels.readable, corners, grid.patch_px).all(axis=(1, 2)), np.bool_)
     return CutPatches(rgb, readable)
+
+
+def _squares(image: NDArray[Any], corners: NDArray[np.integer], side: int) -> NDArray[Any]:
+    """A copy [n, side, side, ...] of the image's squares whose upper left corners, [n, (x, y)], are these."""
+    height, width, *channels = image.shape
+    down, right, *inner = image.strides
+    windows = as_strided(  # [row, column of the corner, row, column inside, ...]
+        image,
+        (height - side + 1, width - side + 1, side, side, *channels),
+        (down, right, down, right, *inner),
+        writeable=False,
+    )
+    squares: NDArray[Any] = windows[corners[:, 1], corners[:, 0]]
+    return squares
 
 
 def patch_positions(plan: Plan) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.float32]]:

@@ -132,7 +132,8 @@ class Slide:
                 Box(0, 0, box.width, box.height)
             )
             readable[touched.y : touched.bottom, touched.x : touched.right] = False
-        out[~readable] = 255
+        if lost:
+            out[~readable] = 255
         return Pixels(out, readable)
 
     def read_whole(self, plane: Plane) -> Pixels:
