@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from wsi_pipeline.errors import RegionReadError
 from wsi_pipeline.geometry import Box, Size
 from wsi_pipeline.readers.openslide import OpenSlideReader
 from wsi_pipeline.readers.tiff_tiles import TilesOfPage, tiles_of
@@ -55,6 +54,7 @@ class TiffReader:
         self._file = -1
         self._decoders: dict[int, TileDecoder | None] = {}
         self._stepped_aside = False
+        self._told = False
 
     def read(self, level: int, box: Box) -> NDArray[np.uint8]:
         """Pixels of the box through OpenSlide; see OpenSlideReader.read."""
@@ -75,14 +75,16 @@ class TiffReader:
             try:
                 self._pages = self._open()
             except Exception as error:  # whatever tifffile makes of a file that OpenSlide can open
-                self._step_aside(f"tifffile cannot read it: {error}")
+                self._stepped_aside = True
+                self._tell(f"tifffile cannot read it: {error}")
                 return None
         page = self._pages.get(self.level_sizes[level])
         if page is None or page.tile_size != self.tile_sizes[level]:
-            log.debug("%s: level %d is no tiled page and is read through OpenSlide", self.path, level)
+            self._tell(f"level {level} is no page of 8-bit RGB tiles")
             return None
         if reason := disagreement(page, self._file, self._openslide, level):
-            self._step_aside(f"level {level}: {reason}")
+            self._stepped_aside = True
+            self._tell(f"level {level}: {reason}")
             return None
 
         def decode(column: int, row: int) -> NDArray[np.uint8]:
@@ -108,32 +110,32 @@ class TiffReader:
         weakref.finalize(self, os.close, self._file)
         return pages
 
-    def _step_aside(self, reason: str) -> None:
-        self._stepped_aside = True
-        log.info("%s is read through OpenSlide, which is slower: %s", self.path, reason)
+    def _tell(self, reason: str) -> None:
+        """Say it once a file."""
+        if not self._told:
+            log.info("%s is read through OpenSlide, which is slower: %s", self.path, reason)
+        self._told = True
 
 
 def disagreement(page: TilesOfPage, file: int, openslide: OpenSlideReader, level: int) -> str | None:
     """How some of the page's tiles differ from what OpenSlide reads of the level; None where they do not.
 
-    Tiles that OpenSlide cannot read say nothing; if that is all of them, that is the reason.
+    Tiles that one of the two cannot decode say nothing; if that is all of them, that is the reason.
     """
-    compared = 0
+    compared, refused = 0, ""
     for index in _telling_tiles(page):
         box = page.box(index)
         try:
             theirs = openslide.read(level, box)
-        except RegionReadError:
-            continue
-        try:
             ours = page.read(file, index)
         except Exception as error:  # decoders raise what they like
-            return f"the storage tile at ({box.x}, {box.y}) cannot be decoded directly: {error}"
+            refused = f": {error}"
+            continue
         off = _difference(ours, theirs, openslide.read_offset(level, box))
         if off:
             return f"the storage tile at ({box.x}, {box.y}) decodes to other pixels, by up to {off} of 255"
         compared += 1
-    return None if compared else "no storage tile could be compared"
+    return None if compared else f"no storage tile could be compared{refused}"
 
 
 def _telling_tiles(page: TilesOfPage) -> Sequence[int]:
