@@ -123,7 +123,7 @@ def read_large(source: Path) -> str:
             f"Slides made of its tiles, {LARGE_MPP} um/px, opened, looked at (thumbnail, tissue, artefacts, plan) and "
             f"read on {max(THREADS)} threads:",
             "",
-            "| slide, px | patches' um/px | patches | open and look, s | read, s | both, processor s | peak memory, MB |",
+            "| slide, px | um/px read | patches | open and look, s | read, s | both, processor s | peak, MB |",
             "| --- | --- | --- | --- | --- | --- | --- |",
             *rows,
         ]

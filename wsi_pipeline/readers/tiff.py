@@ -76,15 +76,15 @@ class TiffReader:
                 self._pages = self._open()
             except Exception as error:  # whatever tifffile makes of a file that OpenSlide can open
                 self._stepped_aside = True
-                self._tell(f"tifffile cannot read it: {error}")
+                self._tell(logging.WARNING, f"tifffile cannot read it: {error}")
                 return None
         page = self._pages.get(self.level_sizes[level])
         if page is None or page.tile_size != self.tile_sizes[level]:
-            self._tell(f"level {level} is no page of 8-bit RGB tiles")
+            self._tell(logging.INFO, f"level {level} is no page of 8-bit RGB tiles")
             return None
         if reason := disagreement(page, self._file, self._openslide, level):
             self._stepped_aside = True
-            self._tell(f"level {level}: {reason}")
+            self._tell(logging.WARNING, f"level {level}: {reason}")
             return None
 
         def decode(column: int, row: int) -> NDArray[np.uint8]:
@@ -110,10 +110,10 @@ class TiffReader:
         weakref.finalize(self, os.close, self._file)
         return pages
 
-    def _tell(self, reason: str) -> None:
-        """Say it once a file."""
+    def _tell(self, how_loud: int, reason: str) -> None:
+        """Say it once a file: a warning where the file is odd, not where it is of another kind."""
         if not self._told:
-            log.info("%s is read through OpenSlide, which is slower: %s", self.path, reason)
+            log.log(how_loud, "%s is read through OpenSlide, which is slower: %s", self.path, reason)
         self._told = True
 
 
