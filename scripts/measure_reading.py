@@ -10,7 +10,6 @@ does, each by a process of its own, for its seconds and its memory.
 import argparse
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -138,8 +137,13 @@ def read_once(path: Path, mpp: float) -> str:
     looked = time.perf_counter()
     count = by_blocks(slide, plan, list(plan.blocks()), max(THREADS))
     done, cpu = time.perf_counter(), time.process_time() - cpu
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return f"| {count:,} | {looked - began:.1f} | {done - looked:.1f} | {cpu:.1f} | {peak:,.0f} |"
+    return f"| {count:,} | {looked - began:.1f} | {done - looked:.1f} | {cpu:.1f} | {peak_mb():,.0f} |"
+
+
+def peak_mb() -> float:
+    """The most memory that this process held; `getrusage` would count its parent's, too."""
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    return float(status.split("VmHWM:")[1].split()[0]) / 1024
 
 
 def planned(slide: Slide, mpp: float) -> Plan:

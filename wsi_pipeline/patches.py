@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -133,16 +132,15 @@ def _common_box(patches: NDArray[np.integer], grid: Grid) -> Box:
 
 def _squares(image: NDArray[Any], corners: NDArray[np.integer], side: int) -> NDArray[Any]:
     """A copy [n, side, side, ...] of the image's squares whose upper left corners, [n, (x, y)], are these."""
+    image = np.ascontiguousarray(image)
     height, width, *channels = image.shape
-    down, right, *inner = image.strides
-    windows = as_strided(  # [row, column of the corner, row, column inside, ...]
-        image,
-        (height - side + 1, width - side + 1, side, side, *channels),
-        (down, right, down, right, *inner),
-        writeable=False,
+    down, right = image.strides[:2]
+    row_of_square = np.dtype((np.void, side * right))  # copied as one
+    windows: NDArray[np.void] = np.ndarray(
+        (height - side + 1, width - side + 1, side), row_of_square, image, strides=(down, right, down)
     )
-    squares: NDArray[Any] = windows[corners[:, 1], corners[:, 0]]
-    return squares
+    squares = windows[corners[:, 1], corners[:, 0]]  # [n, side]
+    return squares.view(image.dtype).reshape(len(corners), side, side, *channels)
 
 
 def patch_positions(plan: Plan) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.float32]]:

@@ -61,10 +61,15 @@ def resample(
     row_bytes = rgb.shape[1] * 3 * np.dtype(np.float32).itemsize
     strip_rows = max(STRIP_ROWS, int(STRIP_BYTES / (row_bytes * max(1, step[1]))))
     for top in range(0, height, strip_rows):
-        weights = down[top : top + strip_rows]
-        first, last = int(weights.indices.min()), int(weights.indices.max()) + 1
+        ends = down.indptr[top : top + strip_rows + 1]
+        indices = down.indices[ends[0] : ends[-1]]
+        first, last = int(indices.min()), int(indices.max()) + 1
+        weights = csr_array(  # of the strip; slices of the matrix take longer to make
+            (down.data[ends[0] : ends[-1]], indices - first, ends - ends[0]),
+            shape=(len(ends) - 1, last - first),
+        )
         strip = rgb[first:last].reshape(last - first, -1).astype(np.float32)
-        rows = (weights[:, first:last] @ strip).reshape(-1, rgb.shape[1], 3)
+        rows = (weights @ strip).reshape(-1, rgb.shape[1], 3)
         for channel in range(3):
             mixed = across @ np.ascontiguousarray(rows[..., channel].T)  # [output columns, strip rows]
             mixed += 0.5

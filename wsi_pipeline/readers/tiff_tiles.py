@@ -68,10 +68,14 @@ class TilesOfPage:
         if len(data) < count:
             raise ValueError(f"the file ends after {len(data)} of {count} bytes of the tile")
         pixels = self.decode(data, index)
-        box = self.box(index)
-        if pixels.shape[0] < box.height or pixels.shape[1] < box.width or pixels.shape[2:] != (3,):
-            raise ValueError(f"the tile has shape {pixels.shape}, expected {(box.height, box.width, 3)}")
-        return pixels if pixels.shape[:2] == (box.height, box.width) else pixels[: box.height, : box.width]
+        row, column = divmod(index, self.columns)
+        height = min(self.tile_size.height, self.size.height - row * self.tile_size.height)
+        width = min(self.tile_size.width, self.size.width - column * self.tile_size.width)
+        if pixels.shape == (height, width, 3):
+            return pixels
+        if pixels.shape[0] < height or pixels.shape[1] < width or pixels.shape[2:] != (3,):
+            raise ValueError(f"the tile has shape {pixels.shape}, expected {(height, width, 3)}")
+        return pixels[:height, :width]
 
 
 def tiles_of(page: "TiffPage") -> TilesOfPage | None:

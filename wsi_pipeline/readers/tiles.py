@@ -72,19 +72,19 @@ class TiledLevels:
         else:
             out = np.empty((box.height, box.width, 3), np.uint8)
         mine, others = self._claim(level, inside)
+        tile = self._reader.tile_sizes[level]
         unreadable = []
 
-        def paste(key: TileKey, pixels: Tile) -> None:
-            tile = self._tile_box(key)
-            part = tile.intersect(inside)
-            target = out[part.y - box.y : part.bottom - box.y, part.x - box.x : part.right - box.x]
+        def paste(key: TileKey, pixels: Tile) -> None:  # plain numbers: it runs for each tile
+            x, y = key[1] * tile.width, key[2] * tile.height
+            left, right = max(x, inside.x), min(x + tile.width, inside.right)
+            top, bottom = max(y, inside.y), min(y + tile.height, inside.bottom)
+            target = out[top - box.y : bottom - box.y, left - box.x : right - box.x]
             if pixels is None:
-                unreadable.append(part)
+                unreadable.append(Box(left, top, right - left, bottom - top))
                 target[:] = 255
             else:
-                target[:] = pixels[
-                    part.y - tile.y : part.bottom - tile.y, part.x - tile.x : part.right - tile.x
-                ]
+                target[:] = pixels[top - y : bottom - y, left - x : right - x]
 
         decoder = self._reader.tile_decoder(level)
         try:
@@ -109,9 +109,9 @@ class TiledLevels:
         self, level: int, inside: Box
     ) -> tuple[dict[TileKey, Future[Tile] | None], dict[TileKey, Future[Tile]]]:
         """The box's tiles to decode here, with a future where other blocks want them too, and those kept."""
-        tile = self._reader.tile_sizes[level]
-        columns = range(inside.x // tile.width, -(-inside.right // tile.width))
-        rows = range(inside.y // tile.height, -(-inside.bottom // tile.height))
+        size, tile = self._reader.level_sizes[level], self._reader.tile_sizes[level]
+        columns, whole_columns = _tiles_along(inside.x, inside.right, tile.width, size.width)
+        rows, whole_rows = _tiles_along(inside.y, inside.bottom, tile.height, size.height)
         mine: dict[TileKey, Future[Tile] | None] = {}
         others: dict[TileKey, Future[Tile]] = {}
         with self._lock:
@@ -122,7 +122,7 @@ class TiledLevels:
                     if kept is not None:
                         self._kept.move_to_end(key)
                         others[key] = kept
-                    elif inside.contains(self._tile_box(key)):
+                    elif column in whole_columns and row in whole_rows:
                         mine[key] = None  # no other block wants it
                     else:
                         mine[key] = self._keep(key)
@@ -172,6 +172,13 @@ class TiledLevels:
         size, tile = self._reader.level_sizes[level], self._reader.tile_sizes[level]
         whole = Box(column * tile.width, row * tile.height, tile.width, tile.height)
         return whole.intersect(Box(0, 0, size.width, size.height))
+
+
+def _tiles_along(start: int, end: int, tile_px: int, level_px: int) -> tuple[range, range]:
+    """The tiles along an axis that [start, end) touches, and those of them that lie wholly inside."""
+    touched = range(start // tile_px, -(-end // tile_px))
+    past_whole = touched.stop if end == level_px else end // tile_px
+    return touched, range(-(-start // tile_px), past_whole)
 
 
 def _decoded(decoder: TileDecoder, key: TileKey) -> Tile:
