@@ -139,8 +139,9 @@ def _squares(image: NDArray[Any], corners: NDArray[np.integer], side: int) -> ND
     windows: NDArray[np.void] = np.ndarray(
         (height - side + 1, width - side + 1, side), row_of_square, image, strides=(down, right, down)
     )
-    squares = windows[corners[:, 1], corners[:, 0]]  # [n, side]
-    return squares.view(image.dtype).reshape(len(corners), side, side, *channels)
+    rows = windows[corners[:, 1], corners[:, 0]]  # [n, side]
+    squares: NDArray[Any] = rows.view(image.dtype).reshape(len(corners), side, side, *channels)
+    return squares
 
 
 def patch_positions(plan: Plan) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.float32]]:
