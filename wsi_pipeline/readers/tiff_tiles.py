@@ -61,21 +61,18 @@ class TilesOfPage:
         """uint8 [row, column, RGB] of a tile, cut to the page; `file` is the open file's number.
 
         Raises whatever the decoder or the system raises; ValueError when the file ends inside of the tile or
-        the tile is too small.
+        its bytes hold a picture of another size.
         """
         count = int(self.byte_counts[index])
         data = os.pread(file, count, int(self.offsets[index]))
         if len(data) < count:
             raise ValueError(f"the file ends after {len(data)} of {count} bytes of the tile")
         pixels = self.decode(data, index)
+        tile = self.tile_size
+        if pixels.shape != (tile.height, tile.width, 3):
+            raise ValueError(f"the tile has shape {pixels.shape}, expected {(tile.height, tile.width, 3)}")
         row, column = divmod(index, self.columns)
-        height = min(self.tile_size.height, self.size.height - row * self.tile_size.height)
-        width = min(self.tile_size.width, self.size.width - column * self.tile_size.width)
-        if pixels.shape == (height, width, 3):
-            return pixels
-        if pixels.shape[0] < height or pixels.shape[1] < width or pixels.shape[2:] != (3,):
-            raise ValueError(f"the tile has shape {pixels.shape}, expected {(height, width, 3)}")
-        return pixels[:height, :width]
+        return pixels[: self.size.height - row * tile.height, : self.size.width - column * tile.width]
 
 
 def tiles_of(page: "TiffPage") -> TilesOfPage | None:

@@ -26,7 +26,6 @@ TileDecoder = Callable[[int, int], NDArray[np.uint8]]
 
 Raises RegionReadError when it cannot be decoded.
 """
-Paste = Callable[[TileKey, Tile], None]
 
 
 class LevelReader(Protocol):
@@ -63,37 +62,19 @@ class TiledLevels:
         Those come as boxes of level pixels, cut to `box`; their pixels are white in the array and mean
         nothing. Outside of the level all is white.
         """
-        size = self._reader.level_sizes[level]
-        inside = box.intersect(Box(0, 0, size.width, size.height))
-        if inside != box or box.is_empty:
-            out = np.full((box.height, box.width, 3), 255, np.uint8)
-            if inside.is_empty:
-                return out, ()
-        else:
-            out = np.empty((box.height, box.width, 3), np.uint8)
-        mine, others = self._claim(level, inside)
-        tile = self._reader.tile_sizes[level]
-        unreadable = []
-
-        def paste(key: TileKey, pixels: Tile) -> None:  # plain numbers: it runs for each tile
-            x, y = key[1] * tile.width, key[2] * tile.height
-            left, right = max(x, inside.x), min(x + tile.width, inside.right)
-            top, bottom = max(y, inside.y), min(y + tile.height, inside.bottom)
-            target = out[top - box.y : bottom - box.y, left - box.x : right - box.x]
-            if pixels is None:
-                unreadable.append(Box(left, top, right - left, bottom - top))
-                target[:] = 255
-            else:
-                target[:] = pixels[top - y : bottom - y, left - x : right - x]
-
+        size, tile = self._reader.level_sizes[level], self._reader.tile_sizes[level]
+        canvas = _Canvas(box, size, tile)
+        if canvas.inside.is_empty:
+            return canvas.rgb, ()
         decoder = self._reader.tile_decoder(level)
+        mine, others = self._claim(level, canvas.inside)
         try:
             if decoder:
                 for key in mine:
-                    self._hand_out(key, mine, _decoded(decoder, key), paste)
+                    self._hand_out(key, mine, _decoded(decoder, key), canvas)
             else:
                 for run in _runs(mine):
-                    self._decode_run(run, mine, paste)
+                    self._decode_run(run, mine, canvas)
         except BaseException as error:
             with self._lock:
                 for key, future in mine.items():
@@ -102,8 +83,8 @@ class TiledLevels:
                         future.set_exception(error)
             raise
         for key, kept in others.items():
-            paste(key, kept.result())
-        return out, tuple(unreadable)
+            canvas.paste(key, kept.result())
+        return canvas.rgb, tuple(canvas.unreadable)
 
     def _claim(
         self, level: int, inside: Box
@@ -141,15 +122,17 @@ class TiledLevels:
             self._kept_bytes -= self._tile_box(key).width * self._tile_box(key).height * 3
 
     def _hand_out(
-        self, key: TileKey, mine: dict[TileKey, Future[Tile] | None], pixels: Tile, paste: Paste
+        self, key: TileKey, mine: dict[TileKey, Future[Tile] | None], pixels: Tile, canvas: "_Canvas"
     ) -> None:
-        """Give a tile to those who wait for it, and to this block."""
+        """Give a tile to those who wait for it, and to this block's canvas."""
         if future := mine[key]:
             # What is kept must not hold more in memory than itself.
             future.set_result(None if pixels is None else _alone(pixels))
-        paste(key, pixels)
+        canvas.paste(key, pixels)
 
-    def _decode_run(self, run: list[TileKey], mine: dict[TileKey, Future[Tile] | None], paste: Paste) -> None:
+    def _decode_run(
+        self, run: list[TileKey], mine: dict[TileKey, Future[Tile] | None], canvas: "_Canvas"
+    ) -> None:
         """Decode a rectangle of tiles in one read; where that fails, each by itself."""
         first, last = self._tile_box(run[0]), self._tile_box(run[-1])
         box = Box(first.x, first.y, last.right - first.x, last.bottom - first.y)
@@ -157,21 +140,45 @@ class TiledLevels:
             pixels = self._reader.read(run[0][0], box)
         except RegionReadError:
             if len(run) == 1:
-                self._hand_out(run[0], mine, None, paste)
+                self._hand_out(run[0], mine, None, canvas)
             else:
                 for key in run:
-                    self._decode_run([key], mine, paste)
+                    self._decode_run([key], mine, canvas)
             return
         for key in run:
             tile = self._tile_box(key)
             part = pixels[tile.y - box.y : tile.bottom - box.y, tile.x - box.x : tile.right - box.x]
-            self._hand_out(key, mine, part, paste)
+            self._hand_out(key, mine, part, canvas)
 
     def _tile_box(self, key: TileKey) -> Box:
         level, column, row = key
         size, tile = self._reader.level_sizes[level], self._reader.tile_sizes[level]
         whole = Box(column * tile.width, row * tile.height, tile.width, tile.height)
         return whole.intersect(Box(0, 0, size.width, size.height))
+
+
+class _Canvas:
+    """The pixels of a box, white until tiles are pasted into it."""
+
+    def __init__(self, box: Box, level: Size, tile: Size):
+        self.inside = box.intersect(Box(0, 0, level.width, level.height))
+        self.unreadable: list[Box] = []
+        shape = (box.height, box.width, 3)
+        self.rgb = np.empty(shape, np.uint8) if self.inside == box else np.full(shape, 255, np.uint8)
+        self._box, self._tile = box, tile
+
+    def paste(self, key: TileKey, pixels: Tile) -> None:
+        """Put what is inside of the box of a tile there; it runs so often that it takes plain numbers."""
+        inside, tile = self.inside, self._tile
+        x, y = key[1] * tile.width, key[2] * tile.height
+        left, right = max(x, inside.x), min(x + tile.width, inside.right)
+        top, bottom = max(y, inside.y), min(y + tile.height, inside.bottom)
+        target = self.rgb[top - self._box.y : bottom - self._box.y, left - self._box.x : right - self._box.x]
+        if pixels is None:
+            self.unreadable.append(Box(left, top, right - left, bottom - top))
+            target[:] = 255
+        else:
+            target[:] = pixels[top - y : bottom - y, left - x : right - x]
 
 
 def _tiles_along(start: int, end: int, tile_px: int, level_px: int) -> tuple[range, range]:
