@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tifffile
 from conftest import noise, write_scn, write_slide
+from simplejpeg import encode_jpeg
 
 from wsi_pipeline.config import TileConfig
 from wsi_pipeline.geometry import Box, Plane
@@ -31,7 +32,7 @@ KINDS = {
     "LZW": {"compression": "lzw"},
     "LZW with predictor": {"compression": "lzw", "predictor": True},
     "zstd": {"compression": "zstd"},
-    "JPEG of RGB": {"compression": "jpeg", "photometric": "rgb"},
+    "JPEG of RGB": {"compression": "jpeg", "compressionargs": {"outcolorspace": "rgb"}},
     "JPEG of YCbCr": {"compression": "jpeg", "photometric": "ycbcr", "subsampling": (1, 1)},
     "JPEG 4:2:2": {"compression": "jpeg", "photometric": "ycbcr", "subsampling": (2, 1)},
     "JPEG 4:2:0": {"compression": "jpeg", "photometric": "ycbcr", "subsampling": (2, 2)},
@@ -62,6 +63,40 @@ def test_each_compression_is_decoded_directly_and_equals_openslide(tmp_path: Pat
     assert slide._reader.tile_decoder(0) is not None
     box = Box(-5, -5, 1000, 800)  # over every edge
     assert np.array_equal(slide.read(box, Plane(1, 1)), through_openslide(path).read(box, Plane(1, 1)))
+
+
+@pytest.mark.parametrize(("photometric", "is_right"), [(6, True), (2, False)])
+def test_jpeg_tiles_with_a_header_of_their_own_go_by_the_file_s_tag(
+    tmp_path: Path, photometric: int, is_right: bool
+) -> None:
+    image = noise(512, 512)
+    tiles = [
+        encode_jpeg(np.ascontiguousarray(image[y : y + 256, x : x + 256]), colorsubsampling="444")
+        for y in (0, 256)
+        for x in (0, 256)
+    ]
+    assert tiles[0][6:10] == b"JFIF"  # which means YCbCr, whatever the tag says
+    path = tmp_path / "a.tiff"
+    with tifffile.TiffWriter(path) as tif:
+        tif.write(
+            iter(tiles),
+            shape=image.shape,
+            dtype=np.uint8,
+            tile=(256, 256),
+            compression="jpeg",
+            photometric="ycbcr",
+            subsampling=(1, 1),
+            metadata=None,
+            resolution=(2e4, 2e4),
+            resolutionunit=3,
+        )
+    with tifffile.TiffFile(path, mode="r+") as tif:
+        tif.pages[0].tags["PhotometricInterpretation"].overwrite(photometric)
+    slide, other = open_slide(path), through_openslide(path)
+    assert slide._reader.tile_decoder(0) is not None
+    ours = slide.read(whole(slide), Plane(1, 1))
+    assert np.array_equal(ours, other.read(whole(slide), Plane(1, 1)))
+    assert (np.abs(ours.astype(int) - image).mean() < 5) == is_right
 
 
 @pytest.mark.parametrize("description", [None, APERIO])
