@@ -5,11 +5,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import noise
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from wsi_pipeline.geometry import Box, Plane
 from wsi_pipeline.grid import GridOptions, plan_patches
-from wsi_pipeline.patches import patch_positions, read_blocks, write_patches
+from wsi_pipeline.patches import WORTH_A_CUT, patch_positions, read_blocks, tight_parts, write_patches
 from wsi_pipeline.slide import Pixels, open_slide
 
 MakeSlide = Callable[..., Path]
@@ -36,6 +38,50 @@ def test_cut_patches_are_the_slide_there(make_slide: MakeSlide, stride: int) -> 
             y, x = row * stride, column * stride
             assert np.array_equal(rgb, padded[y : y + 50, x : x + 50])
     assert np.array_equal(seen, plan.scored)
+
+
+def box_area(patches: np.ndarray) -> int:
+    return int(np.prod(patches.max(axis=0) - patches.min(axis=0) + 1)) if len(patches) else 0
+
+
+@given(st.integers(1, 9), st.integers(1, 9), st.floats(0.05, 1), st.integers(0, 999))
+def test_parts_hold_each_patch_once_and_no_cut_is_left_that_pays(
+    width: int, height: int, density: float, seed: int
+) -> None:
+    mask = np.random.default_rng(seed).random((height, width)) < density
+    mask[seed % height, seed % width] = True
+    patches = np.argwhere(mask)[:, ::-1]
+    parts = tight_parts(patches)
+    assert sorted(np.concatenate(parts)) == list(range(len(patches)))
+    for part in parts:
+        inside = patches[part]
+        for axis in (0, 1):
+            for at in range(inside[:, axis].min() + 1, inside[:, axis].max() + 1):
+                before = inside[:, axis] < at
+                left = box_area(inside[before]) + box_area(inside[~before])
+                assert left > (1 - WORTH_A_CUT) * box_area(inside)
+
+
+@pytest.mark.parametrize("stride", [50, 20])
+def test_patches_far_apart_in_a_block_are_read_without_what_lies_between(
+    make_slide: MakeSlide, stride: int
+) -> None:
+    image = noise(1000, 1000)
+    slide = open_slide(make_slide("a.tiff", image, factors=(1,)))
+    mask = np.zeros((100, 100), np.bool_)
+    mask[:20, :20] = mask[70:, 80:] = True
+    options = GridOptions(patch_px=50, mpp=0.5, stride_px=stride, min_tissue=1)
+    plan = plan_patches(slide, mask, np.zeros_like(mask), Plane(10, 10), options)
+    boxes: list[Box] = []
+
+    def read(box: Box) -> Pixels:
+        boxes.append(box)
+        return slide.read_readable(box, plan.grid.plane)
+
+    ((block, cut),) = read_blocks(plan.blocks(), plan.grid, read, 2)
+    assert sum(box.width * box.height for box in boxes) < 0.12 * 1000 * 1000
+    for (column, row), rgb in zip(block.patches * stride, cut.rgb, strict=True):
+        assert np.array_equal(rgb, image[row : row + 50, column : column + 50])
 
 
 @pytest.mark.parametrize("threads", [1, 3])

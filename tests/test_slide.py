@@ -11,7 +11,7 @@ from wsi_pipeline.errors import RegionReadError, ScaleError, SlideOpenError
 from wsi_pipeline.geometry import Box, Plane, Size
 from wsi_pipeline.readers.openslide import OpenSlideReader
 from wsi_pipeline.readers.tiles import TiledLevels
-from wsi_pipeline.slide import open_slide
+from wsi_pipeline.slide import Slide, open_slide
 
 MakeSlide = Callable[..., Path]
 
@@ -40,6 +40,30 @@ def test_the_level_read_is_the_coarsest_of_the_scale_or_twice_as_fine(
 ) -> None:
     slide = open_slide(make_slide("a.tiff", noise(640, 960), factors=(1, 4, 16)))
     assert slide.level_for(slide.plane_at(mpp)) == level
+
+
+def test_a_slide_is_looked_at_in_pieces_of_bounded_size_that_do_not_show(
+    make_slide: MakeSlide, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads: list[tuple[int, Box]] = []
+
+    class Noting(OpenSlideReader):
+        def read(self, level: int, box: Box) -> np.ndarray:
+            reads.append((level, box))
+            return super().read(level, box)
+
+    path = make_slide("a.tiff", noise(1100, 1300), factors=(1, 4), tile=32)
+    slide = Slide(path, Noting(path), (0.5, 0.5), False)
+    plane = slide.plane_at(3.3)  # 1.65 times the second level's
+    assert slide.level_for(plane) == 0
+    whole = slide.read_whole(plane).rgb
+    assert len(reads) == 1
+    reads.clear()
+    monkeypatch.setattr("wsi_pipeline.slide.PIECE_PX", 100)
+    slide = Slide(path, Noting(path), (0.5, 0.5), False)
+    assert np.array_equal(slide.read_whole(plane).rgb, whole)
+    assert {level for level, _ in reads} == {1}
+    assert max(max(box.width, box.height) for _, box in reads) <= 100 + 2 * 32
 
 
 def test_a_level_whose_size_was_rounded_has_its_whole_factor(make_slide: MakeSlide) -> None:

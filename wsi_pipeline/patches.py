@@ -3,8 +3,9 @@
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,8 @@ from wsi_pipeline.slide import Pixels, Slide
 
 # Threads that decode ahead of the PNG writer.
 EXPORT_THREADS = 2
+# Share of a box that must come free of patches for it to be cut: the tiles along a cut are copied once more.
+WORTH_A_CUT = 0.15
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,12 +34,23 @@ def read_blocks(
 ) -> Iterator[tuple[Block, CutPatches]]:
     """Each block with its patches, in the blocks' order.
 
-    `read` gives the pixels of a box of the grid's plane, and is called from `threads` threads; at most
-    `threads` + 1 blocks are in memory beside the one given out. Raises what `read` raises.
+    `read` gives the pixels of a box of the grid's plane, and is called from `threads` threads, several times for
+    a block whose patches lie far apart; at most `threads` + 1 blocks are in memory beside the one given out.
+    Raises what `read` raises.
     """
 
     def load(block: Block) -> CutPatches:
-        return cut_patches(read(block.read_box), block, grid)
+        parts = tight_parts(block.patches)
+        if len(parts) == 1:
+            return cut_patches(read(block.read_box), block, grid)
+        size = grid.patch_px
+        rgb = np.empty((len(block.patches), size, size, 3), np.uint8)
+        readable = np.empty(len(block.patches), np.bool_)
+        for part in parts:
+            few = replace(block, patches=block.patches[part], read_box=_common_box(block.patches[part], grid))
+            cut = cut_patches(read(few.read_box), few, grid)
+            rgb[part], readable[part] = cut.rgb, cut.readable
+        return CutPatches(rgb, readable)
 
     waiting: deque[tuple[Block, Future[CutPatches]]] = deque()
     todo = iter(blocks)
@@ -56,17 +70,78 @@ def read_blocks(
 
 def cut_patches(pixels: Pixels, block: Block, grid: Grid) -> CutPatches:
     """The block's patches out of the pixels of its read box."""
-    size = grid.patch_px
-    rgb = np.empty((len(block.patches), size, size, 3), np.uint8)
-    readable = np.ones(len(block.patches), np.bool_)
-    all_readable = bool(pixels.readable.all())
-    for i, (column, row) in enumerate(block.patches):
-        box = grid.patch_box(int(column), int(row))
-        x, y = box.x - block.read_box.x, box.y - block.read_box.y
-        rgb[i] = pixels.rgb[y : y + size, x : x + size]
-        if not all_readable:
-            readable[i] = pixels.readable[y : y + size, x : x + size].all()
+    corners = block.patches * grid.stride_px - (block.read_box.x, block.read_box.y)
+    rgb = _squares(pixels.rgb, corners, grid.patch_px)
+    if pixels.readable.all():
+        return CutPatches(rgb, np.ones(len(corners), np.bool_))
+    readable = np.asarray(_squares(pixels.readable, corners, grid.patch_px).all(axis=(1, 2)), np.bool_)
     return CutPatches(rgb, readable)
+
+
+def tight_parts(patches: NDArray[np.integer]) -> list[NDArray[np.intp]]:
+    """Indices of the patches, [n, (column, row)], in parts whose boxes hold few positions without a patch.
+
+    A block at the rim of tissue is half empty: what no patch needs is not worth decoding. Boxes are cut in two,
+    along a line between positions, as long as that leaves out WORTH_A_CUT of the box.
+    """
+    return list(_tight(np.arange(len(patches)), patches))
+
+
+def _tight(part: NDArray[np.intp], patches: NDArray[np.integer]) -> Iterator[NDArray[np.intp]]:
+    first = patches[part].min(axis=0)
+    columns, rows = (patches[part] - first).T
+    filled = np.zeros((rows.max() + 1, columns.max() + 1), np.bool_)
+    filled[rows, columns] = True
+    (cut_x, area_x), (cut_y, area_y) = _best_cut(filled), _best_cut(filled.T)
+    if min(area_x, area_y) > (1 - WORTH_A_CUT) * filled.size:
+        yield part
+        return
+    left = columns < cut_x if area_x <= area_y else rows < cut_y
+    yield from _tight(part[left], patches)
+    yield from _tight(part[~left], patches)
+
+
+def _best_cut(filled: NDArray[np.bool_]) -> tuple[int, int]:
+    """The column before which a cut leaves the smallest boxes around what is filled, and their area together."""
+    height, width = filled.shape
+    if width < 2:
+        return 0, filled.size
+    at_all: NDArray[np.bool_] = np.logical_or.reduce(filled, axis=0)
+    # Of what is filled in each column and all those before it: the first and last row, the first and last column.
+    top = np.where(at_all, filled.argmax(axis=0), height)
+    bottom = np.where(at_all, height - filled[::-1].argmax(axis=0), 0)
+    column = np.arange(width)
+
+    def areas(top: NDArray[np.int_], bottom: NDArray[np.int_], at_all: NDArray[np.bool_]) -> NDArray[np.int_]:
+        last = np.maximum.accumulate(np.where(at_all, column, -1))
+        height = np.maximum.accumulate(bottom) - np.minimum.accumulate(top)
+        area: NDArray[np.int_] = np.maximum(height, 0) * (last + 1)
+        return area
+
+    before = areas(top, bottom, at_all)[:-1]
+    after = areas(top[::-1], bottom[::-1], at_all[::-1])[::-1][1:]
+    best = int((before + after).argmin())
+    return best + 1, int(before[best] + after[best])
+
+
+def _common_box(patches: NDArray[np.integer], grid: Grid) -> Box:
+    (left, top), (right, bottom) = patches.min(axis=0), patches.max(axis=0)
+    first, last = grid.patch_box(int(left), int(top)), grid.patch_box(int(right), int(bottom))
+    return Box(first.x, first.y, last.right - first.x, last.bottom - first.y)
+
+
+def _squares(image: NDArray[Any], corners: NDArray[np.integer], side: int) -> NDArray[Any]:
+    """A copy [n, side, side, ...] of the image's squares whose upper left corners, [n, (x, y)], are these."""
+    image = np.ascontiguousarray(image)
+    height, width, *channels = image.shape
+    down, right = image.strides[:2]
+    row_of_square = np.dtype((np.void, side * right))  # copied as one
+    windows: NDArray[np.void] = np.ndarray(
+        (height - side + 1, width - side + 1, side), row_of_square, image, strides=(down, right, down)
+    )
+    rows = windows[corners[:, 1], corners[:, 0]]  # [n, side]
+    squares: NDArray[Any] = rows.view(image.dtype).reshape(len(corners), side, side, *channels)
+    return squares
 
 
 def patch_positions(plan: Plan) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.float32]]:

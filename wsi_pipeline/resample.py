@@ -9,8 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
-# Rows of output made at a time: bounds the float copy of the input.
-STRIP_ROWS = 64
+# The float copy of the input is made in strips of this size, which stay in a processor's own cache; of no fewer
+# rows of output than these, which the innermost loop runs over.
+STRIP_BYTES = 2 * 2**20
+STRIP_ROWS = 8
 
 
 def axis_weights(n_out: int, start: float, step: float, n_in: int, length: float | None = None) -> csr_array:
@@ -56,14 +58,20 @@ def resample(
     across = axis_weights(width, start[0], step[0], rgb.shape[1])
     down = axis_weights(height, start[1], step[1], rgb.shape[0])
     out = np.empty((height, width, 3), np.uint8)
-    for top in range(0, height, STRIP_ROWS):
-        weights = down[top : top + STRIP_ROWS]
-        used = np.unique(weights.indices)
-        first, last = int(used[0]), int(used[-1]) + 1
+    row_bytes = rgb.shape[1] * 3 * np.dtype(np.float32).itemsize
+    strip_rows = max(STRIP_ROWS, int(STRIP_BYTES / (row_bytes * max(1, step[1]))))
+    for top in range(0, height, strip_rows):
+        ends = down.indptr[top : top + strip_rows + 1]
+        indices = down.indices[ends[0] : ends[-1]]
+        first, last = int(indices.min()), int(indices.max()) + 1
+        weights = csr_array(  # of the strip; slices of the matrix take longer to make
+            (down.data[ends[0] : ends[-1]], indices - first, ends - ends[0]),
+            shape=(len(ends) - 1, last - first),
+        )
         strip = rgb[first:last].reshape(last - first, -1).astype(np.float32)
-        rows = weights[:, first:last] @ strip  # [strip rows, input columns * 3]
-        n = rows.shape[0]
-        columns = rows.reshape(n, -1, 3).transpose(1, 0, 2).reshape(rgb.shape[1], n * 3)
-        mixed = across @ columns  # [output columns, strip rows * 3]
-        out[top : top + n] = (mixed + 0.5).reshape(width, n, 3).transpose(1, 0, 2).astype(np.uint8)
+        rows = (weights @ strip).reshape(-1, rgb.shape[1], 3)
+        for channel in range(3):
+            mixed = across @ np.ascontiguousarray(rows[..., channel].T)  # [output columns, strip rows]
+            mixed += 0.5
+            out[top : top + len(rows), :, channel] = mixed.T
     return out

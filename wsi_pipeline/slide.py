@@ -7,6 +7,7 @@ that the caller wants. Every read states its plane.
 import hashlib
 import logging
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,10 +17,13 @@ from numpy.typing import NDArray
 from wsi_pipeline.errors import RegionReadError, ScaleError, SlideOpenError
 from wsi_pipeline.geometry import Box, Plane, Region, Size, cover
 from wsi_pipeline.readers.openslide import OpenSlideReader
+from wsi_pipeline.readers.tiff import TiffReader, open_reader
 from wsi_pipeline.readers.tiles import TiledLevels
 from wsi_pipeline.resample import resample
 
 log = logging.getLogger(__name__)
+
+Reader = OpenSlideReader | TiffReader
 
 # No microscope samples below or above; what claims to is a wrong tag (DESIGN.md, section 2).
 PLAUSIBLE_MPP = (0.05, 20.0)
@@ -31,8 +35,13 @@ LEVEL_TOLERANCE = 0.005
 # sharp and blurred: scores then differ by 0.06 between slides of 0.23 and 0.25 um/px. From twice as fine on,
 # the pattern is gone.
 LEAST_REDUCTION = 2.0
-# Thumbnails are read in pieces of this many pixels a side, so that memory stays flat.
-PIECE_PX = 1024
+# For looking at a slide as a whole that pattern does no harm if it is weak; a level four times as fine would
+# have sixteen times the pixels to decode.
+LEAST_REDUCTION_OF_WHOLE = 1.5
+# Thumbnails are read in pieces of this many pixels a side of the level read, so that memory stays flat, on as many
+# threads.
+PIECE_PX = 4096
+PIECE_THREADS = 2
 
 
 @dataclass(frozen=True)
@@ -57,7 +66,7 @@ class Pixels:
 class Slide:
     """An open slide; made by `open_slide`. Safe to read from several threads."""
 
-    def __init__(self, path: Path, reader: OpenSlideReader, mpp: tuple[float, float], mpp_overridden: bool):
+    def __init__(self, path: Path, reader: Reader, mpp: tuple[float, float], mpp_overridden: bool):
         self.path = path
         self.name = slide_name(path)
         self.mpp = mpp  # um per level-0 pixel, along x and along y
@@ -79,10 +88,11 @@ class Slide:
         box = cover(plane.from_level0(self.bounds))
         return Size(max(1, box.right), max(1, box.bottom))
 
-    def level_for(self, plane: Plane) -> int:
+    def level_for(self, plane: Plane, least_reduction: float = LEAST_REDUCTION) -> int:
         """The coarsest level of the plane's own scale, or of at least twice as fine a one, along x and y.
 
-        Where there is none, level 0: up-sampled only if even that is coarser than the plane.
+        `least_reduction` is another factor than two. Where there is none, level 0: up-sampled only if even that is
+        coarser than the plane.
         """
 
         def serves(level: Level) -> bool:
@@ -90,7 +100,7 @@ class Slide:
                 plane.downsample_x / level.plane.downsample_x,
                 plane.downsample_y / level.plane.downsample_y,
             )
-            return all(step >= LEAST_REDUCTION or abs(step - 1) <= LEVEL_TOLERANCE for step in steps)
+            return all(step >= least_reduction or abs(step - 1) <= LEVEL_TOLERANCE for step in steps)
 
         serving = [i for i, level in enumerate(self.levels) if serves(level)]
         return max(serving, key=lambda i: self.levels[i].plane.downsample_x, default=0)
@@ -112,7 +122,9 @@ class Slide:
 
     def read_readable(self, box: Box, plane: Plane) -> Pixels:
         """The same, but what cannot be decoded is marked instead of raised."""
-        index = self.level_for(plane)
+        return self._read(box, plane, self.level_for(plane))
+
+    def _read(self, box: Box, plane: Plane, index: int) -> Pixels:
         level = self.levels[index].plane
         wanted = level.from_level0(plane.to_level0(box))
         step_x = plane.downsample_x / level.downsample_x
@@ -129,7 +141,8 @@ class Slide:
                 Box(0, 0, box.width, box.height)
             )
             readable[touched.y : touched.bottom, touched.x : touched.right] = False
-        out[~readable] = 255
+        if lost:
+            out[~readable] = 255
         return Pixels(out, readable)
 
     def read_whole(self, plane: Plane) -> Pixels:
@@ -137,10 +150,12 @@ class Slide:
         size = self.size_on(plane)
         rgb = np.empty((size.height, size.width, 3), np.uint8)
         readable = np.empty((size.height, size.width), np.bool_)
-        for box in _pieces(size):
-            part = self.read_readable(box, plane)
-            rgb[box.y : box.bottom, box.x : box.right] = part.rgb
-            readable[box.y : box.bottom, box.x : box.right] = part.readable
+        index = self.level_for(plane, LEAST_REDUCTION_OF_WHOLE)
+        boxes = list(_pieces(size, plane, self.levels[index].plane))
+        with ThreadPoolExecutor(PIECE_THREADS, thread_name_prefix="reader") as pool:
+            for box, part in zip(boxes, pool.map(lambda b: self._read(b, plane, index), boxes), strict=True):
+                rgb[box.y : box.bottom, box.x : box.right] = part.rgb
+                readable[box.y : box.bottom, box.x : box.right] = part.readable
         return Pixels(rgb, readable)
 
     def fingerprint(self) -> str:
@@ -166,7 +181,7 @@ def open_slide(path: Path, mpp: float | None = None) -> Slide:
     open it, ScaleError when the scale is unknown or implausible: it is never guessed.
     """
     file = _slide_file(path)
-    reader = OpenSlideReader(file)
+    reader = open_reader(file)
     slide = Slide(file, reader, _scale(file, reader.properties, mpp), mpp is not None)
     if path != file:
         slide.name = slide_name(path)
@@ -259,7 +274,12 @@ def _touched(tile: Box, source: Box, start: tuple[float, float], step: tuple[flo
     return cover(region)
 
 
-def _pieces(size: Size) -> Iterator[Box]:
-    for y in range(0, size.height, PIECE_PX):
-        for x in range(0, size.width, PIECE_PX):
-            yield Box(x, y, min(PIECE_PX, size.width - x), min(PIECE_PX, size.height - y))
+def _pieces(size: Size, plane: Plane, level: Plane) -> Iterator[Box]:
+    """Boxes that cover the size, each of at most PIECE_PX a side of the level's pixels."""
+    width, height = (
+        max(1, int(PIECE_PX / max(1, step)))
+        for step in (plane.downsample_x / level.downsample_x, plane.downsample_y / level.downsample_y)
+    )
+    for y in range(0, size.height, height):
+        for x in range(0, size.width, width):
+            yield Box(x, y, min(width, size.width - x), min(height, size.height - y))

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from wsi_pipeline.errors import RegionReadError, SlideOpenError
 from wsi_pipeline.geometry import Box, Size
+from wsi_pipeline.readers.tiles import TileDecoder
 
 log = logging.getLogger(__name__)
 
@@ -41,8 +42,7 @@ class OpenSlideReader:
         What the slide does not hold (outside of it, transparent) has the background colour that the file
         names, else white. Raises RegionReadError when anything inside cannot be decoded.
         """
-        ds = self._downsamples[level]
-        location = (round(box.x * ds), round(box.y * ds))
+        location = self._location(level, box)
         try:
             rgba = np.asarray(self._handle().read_region(location, level, (box.width, box.height)))
         except openslide.OpenSlideError as error:
@@ -56,6 +56,23 @@ class OpenSlideReader:
             return np.ascontiguousarray(rgb)
         opacity = alpha.astype(np.float32) / 255
         return (rgb * opacity + self._background * (1 - opacity) + 0.5).astype(np.uint8)
+
+    def tile_decoder(self, level: int) -> TileDecoder | None:
+        """None: OpenSlide reads boxes."""
+        return None
+
+    def read_offset(self, level: int, box: Box) -> tuple[float, float]:
+        """How far right and below of the box (level pixels, under 1) its pixels are really read.
+
+        OpenSlide takes whole level-0 pixels, and divides them by the level's mean downsample. Where that is no
+        whole number (sizes were rounded), it reads between pixels, and blends them.
+        """
+        ds, (x0, y0) = self._downsamples[level], self._location(level, box)
+        return x0 / ds - box.x, y0 / ds - box.y
+
+    def _location(self, level: int, box: Box) -> tuple[int, int]:
+        ds = self._downsamples[level]
+        return round(box.x * ds), round(box.y * ds)
 
     def _handle(self) -> openslide.OpenSlide:
         handle = getattr(self._local, "handle", None)

@@ -7,7 +7,7 @@ them (100 MB at 100,000 px) is enough for a slide read block by block in row ord
 
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from typing import Protocol
 
@@ -21,6 +21,11 @@ BORDER_CACHE_BYTES = 256 * 2**20
 
 TileKey = tuple[int, int, int]  # level, column, row of the storage tile
 Tile = NDArray[np.uint8] | None  # None: cannot be decoded
+TileDecoder = Callable[[int, int], NDArray[np.uint8]]
+"""Column and row of a storage tile in, its pixels out: uint8 [row, column, RGB], cut to the level.
+
+Raises RegionReadError when it cannot be decoded.
+"""
 
 
 class LevelReader(Protocol):
@@ -33,6 +38,9 @@ class LevelReader(Protocol):
     @property
     def tile_sizes(self) -> Sequence[Size]:
         """Each level's storage tiles' size in its pixels."""
+
+    def tile_decoder(self, level: int) -> TileDecoder | None:
+        """How the level's storage tiles are decoded one by one; None where `read` is the faster way."""
 
     def read(self, level: int, box: Box) -> NDArray[np.uint8]:
         """Pixels of the box, uint8 [row, column, RGB]; RegionReadError when any cannot be decoded."""
@@ -54,14 +62,38 @@ class TiledLevels:
         Those come as boxes of level pixels, cut to `box`; their pixels are white in the array and mean
         nothing. Outside of the level all is white.
         """
-        out = np.full((box.height, box.width, 3), 255, np.uint8)
         size, tile = self._reader.level_sizes[level], self._reader.tile_sizes[level]
-        inside = box.intersect(Box(0, 0, size.width, size.height))
-        if inside.is_empty:
-            return out, ()
-        columns = range(inside.x // tile.width, -(-inside.right // tile.width))
-        rows = range(inside.y // tile.height, -(-inside.bottom // tile.height))
-        mine: dict[TileKey, Future[Tile]] = {}
+        canvas = _Canvas(box, size, tile)
+        if canvas.inside.is_empty:
+            return canvas.rgb, ()
+        decoder = self._reader.tile_decoder(level)
+        mine, others = self._claim(level, canvas.inside)
+        try:
+            if decoder:
+                for key in mine:
+                    self._hand_out(key, mine, _decoded(decoder, key), canvas)
+            else:
+                for run in _runs(mine):
+                    self._decode_run(run, mine, canvas)
+        except BaseException as error:
+            with self._lock:
+                for key, future in mine.items():
+                    if future and not future.done():
+                        self._forget(key)
+                        future.set_exception(error)
+            raise
+        for key, kept in others.items():
+            canvas.paste(key, kept.result())
+        return canvas.rgb, tuple(canvas.unreadable)
+
+    def _claim(
+        self, level: int, inside: Box
+    ) -> tuple[dict[TileKey, Future[Tile] | None], dict[TileKey, Future[Tile]]]:
+        """The box's tiles to decode here, with a future where other blocks want them too, and those kept."""
+        size, tile = self._reader.level_sizes[level], self._reader.tile_sizes[level]
+        columns, whole_columns = _tiles_along(inside.x, inside.right, tile.width, size.width)
+        rows, whole_rows = _tiles_along(inside.y, inside.bottom, tile.height, size.height)
+        mine: dict[TileKey, Future[Tile] | None] = {}
         others: dict[TileKey, Future[Tile]] = {}
         with self._lock:
             for row in rows:
@@ -71,33 +103,11 @@ class TiledLevels:
                     if kept is not None:
                         self._kept.move_to_end(key)
                         others[key] = kept
-                    elif inside.contains(self._tile_box(key)):
-                        mine[key] = Future()  # no other block wants it
+                    elif column in whole_columns and row in whole_rows:
+                        mine[key] = None  # no other block wants it
                     else:
                         mine[key] = self._keep(key)
-        unreadable = []
-        try:
-            for run in _runs(mine):
-                self._decode(run, mine)
-        except BaseException as error:
-            with self._lock:
-                for key, future in mine.items():
-                    if not future.done():
-                        self._forget(key)
-                        future.set_exception(error)
-            raise
-        for key, future in (mine | others).items():
-            pixels = future.result()
-            tile_box = self._tile_box(key)
-            part = tile_box.intersect(inside)
-            if pixels is None:
-                unreadable.append(part)
-            else:
-                out[part.y - box.y : part.bottom - box.y, part.x - box.x : part.right - box.x] = pixels[
-                    part.y - tile_box.y : part.bottom - tile_box.y,
-                    part.x - tile_box.x : part.right - tile_box.x,
-                ]
-        return out, tuple(unreadable)
+        return mine, others
 
     def _keep(self, key: TileKey) -> Future[Tile]:
         future: Future[Tile] = Future()
@@ -111,7 +121,18 @@ class TiledLevels:
         if self._kept.pop(key, None) is not None:
             self._kept_bytes -= self._tile_box(key).width * self._tile_box(key).height * 3
 
-    def _decode(self, run: list[TileKey], futures: dict[TileKey, Future[Tile]]) -> None:
+    def _hand_out(
+        self, key: TileKey, mine: dict[TileKey, Future[Tile] | None], pixels: Tile, canvas: "_Canvas"
+    ) -> None:
+        """Give a tile to those who wait for it, and to this block's canvas."""
+        if future := mine[key]:
+            # What is kept must not hold more in memory than itself.
+            future.set_result(None if pixels is None else _alone(pixels))
+        canvas.paste(key, pixels)
+
+    def _decode_run(
+        self, run: list[TileKey], mine: dict[TileKey, Future[Tile] | None], canvas: "_Canvas"
+    ) -> None:
         """Decode a rectangle of tiles in one read; where that fails, each by itself."""
         first, last = self._tile_box(run[0]), self._tile_box(run[-1])
         box = Box(first.x, first.y, last.right - first.x, last.bottom - first.y)
@@ -119,19 +140,15 @@ class TiledLevels:
             pixels = self._reader.read(run[0][0], box)
         except RegionReadError:
             if len(run) == 1:
-                futures[run[0]].set_result(None)
+                self._hand_out(run[0], mine, None, canvas)
             else:
                 for key in run:
-                    self._decode([key], futures)
+                    self._decode_run([key], mine, canvas)
             return
         for key in run:
             tile = self._tile_box(key)
-            view = pixels[
-                tile.y - box.y : tile.bottom - box.y,
-                tile.x - box.x : tile.right - box.x,
-            ]
-            # A kept tile must not hold the whole read in memory.
-            futures[key].set_result(view.copy() if key in self._kept else view)
+            part = pixels[tile.y - box.y : tile.bottom - box.y, tile.x - box.x : tile.right - box.x]
+            self._hand_out(key, mine, part, canvas)
 
     def _tile_box(self, key: TileKey) -> Box:
         level, column, row = key
@@ -140,7 +157,50 @@ class TiledLevels:
         return whole.intersect(Box(0, 0, size.width, size.height))
 
 
-def _runs(keys: dict[TileKey, Future[Tile]]) -> list[list[TileKey]]:
+class _Canvas:
+    """The pixels of a box, white until tiles are pasted into it."""
+
+    def __init__(self, box: Box, level: Size, tile: Size):
+        self.inside = box.intersect(Box(0, 0, level.width, level.height))
+        self.unreadable: list[Box] = []
+        shape = (box.height, box.width, 3)
+        self.rgb = np.empty(shape, np.uint8) if self.inside == box else np.full(shape, 255, np.uint8)
+        self._box, self._tile = box, tile
+
+    def paste(self, key: TileKey, pixels: Tile) -> None:
+        """Put what is inside of the box of a tile there; it runs so often that it takes plain numbers."""
+        inside, tile = self.inside, self._tile
+        x, y = key[1] * tile.width, key[2] * tile.height
+        left, right = max(x, inside.x), min(x + tile.width, inside.right)
+        top, bottom = max(y, inside.y), min(y + tile.height, inside.bottom)
+        target = self.rgb[top - self._box.y : bottom - self._box.y, left - self._box.x : right - self._box.x]
+        if pixels is None:
+            self.unreadable.append(Box(left, top, right - left, bottom - top))
+            target[:] = 255
+        else:
+            target[:] = pixels[top - y : bottom - y, left - x : right - x]
+
+
+def _tiles_along(start: int, end: int, tile_px: int, level_px: int) -> tuple[range, range]:
+    """The tiles along an axis that [start, end) touches, and those of them that lie wholly inside."""
+    touched = range(start // tile_px, -(-end // tile_px))
+    past_whole = touched.stop if end == level_px else end // tile_px
+    return touched, range(-(-start // tile_px), past_whole)
+
+
+def _decoded(decoder: TileDecoder, key: TileKey) -> Tile:
+    try:
+        return decoder(key[1], key[2])
+    except RegionReadError:
+        return None
+
+
+def _alone(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The pixels in memory of their own."""
+    return pixels if pixels.base is None else pixels.copy()
+
+
+def _runs(keys: Iterable[TileKey]) -> list[list[TileKey]]:
     """The tiles as rectangles, row runs merged downwards where equal; in each, tiles in row order."""
     by_row: dict[int, list[TileKey]] = {}
     for key in sorted(keys, key=lambda k: (k[2], k[1])):
