@@ -16,6 +16,7 @@ from wsi_pipeline.context import ContextStep, apply_context
 from wsi_pipeline.delineate import choose_fields, delineate, qupath_origin0, rasterise, regions_to_geojson
 from wsi_pipeline.drift import slide_densities, stain_drift
 from wsi_pipeline.errors import ScaleError, UnreadableSlideError
+from wsi_pipeline.files import OutPath, write_json
 from wsi_pipeline.grid import GridOptions, Plan
 from wsi_pipeline.options import options_to_dict
 from wsi_pipeline.patches import patch_positions, write_patches
@@ -25,7 +26,7 @@ from wsi_pipeline.run_folder import EXPORT_FOLDER, SlideResult, clear_outputs, f
 from wsi_pipeline.slide import Slide, open_slide
 from wsi_pipeline.stain import stain_gain_of
 from wsi_pipeline.stitch import Status, initial_status, stitch_block
-from wsi_pipeline.store import STORE_NAME, PatchTable, SlideStore, create_store, write_json
+from wsi_pipeline.store import STORE_NAME, PatchTable, SlideStore, create_store
 from wsi_pipeline.summary import (
     Stopwatch,
     count,
@@ -57,7 +58,7 @@ Progress = Callable[[int, int], None]
 
 def tile_slide(
     path: Path,
-    out: Path,
+    out: OutPath,
     config: TileConfig,
     mpp: float | None = None,
     annotations: Path | None = None,
@@ -69,7 +70,7 @@ def tile_slide(
 
     `mpp` overrides the file's scale. `annotations` is a folder of GeoJSON outlines, <slide name>.geojson,
     that label the patches. `export` writes each patch as a PNG too. Raises a WsiError whose text says why;
-    an earlier result of the same recipe is left as it is.
+    an earlier result of the same recipe is left as it is, an interrupted one goes on from its last block of PNGs.
     """
     watch = Stopwatch()
     with watch("open"):
@@ -83,10 +84,10 @@ def tile_slide(
             "export": export,
         }
         folder = out / slide.name
-        earlier = find_run(folder, recipe_key(recipe), overwrite)
-        if earlier and earlier.is_complete:
+        store = find_run(folder, recipe_key(recipe), overwrite)
+        if store and store.is_complete:
             return finished_result(folder)
-    with watch("survey"):
+    with watch("survey"), slide.steady():
         survey = survey_slide(slide, config, config.grid)
     with watch("plan"):
         x0, y0, tissue = patch_positions(survey.plan)
@@ -97,12 +98,13 @@ def tile_slide(
         elif outlines:
             warnings.append(f"no annotations: {outlines} does not exist; its patches are not labelled")
     with watch("write"):
-        table = PatchTable(x0, y0, tissue, labels)
-        store = _new_store(folder, recipe, slide, survey, table, status=None)
+        if store is None:
+            table = PatchTable(x0, y0, tissue, labels)
+            store = _new_store(folder, recipe, slide, survey, table, status=None)
         _render_survey(folder, survey)
     counts = count(survey.plan, status=None, labels=labels)
     if export:
-        with watch("export"):
+        with watch("export"), slide.steady():
             counts["unreadable"] = write_patches(
                 slide, survey.plan, labels, folder / EXPORT_FOLDER / slide.name, progress
             )
@@ -113,7 +115,7 @@ def tile_slide(
 
 def infer_slide(
     path: Path,
-    out: Path,
+    out: OutPath,
     config: InferConfig,
     classifier: Classifier | Ensemble,
     mpp: float | None = None,
@@ -147,7 +149,7 @@ def infer_slide(
         store = find_run(folder, recipe_key(recipe), overwrite)
         if store and store.is_complete:
             return finished_result(folder)
-    with watch("survey"):
+    with watch("survey"), slide.steady():
         survey = survey_slide(slide, config, config.grid)
         plan, plane = survey.plan, survey.plan.grid.map_plane
     with watch("write"):
@@ -164,11 +166,11 @@ def infer_slide(
                 with_uncertainty=len(models) > 1,
             )
         _render_survey(folder, survey)
-    with watch("stain"):
+    with watch("stain"), slide.steady():
         densities = slide_densities(slide, plan)
         drifts = [drift for model in models if (drift := stain_drift(densities, model.card.stain))]
         drift = max(drifts, key=lambda d: (d.is_far, d.spreads), default=None)
-    with watch("classify"):
+    with watch("classify"), slide.steady():
         _fill(store, slide, plan, classifier.adapted(densities), config, progress)
     with watch("context"):
         if shown.step:
@@ -282,7 +284,8 @@ def _fill(
     """Classify and commit every block that is not committed yet."""
     grid = plan.grid
     blocks = list(plan.blocks())
-    todo = [block for block in blocks if not store.is_done(block.cells)]
+    todo = store.unfinished(blocks)
+    untouched = initial_status(plan)
     # A rim that blocks share counts in each: progress is of work, not of distinct patches.
     total = sum(len(block.patches) for block in blocks)
     done = total - sum(len(block.patches) for block in todo)
@@ -291,17 +294,20 @@ def _fill(
     for block, scores, spread in classify_blocks(
         todo, grid, lambda box: slide.read_readable(box, grid.plane), classifier, config.classify
     ):
-        before = store.status(block.cells)
+        log.debug("classified block %d, %d", block.cells.x, block.cells.y)
+        cells = block.cells
+        before = untouched[cells.y : cells.bottom, cells.x : cells.right]
         values, status = stitch_block(grid, block, scores, before)
         deviation = None if spread is None else stitch_block(grid, block, spread, before)[0]
-        store.write_block(block.cells, values, status, deviation)
+        slide.check_unchanged()
+        store.write_block(cells, values, status, deviation)
         done += len(block.patches)
         if progress:
             progress(done, total)
 
 
 def _new_store(
-    folder: Path,
+    folder: OutPath,
     recipe: dict[str, Any],
     slide: Slide,
     survey: Survey,
@@ -310,8 +316,6 @@ def _new_store(
     with_context: bool = False,
     with_uncertainty: bool = False,
 ) -> SlideStore:
-    folder.mkdir(parents=True, exist_ok=True)
-    clear_outputs(folder)
     return create_store(
         folder / STORE_NAME,
         store_attributes(recipe),
@@ -323,10 +327,11 @@ def _new_store(
         status,
         with_context,
         with_uncertainty,
+        clear=lambda: clear_outputs(folder),
     )
 
 
-def _render_survey(folder: Path, survey: Survey) -> None:
+def _render_survey(folder: OutPath, survey: Survey) -> None:
     tissue, rejected = survey.masks_on_thumbnail()
     render_tissue(folder / "tissue.png", survey.thumbnail.rgb, tissue, rejected, survey.tissue.reason)
 

@@ -7,14 +7,16 @@ that the caller wants. Every read states its plane.
 import hashlib
 import logging
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from wsi_pipeline.errors import RegionReadError, ScaleError, SlideOpenError
+from wsi_pipeline.errors import RegionReadError, ScaleError, SlideChangedError, SlideError, SlideOpenError
 from wsi_pipeline.geometry import Box, Plane, Region, Size, cover
+from wsi_pipeline.readers.companions import slide_files
 from wsi_pipeline.readers.openslide import OpenSlideReader
 from wsi_pipeline.readers.tiles import TiledLevels
 from wsi_pipeline.resample import resample
@@ -69,6 +71,7 @@ class Slide:
         self.tile_sizes = reader.tile_sizes
         self._reader = reader
         self._tiles = TiledLevels(reader)
+        self._files = _file_states(reader.path)
 
     def plane_at(self, mpp: float) -> Plane:
         """The plane of square pixels of `mpp` um that starts at the scanned area's upper left corner."""
@@ -150,13 +153,48 @@ class Slide:
         """
         digest = hashlib.sha256()
         end_bytes = 2**20
-        with self.path.open("rb") as file:
-            size = self.path.stat().st_size
+        path = self._reader.path
+        with path.open("rb") as file:
+            size = path.stat().st_size
             digest.update(f"{size} {self.properties.get('openslide.quickhash-1')}".encode())
             digest.update(file.read(end_bytes))
             file.seek(max(0, size - end_bytes))
             digest.update(file.read(end_bytes))
         return digest.hexdigest()
+
+    @contextmanager
+    def steady(self) -> Iterator[None]:
+        """Raises SlideChangedError at the end of the block if a file of the slide changed, whatever came of it."""
+        try:
+            yield
+        except (SlideError, OSError):
+            self.check_unchanged()
+            raise
+        self.check_unchanged()
+
+    def check_unchanged(self) -> None:
+        """Raises SlideChangedError if a file of the slide is not what it was when it was opened.
+
+        Called when pixels were read and before what became of them is kept.
+        """
+        found = _file_states(self._reader.path)
+        changed = [path for path, state in self._files.items() if found.get(path) != state]
+        if changed:
+            raise SlideChangedError(
+                f"{changed[0]}: {'changed' if found.get(changed[0]) else 'gone'} since the slide was opened; what was "
+                f"mapped until then is kept; put the file back as it was, and the same command goes on, or map "
+                f"the new one with --overwrite"
+            )
+
+
+def _file_states(path: Path) -> dict[Path, tuple[int, int, int]]:
+    """What shows that a file of the slide was replaced or written to: inode, size and time, by its path."""
+    states = {}
+    with suppress(OSError):  # gone
+        for file in slide_files(path):
+            found = file.stat()
+            states[file] = (found.st_ino, found.st_size, found.st_mtime_ns)
+    return states
 
 
 def open_slide(path: Path, mpp: float | None = None) -> Slide:
