@@ -1,5 +1,6 @@
 """Patches off the slide: blocks decoded ahead on threads, in bounded memory, and cut into patches."""
 
+import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,6 +15,8 @@ from wsi_pipeline.geometry import Box
 from wsi_pipeline.grid import Block, Grid, Plan
 from wsi_pipeline.images import png_bytes
 from wsi_pipeline.slide import Pixels, Slide
+
+log = logging.getLogger(__name__)
 
 # Threads that decode ahead of the PNG writer.
 EXPORT_THREADS = 2
@@ -123,6 +126,7 @@ def write_patches(
                 files[places[row, column]] = png_bytes(Image.fromarray(rgb))
             else:
                 unreadable += 1
+        log.debug("done block %d, %d", block.cells.x, block.cells.y)
         slide.check_unchanged()
         write_many(folder, files)
         if progress:

@@ -108,8 +108,7 @@ def tile_slide(
             counts["unreadable"] = write_patches(
                 slide, survey.plan, labels, folder / EXPORT_FOLDER / slide.name, progress
             )
-    write_json(folder / "summary.json", summarise(slide, survey, recipe, counts, watch, warnings))
-    store.finish()
+    _finish(folder, store, summarise(slide, survey, recipe, counts, watch, warnings))
     return SlideResult(folder, False, counts["patches"], None, watch.total, tuple(warnings))
 
 
@@ -217,8 +216,7 @@ def infer_slide(
     }
     if uncertainty:
         summary |= model_facts(models) | {"uncertainty": asdict(uncertainty)}
-    write_json(folder / "summary.json", summary)
-    store.finish()
+    _finish(folder, store, summary)
     return SlideResult(folder, False, counts["patches"], summary["idc_mm2"], watch.total, tuple(warnings))
 
 
@@ -294,7 +292,7 @@ def _fill(
     for block, scores, spread in classify_blocks(
         todo, grid, lambda box: slide.read_readable(box, grid.plane), classifier, config.classify
     ):
-        log.debug("classified block %d, %d", block.cells.x, block.cells.y)
+        log.debug("done block %d, %d", block.cells.x, block.cells.y)
         cells = block.cells
         before = untouched[cells.y : cells.bottom, cells.x : cells.right]
         values, status = stitch_block(grid, block, scores, before)
@@ -329,6 +327,13 @@ def _new_store(
         with_uncertainty,
         clear=lambda: clear_outputs(folder),
     )
+
+
+def _finish(folder: OutPath, store: SlideStore, summary: dict[str, Any]) -> None:
+    """Write the summary, and then say that the run is complete."""
+    log.debug("stage finish")
+    write_json(folder / "summary.json", summary)
+    store.finish()
 
 
 def _render_survey(folder: OutPath, survey: Survey) -> None:

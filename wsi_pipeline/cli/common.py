@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 import wsi_pipeline
 from wsi_pipeline.errors import RecipeError, ScaleError, SlideError, UsageError, WsiError
+from wsi_pipeline.files import OutPath, check_writable
 from wsi_pipeline.jobs import Outcome, run_each
 from wsi_pipeline.manifest import Manifest, ManifestRow
 from wsi_pipeline.pipeline import Progress
@@ -39,7 +40,9 @@ def command_parser(description: str, example: str) -> argparse.ArgumentParser:
 def add_slide_arguments(parser: argparse.ArgumentParser, config: str) -> None:
     """The arguments that `tile-slides` and `infer-slide` share."""
     parser.add_argument("slides", nargs="+", type=Path, metavar="SLIDE", help="slide files, or DICOM folders")
-    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="a folder a slide goes here")
+    parser.add_argument(
+        "--out", required=True, metavar="DIR", help="a folder a slide goes here; or s3://bucket/prefix"
+    )
     parser.add_argument("--config", type=Path, metavar="FILE", help=f"YAML of options; default: {config}")
     parser.add_argument(
         "--mpp", type=float, metavar="M", help="um per level-0 pixel, where a slide does not say or lies"
@@ -54,7 +57,7 @@ def run_command(main: Callable[[], int], verbose: bool) -> int:
     logging.basicConfig(
         level=logging.DEBUG if verbose else logging.WARNING, format="%(levelname)s %(name)s: %(message)s"
     )
-    for noisy in ("PIL", "matplotlib", "asyncio", "fontTools"):
+    for noisy in ("PIL", "matplotlib", "asyncio", "fontTools", "botocore", "aiobotocore", "s3fs", "fsspec"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     try:
         return main()
@@ -72,16 +75,13 @@ def run_command(main: Callable[[], int], verbose: bool) -> int:
         return ALL_DONE
 
 
-def run_slides(slides: list[Path], out: Path, work: Callable[[Path, Progress], SlideResult]) -> int:
+def run_slides(slides: list[Path], out: OutPath, work: Callable[[Path, Progress], SlideResult]) -> int:
     """Work on each slide in turn, tell and record what became of it; the command's exit code.
 
     Slides that cannot be worked on do not stop the others. A slide whose name an earlier one of the same
     call has is refused: both would write to one run folder.
     """
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"--out {out}: cannot be made: {error.strerror}") from error
+    check_writable(out)
     manifest = Manifest(out)
     seen: dict[str, Path] = {}
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from wsi_pipeline.cli.common import add_slide_arguments, command_parser, run_command, run_slides
 from wsi_pipeline.config import InferConfig, load_config
+from wsi_pipeline.files import out_path
 from wsi_pipeline.pipeline import Progress, grid_for_model, infer_slide
 from wsi_pipeline.run_folder import SlideResult
 
@@ -29,6 +30,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
 
     def run() -> int:
+        out = out_path(args.out)
         config = load_config(InferConfig, args.config) if args.config else InferConfig()
         from wsi_pipeline.classify import choose_device, classifier_of  # torch: seconds, once it is needed
         from wsi_pipeline.model import load_models
@@ -38,9 +40,9 @@ def main(argv: list[str] | None = None) -> int:
         classifier = classifier_of(models, choose_device(args.device), config.classify)
 
         def work(path: Path, progress: Progress) -> SlideResult:
-            return infer_slide(path, args.out, config, classifier, args.mpp, args.overwrite, progress)
+            return infer_slide(path, out, config, classifier, args.mpp, args.overwrite, progress)
 
-        return run_slides(args.slides, args.out, work)
+        return run_slides(args.slides, out, work)
 
     return run_command(run, args.verbose)
 

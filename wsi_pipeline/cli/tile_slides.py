@@ -6,6 +6,7 @@ from pathlib import Path
 from wsi_pipeline.cli.common import add_slide_arguments, command_parser, run_command, run_slides
 from wsi_pipeline.config import TileConfig, load_config
 from wsi_pipeline.errors import UsageError
+from wsi_pipeline.files import out_path
 from wsi_pipeline.jobs import run_each
 from wsi_pipeline.pipeline import Progress, tile_slide
 from wsi_pipeline.run_folder import SlideResult
@@ -36,6 +37,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
 
     def run() -> int:
+        out = out_path(args.out)
         config = load_config(TileConfig, args.config) if args.config else TileConfig()
         if args.annotations and not args.annotations.is_dir():
             raise UsageError(f"--annotations {args.annotations}: no such folder")
@@ -44,10 +46,10 @@ def main(argv: list[str] | None = None) -> int:
 
         def work(path: Path, progress: Progress) -> SlideResult:
             return tile_slide(
-                path, args.out, config, args.mpp, args.annotations, args.export, args.overwrite, progress
+                path, out, config, args.mpp, args.annotations, args.export, args.overwrite, progress
             )
 
-        return run_slides(args.slides, args.out, work)
+        return run_slides(args.slides, out, work)
 
     return run_command(run, args.verbose)
 
