@@ -65,10 +65,9 @@ def check_writable(out: OutPath) -> None:
             out.mkdir(parents=True, exist_ok=True)
         write_bytes(probe, b"", durable=False)
         remove(probe)
-    except OSError as error:
-        raise UsageError(f"--out {out}: cannot be made: {error.strerror or error}") from error
-    except OutputError as error:
-        raise UsageError(f"--out {error}") from error
+    except (OSError, OutputError) as error:
+        reason = _reason(out, error.__cause__ if isinstance(error, OutputError) else error)
+        raise UsageError(f"--out {out}: cannot be made, or not be written to: {reason}") from error
 
 
 @contextmanager
@@ -78,22 +77,23 @@ def writing(path: OutPath) -> Iterator[None]:
         yield
     except OutputError:
         raise
-    except OSError as error:
-        reason = _REMEDIES.get(error.errno or 0, f"{error.strerror or error}; see to it")
-        raise _cannot_write(path, reason) from error
     except Exception as error:
-        if isinstance(path, Path):
+        if isinstance(path, Path) and not isinstance(error, OSError):
             raise
-        # Stores have errors of their own: no credentials, no answer from the endpoint.
-        reason = f"{' '.join(str(error).split())}; see to the store, its address and your credentials"
-        raise _cannot_write(path, reason) from error
+        raise OutputError(
+            f"{path}: cannot be written: {_reason(path, error)}, and run the same command again: what was written "
+            f"so far is whole, and it goes on from there"
+        ) from error
 
 
-def _cannot_write(path: OutPath, reason: str) -> OutputError:
-    return OutputError(
-        f"{path}: cannot be written: {reason}, and run the same command again: what was written so far is whole, "
-        f"and it goes on from there"
-    )
+def _reason(path: OutPath, error: BaseException | None) -> str:
+    """What went wrong, and what to do about it."""
+    if isinstance(path, Path) and isinstance(error, OSError):
+        return _REMEDIES.get(
+            error.errno or 0, f"{error.strerror or error}; see to it, or choose another --out"
+        )
+    # A store has errors of its own kinds: no credentials, no answer from the endpoint.
+    return f"{' '.join(str(error).split())}; see to the store, its address and your credentials"
 
 
 def write_bytes(path: OutPath, data: bytes, durable: bool = True) -> None:
@@ -185,10 +185,14 @@ def new_tree(path: OutPath, files: Mapping[str, bytes], root: str) -> Iterator[N
             return
         part, old = (path.with_name(path.name + ending) for ending in (PART, f".old{PART}"))
         remove(part)
-        for name, data in files.items():
-            (part / name).parent.mkdir(parents=True, exist_ok=True)
-            (part / name).write_bytes(data)
-        sync_tree(part)
+        try:
+            for name, data in files.items():
+                (part / name).parent.mkdir(parents=True, exist_ok=True)
+                (part / name).write_bytes(data)
+            sync_tree(part)
+        except BaseException:
+            shutil.rmtree(part, ignore_errors=True)
+            raise
         remove(old)
         if path.exists():
             path.rename(old)

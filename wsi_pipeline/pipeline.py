@@ -65,16 +65,18 @@ def tile_slide(
     export: bool = False,
     overwrite: bool = False,
     progress: Progress | None = None,
+    copy: Path | None = None,
 ) -> SlideResult:
     """Plan the slide's patches and write them to its run folder, with a picture of the tissue kept.
 
-    `mpp` overrides the file's scale. `annotations` is a folder of GeoJSON outlines, <slide name>.geojson,
-    that label the patches. `export` writes each patch as a PNG too. Raises a WsiError whose text says why;
-    an earlier result of the same recipe is left as it is, an interrupted one goes on from its last block of PNGs.
+    `mpp` overrides the file's scale; `copy` is a local copy of the file to read from. `annotations` is a folder of
+    GeoJSON outlines, <slide name>.geojson, that label the patches. `export` writes each patch as a PNG too.
+    Raises a WsiError whose text says why; an earlier result of the same recipe is left as it is, an interrupted
+    one goes on from its last block of PNGs.
     """
     watch = Stopwatch()
     with watch("open"):
-        slide = open_slide(path, mpp)
+        slide = open_slide(path, mpp, copy)
         outlines = annotations / f"{slide.name}.geojson" if annotations else None
         recipe = {
             "command": "tile-slides",
@@ -120,10 +122,12 @@ def infer_slide(
     mpp: float | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
+    copy: Path | None = None,
 ) -> SlideResult:
     """Map the slide's IDC and write the map, its regions, pictures and numbers to its run folder.
 
-    An ensemble leaves a map of its uncertainty too. `mpp` overrides the file's scale. Raises a WsiError whose
+    An ensemble leaves a map of its uncertainty too. `mpp` overrides the file's scale; `copy` is a local copy of the
+    file to read from. Raises a WsiError whose
     text says why; an earlier result of the same recipe is left as it is, an interrupted one goes on from its
     last chunk.
     """
@@ -134,7 +138,7 @@ def infer_slide(
     shown = choose_map(models, config)
     threshold = shown.threshold
     with watch("open"):
-        slide = open_slide(path, mpp)
+        slide = open_slide(path, mpp, copy)
         recipe = {
             "command": "infer-slide",
             "slide": slide_facts(slide),

@@ -57,6 +57,11 @@ def find_run(folder: OutPath, recipe: str, overwrite: bool) -> SlideStore | None
     return store
 
 
+def is_finished(folder: OutPath) -> bool:
+    """Whether a run of any recipe came to its end there: a look, without opening anything."""
+    return (folder / "summary.json").exists()
+
+
 def finished_result(folder: OutPath) -> SlideResult:
     """What the summary of the finished run in `folder` says."""
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))

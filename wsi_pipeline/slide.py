@@ -197,14 +197,18 @@ def _file_states(path: Path) -> dict[Path, tuple[int, int, int]]:
     return states
 
 
-def open_slide(path: Path, mpp: float | None = None) -> Slide:
+def open_slide(path: Path, mpp: float | None = None, copy: Path | None = None) -> Slide:
     """The slide at `path`: a file, or a folder of the DICOM files of one slide.
 
-    `mpp`, um per level-0 pixel, overrides what the file says. Raises SlideOpenError when OpenSlide cannot
+    `mpp`, um per level-0 pixel, overrides what the file says. Pixels are read from `copy`, where there is one of the
+    slide's file (staging.py); the slide keeps its own path. Raises SlideOpenError when OpenSlide cannot
     open it, ScaleError when the scale is unknown or implausible: it is never guessed.
     """
-    file = _slide_file(path)
-    reader = OpenSlideReader(file)
+    file = slide_file(path)
+    try:
+        reader = OpenSlideReader(copy or file)
+    except SlideOpenError as error:
+        raise SlideOpenError(str(error).replace(str(copy or file), str(file))) from error
     slide = Slide(file, reader, _scale(file, reader.properties, mpp), mpp is not None)
     if path != file:
         slide.name = slide_name(path)
@@ -217,7 +221,8 @@ def slide_name(path: Path) -> str:
     return path.name if path.is_dir() else path.stem
 
 
-def _slide_file(path: Path) -> Path:
+def slide_file(path: Path) -> Path:
+    """The file to open: `path` itself, or the first of a folder of DICOM files. Raises SlideOpenError."""
     if path.is_dir():
         files = sorted(path.glob("*.dcm"))
         if not files:

@@ -5,7 +5,8 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import NoReturn
 
@@ -17,12 +18,15 @@ from wsi_pipeline.files import OutPath, check_writable
 from wsi_pipeline.jobs import Outcome, run_each
 from wsi_pipeline.manifest import Manifest, ManifestRow
 from wsi_pipeline.pipeline import Progress
-from wsi_pipeline.run_folder import SlideResult
+from wsi_pipeline.run_folder import SlideResult, is_finished
 from wsi_pipeline.slide import slide_name
+from wsi_pipeline.staging import Stager
 
 ALL_DONE, SOME_FAILED, NOTHING_RUN, INTERRUPTED = 0, 1, 2, 130
 # A log gets a line of progress this often.
 LOG_EVERY_S = 30.0
+
+CopyOf = Callable[[Path], AbstractContextManager[Path | None]]
 
 
 def command_parser(description: str, example: str) -> argparse.ArgumentParser:
@@ -50,6 +54,16 @@ def add_slide_arguments(parser: argparse.ArgumentParser, config: str) -> None:
     parser.add_argument(
         "--overwrite", action="store_true", help="replace results of another recipe (model, options, slide)"
     )
+    parser.add_argument(
+        "--stage-to", type=Path, metavar="DIR", help="copy slides here ahead of use, and remove them after it"
+    )
+    parser.add_argument(
+        "--stage-limit-gb",
+        type=float,
+        default=100.0,
+        metavar="G",
+        help="of copies at once (default: %(default)g)",
+    )
 
 
 def run_command(main: Callable[[], int], verbose: bool) -> int:
@@ -73,6 +87,21 @@ def run_command(main: Callable[[], int], verbose: bool) -> int:
     except BrokenPipeError:  # `... | head`
         sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115
         return ALL_DONE
+
+
+@contextmanager
+def local_copies(args: argparse.Namespace, out: OutPath) -> Iterator[CopyOf]:
+    """What gives a slide's copy in --stage-to while it is worked on; without that flag, no copy."""
+    if args.stage_to is None:
+        yield lambda path: nullcontext()
+        return
+    with Stager(args.stage_to, int(args.stage_limit_gb * 1e9)) as stager:
+        done = set() if args.overwrite else {p for p in args.slides if is_finished(out / slide_name(p))}
+        for path in args.slides:
+            if path not in done:
+                stager.begin(path)
+        # What an earlier run finished is looked at in place: it is skipped, unless its recipe is another.
+        yield lambda path: nullcontext() if path in done else stager.copy_of(path)
 
 
 def run_slides(slides: list[Path], out: OutPath, work: Callable[[Path, Progress], SlideResult]) -> int:
