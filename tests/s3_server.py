@@ -1,7 +1,6 @@
 """A real S3 server of one's own on this machine: SeaweedFS, a process with its data in a folder."""
 
 import json
-import os
 import shutil
 import socket
 import subprocess
@@ -88,8 +87,3 @@ def _free_ports(count: int) -> list[int]:
     finally:
         for free in sockets:
             free.close()
-
-
-def client(environment: dict[str, str]) -> dict[str, str]:
-    """This process's environment with that of the server."""
-    return os.environ | environment

@@ -10,24 +10,19 @@ from conftest import write_slide
 from test_pipeline import section
 
 TORTURE = Path(__file__).resolve().parents[1] / "scripts/torture.py"
-STAGES = {
-    "infer-slide": "open survey write stain classify context stitch delineate render finish",
-    "tile-slides": "open survey plan write export finish",
-}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", STAGES)
+@pytest.mark.parametrize("command", ["infer-slide", "tile-slides"])
 def test_killed_at_any_instant_and_started_again_the_results_are_those_of_a_run_in_peace(
     tmp_path: Path, command: str
 ) -> None:
     slide = write_slide(tmp_path / "a.tiff", section(700, 900), mpp=(4.0, 4.0), factors=(1, 4))
-    wanted = STAGES[command].split()
     arguments = [
         "--work",
         tmp_path / "work",
         "--kills",
-        len(wanted),
+        8,
         "--command",
         command,
         "--json",
@@ -39,8 +34,8 @@ def test_killed_at_any_instant_and_started_again_the_results_are_those_of_a_run_
     assert run.returncode == 0, run.stdout + run.stderr
     found = json.loads((tmp_path / "json").read_text())[command]
     assert found["wrong"] == 0
-    assert found["kills"] >= len(wanted)
+    assert found["kills"] >= 8
     assert found["blocks of the slide"] > 5
     assert found["blocks done twice"] <= found["kills"]
     # A stage may be over before the signal comes: not every one is hit by so few.
-    assert len(found["kills by stage"]) >= len(wanted) // 2
+    assert len(found["kills by stage"]) >= 3

@@ -1,5 +1,6 @@
 import csv
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -12,10 +13,10 @@ import numpy as np
 import pytest
 import zarr
 from conftest import write_slide
-from s3_server import client, s3_server
+from s3_server import s3_server
 from test_pipeline import section
 
-from wsi_pipeline.cli import tile_slides
+from wsi_pipeline.cli import infer_slide, tile_slides
 from wsi_pipeline.files import OutPath, names, out_path, zarr_store
 
 FINE = "grid: {stride_px: 25, block_px: 256}\nclassify: {precision: fp32}\n"
@@ -45,15 +46,6 @@ def config(tmp_path: Path) -> Path:
     return tmp_path / "fine.yaml"
 
 
-def infer(slide: Path, out: object, config: Path, *more: str) -> list[str]:
-    command = [sys.executable, "-m", "wsi_pipeline.cli.infer_slide", str(slide), "--out", str(out)]
-    return [*command, "--config", str(config), "--device", "cpu", *more]
-
-
-def run(command: list[str], environment: dict[str, str]) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(command, env=client(environment), capture_output=True, text=True, check=False)
-
-
 def arrays(folder: OutPath) -> dict[str, np.ndarray[Any, Any]]:
     root = zarr.open_group(zarr_store(folder / "slide.zarr"), mode="r")
     return {
@@ -64,16 +56,21 @@ def arrays(folder: OutPath) -> dict[str, np.ndarray[Any, Any]]:
 def test_results_on_s3_are_those_in_a_folder_also_after_a_kill(
     s3: dict[str, str], slide: Path, config: Path, tmp_path: Path
 ) -> None:
-    assert run(infer(slide, tmp_path / "maps", config), s3).returncode == 0
+    def arguments(out: object) -> list[str]:
+        return [str(slide), "--out", str(out), "--config", str(config), "--device", "cpu"]
+
     out = out_path("s3://maps/killed")
-    process = subprocess.Popen(infer(slide, out, config), env=client(s3), stdout=subprocess.DEVNULL)
+    command = [sys.executable, "-m", "wsi_pipeline.cli.infer_slide", *arguments(out)]
+    process = subprocess.Popen(command, env=os.environ | s3, stdout=subprocess.DEVNULL)
     give_up, status = time.monotonic() + 120, out / "a/slide.zarr/labels/status/0/c"
     while time.monotonic() < give_up and process.poll() is None and len(out.fs.find(status.path)) < 5:
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    again = run(infer(slide, out, config), s3)
-    assert again.returncode == 0, again.stderr
+    assert process.returncode == -signal.SIGKILL
+    assert (zarr.open_array(zarr_store(out / "a/slide.zarr/labels/status/0"), mode="r")[...] == 4).any()
+    assert infer_slide.main(arguments(out)) == 0
+    assert infer_slide.main(arguments(tmp_path / "maps")) == 0
     folders: list[OutPath] = [tmp_path / "maps/a", out / "a"]
     first, second = map(arrays, folders)
     assert first.keys() == second.keys()
@@ -112,7 +109,8 @@ def test_a_store_that_cannot_be_written_is_said_before_anything_runs(
     assert tile_slides.main([str(slide), "--out", "s3://no-such-bucket/maps"]) == 2
     assert "no-such-bucket" in capsys.readouterr().err
     command = [sys.executable, "-m", "wsi_pipeline.cli.tile_slides", str(slide), "--out", "s3://maps/x"]
-    said = run(command, s3 | {"AWS_SECRET_ACCESS_KEY": "wrong"})
+    environment = os.environ | s3 | {"AWS_SECRET_ACCESS_KEY": "wrong"}
+    said = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert said.returncode == 2
     assert "your credentials" in said.stderr
     assert "Traceback" not in said.stderr
