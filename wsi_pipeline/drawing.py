@@ -1,4 +1,4 @@
-"""What pictures and the report share: the colours of a map, a map on another plane, text, writing whole files.
+"""What pictures and the report share: the colours of a map, a map on another plane, text, writing PNGs.
 
 Probabilities are shown on one colour scale, 0 to 1, whatever a map holds: viridis. Its lightness grows evenly
 with the probability, it survives every kind of colour blindness and a grey printer, and its blue, green and
@@ -6,9 +6,7 @@ yellow are no colours of a haematoxylin and eosin stain. Where nothing was score
 """
 
 import math
-import os
 from functools import cache
-from pathlib import Path
 from typing import TypeAlias
 
 import matplotlib
@@ -19,7 +17,9 @@ from matplotlib.colors import Colormap
 from PIL import Image, ImageFont
 
 from wsi_pipeline.delineate import FloatMap
+from wsi_pipeline.files import OutPath, write_bytes
 from wsi_pipeline.geometry import Plane
+from wsi_pipeline.images import png_bytes
 
 Rgb: TypeAlias = npt.NDArray[np.uint8]
 
@@ -107,11 +107,6 @@ def shorten(text: str, width_in: float, size_pt: float) -> str:
     return shortened
 
 
-def write_png(path: Path, image: Image.Image) -> None:
-    """Write the picture beside, then rename: a reader sees the old picture or the new one, never half of one."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        image.save(beside, format="PNG")
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
+def write_png(path: OutPath, image: Image.Image) -> None:
+    """Write the picture: a reader sees the old picture or the new one, never half of one. Raises OutputError."""
+    write_bytes(path, png_bytes(image))

@@ -8,9 +8,11 @@
     │   ├── DataError           labelled data that cannot be trained on or judged with
     │   └── RecipeError         the run folder holds results of another recipe or another slide
     ├── TrainingError           a training that cannot go on: the exit code is 1
+    ├── OutputError             results cannot be written (full disk, read-only): the exit code is 1
     └── SlideError              one slide failed, the others go on: the exit code is 1
         ├── SlideOpenError      the file cannot be opened as a slide
         ├── RegionReadError     a region of an open slide cannot be decoded
+        ├── SlideChangedError   the file was replaced, changed or removed while it was read
         └── UnreadableSlideError  more of the slide is unreadable than `max_unreadable` allows
 
 A message names the slide or file, what was found, what was expected and what to do, on one line.
@@ -49,6 +51,10 @@ class TrainingError(WsiError):
     """A training that cannot go on; what it wrote so far stays."""
 
 
+class OutputError(WsiError):
+    """Results cannot be written; what was written so far is whole, and the same command goes on from there."""
+
+
 class SlideError(WsiError):
     """One slide failed; the others go on."""
 
@@ -59,6 +65,10 @@ class SlideOpenError(SlideError):
 
 class RegionReadError(SlideError):
     """A region of an open slide cannot be decoded."""
+
+
+class SlideChangedError(SlideError):
+    """The file was replaced, changed or removed while it was read."""
 
 
 class UnreadableSlideError(SlideError):

@@ -1,5 +1,6 @@
-"""Picture files as RGB pixels: what Pillow reads, refused where its colours would have to be guessed."""
+"""Picture files as RGB pixels, and back: what Pillow reads, refused where its colours would have to be guessed."""
 
+import io
 import struct
 import zlib
 from pathlib import Path
@@ -30,6 +31,13 @@ def read_image(path: Path) -> NDArray[np.uint8]:
     except _FAILURES as error:
         reason = "no image format that is known" if isinstance(error, UnidentifiedImageError) else error
         raise DataError(f"{path}: cannot be read as an image ({reason}); get it again") from error
+
+
+def png_bytes(image: Image.Image) -> bytes:
+    """The picture as a PNG file."""
+    file = io.BytesIO()
+    image.save(file, format="PNG")
+    return file.getvalue()
 
 
 def _as_rgb(image: Image.Image, path: Path) -> NDArray[np.uint8]:

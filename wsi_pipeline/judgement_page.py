@@ -8,11 +8,11 @@ from typing import Any
 
 import wsi_pipeline
 from wsi_pipeline import judgement_plots as plots
+from wsi_pipeline.files import write_json
 from wsi_pipeline.judgement import MISTAKES_A_PATIENT, Judged, metrics_of, mistakes, name_of, plain
 from wsi_pipeline.page import Block, Page, Plots, Section, Sheet, Table, image, write_page
 from wsi_pipeline.pipeline import ALONE
 from wsi_pipeline.sections import SectionJudged, all_sections_metrics, section_metrics
-from wsi_pipeline.store import write_json
 
 SCHEMA = 1
 NAMES = {

@@ -1,10 +1,11 @@
 """OUT/manifest.csv: a row a slide, rewritten whole and renamed, so that it is never half a file."""
 
 import csv
-import os
+import io
 from dataclasses import asdict, dataclass, fields
-from pathlib import Path
 from typing import Literal
+
+from wsi_pipeline.files import OutPath, write_bytes
 
 MANIFEST_NAME = "manifest.csv"
 
@@ -26,20 +27,18 @@ class ManifestRow:
 class Manifest:
     """The rows of an output folder, by the slide's path."""
 
-    def __init__(self, out: Path):
+    def __init__(self, out: OutPath):
         self._file = out / MANIFEST_NAME
         self._rows: dict[str, dict[str, object]] = {}
-        if self._file.is_file():
-            with self._file.open(newline="", encoding="utf-8") as file:
-                self._rows = {row["path"]: dict(row) for row in csv.DictReader(file)}
+        if self._file.exists():
+            text = io.StringIO(self._file.read_text(encoding="utf-8"), newline="")
+            self._rows = {row["path"]: dict(row) for row in csv.DictReader(text)}
 
     def record(self, row: ManifestRow) -> None:
-        """Add or replace the slide's row, on disk too."""
+        """Add or replace the slide's row, on disk too. Raises OutputError."""
         self._rows[row.path] = asdict(row)
-        part = self._file.with_name(f"{MANIFEST_NAME}.{os.getpid()}.part")
-        part.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, [f.name for f in fields(ManifestRow)], extrasaction="ignore")
-            writer.writeheader()
-            writer.writerows(self._rows.values())
-        part.replace(self._file)
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, [f.name for f in fields(ManifestRow)], extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(self._rows.values())
+        write_bytes(self._file, text.getvalue().encode())

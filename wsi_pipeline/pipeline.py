@@ -16,6 +16,7 @@ from wsi_pipeline.context import ContextStep, apply_context
 from wsi_pipeline.delineate import choose_fields, delineate, qupath_origin0, rasterise, regions_to_geojson
 from wsi_pipeline.drift import slide_densities, stain_drift
 from wsi_pipeline.errors import ScaleError, UnreadableSlideError
+from wsi_pipeline.files import OutPath, write_json
 from wsi_pipeline.grid import GridOptions, Plan
 from wsi_pipeline.options import options_to_dict
 from wsi_pipeline.patches import patch_positions, write_patches
@@ -25,7 +26,7 @@ from wsi_pipeline.run_folder import EXPORT_FOLDER, SlideResult, clear_outputs, f
 from wsi_pipeline.slide import Slide, open_slide
 from wsi_pipeline.stain import stain_gain_of
 from wsi_pipeline.stitch import Status, initial_status, stitch_block
-from wsi_pipeline.store import STORE_NAME, PatchTable, SlideStore, create_store, write_json
+from wsi_pipeline.store import STORE_NAME, PatchTable, SlideStore, create_store
 from wsi_pipeline.summary import (
     Stopwatch,
     count,
@@ -57,23 +58,25 @@ Progress = Callable[[int, int], None]
 
 def tile_slide(
     path: Path,
-    out: Path,
+    out: OutPath,
     config: TileConfig,
     mpp: float | None = None,
     annotations: Path | None = None,
     export: bool = False,
     overwrite: bool = False,
     progress: Progress | None = None,
+    copy: Path | None = None,
 ) -> SlideResult:
     """Plan the slide's patches and write them to its run folder, with a picture of the tissue kept.
 
-    `mpp` overrides the file's scale. `annotations` is a folder of GeoJSON outlines, <slide name>.geojson,
-    that label the patches. `export` writes each patch as a PNG too. Raises a WsiError whose text says why;
-    an earlier result of the same recipe is left as it is.
+    `mpp` overrides the file's scale; `copy` is a local copy of the file to read from. `annotations` is a folder of
+    GeoJSON outlines, <slide name>.geojson, that label the patches. `export` writes each patch as a PNG too.
+    Raises a WsiError whose text says why; an earlier result of the same recipe is left as it is, an interrupted
+    one goes on from its last block of PNGs.
     """
     watch = Stopwatch()
     with watch("open"):
-        slide = open_slide(path, mpp)
+        slide = open_slide(path, mpp, copy)
         outlines = annotations / f"{slide.name}.geojson" if annotations else None
         recipe = {
             "command": "tile-slides",
@@ -83,10 +86,10 @@ def tile_slide(
             "export": export,
         }
         folder = out / slide.name
-        earlier = find_run(folder, recipe_key(recipe), overwrite)
-        if earlier and earlier.is_complete:
+        store = find_run(folder, recipe_key(recipe), overwrite)
+        if store and store.is_complete:
             return finished_result(folder)
-    with watch("survey"):
+    with watch("survey"), slide.steady():
         survey = survey_slide(slide, config, config.grid)
     with watch("plan"):
         x0, y0, tissue = patch_positions(survey.plan)
@@ -97,32 +100,34 @@ def tile_slide(
         elif outlines:
             warnings.append(f"no annotations: {outlines} does not exist; its patches are not labelled")
     with watch("write"):
-        table = PatchTable(x0, y0, tissue, labels)
-        store = _new_store(folder, recipe, slide, survey, table, status=None)
+        if store is None:
+            table = PatchTable(x0, y0, tissue, labels)
+            store = _new_store(folder, recipe, slide, survey, table, status=None)
         _render_survey(folder, survey)
     counts = count(survey.plan, status=None, labels=labels)
     if export:
-        with watch("export"):
+        with watch("export"), slide.steady():
             counts["unreadable"] = write_patches(
                 slide, survey.plan, labels, folder / EXPORT_FOLDER / slide.name, progress
             )
-    write_json(folder / "summary.json", summarise(slide, survey, recipe, counts, watch, warnings))
-    store.finish()
+    _finish(folder, store, summarise(slide, survey, recipe, counts, watch, warnings))
     return SlideResult(folder, False, counts["patches"], None, watch.total, tuple(warnings))
 
 
 def infer_slide(
     path: Path,
-    out: Path,
+    out: OutPath,
     config: InferConfig,
     classifier: Classifier | Ensemble,
     mpp: float | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
+    copy: Path | None = None,
 ) -> SlideResult:
     """Map the slide's IDC and write the map, its regions, pictures and numbers to its run folder.
 
-    An ensemble leaves a map of its uncertainty too. `mpp` overrides the file's scale. Raises a WsiError whose
+    An ensemble leaves a map of its uncertainty too. `mpp` overrides the file's scale; `copy` is a local copy of the
+    file to read from. Raises a WsiError whose
     text says why; an earlier result of the same recipe is left as it is, an interrupted one goes on from its
     last chunk.
     """
@@ -133,7 +138,7 @@ def infer_slide(
     shown = choose_map(models, config)
     threshold = shown.threshold
     with watch("open"):
-        slide = open_slide(path, mpp)
+        slide = open_slide(path, mpp, copy)
         recipe = {
             "command": "infer-slide",
             "slide": slide_facts(slide),
@@ -147,7 +152,7 @@ def infer_slide(
         store = find_run(folder, recipe_key(recipe), overwrite)
         if store and store.is_complete:
             return finished_result(folder)
-    with watch("survey"):
+    with watch("survey"), slide.steady():
         survey = survey_slide(slide, config, config.grid)
         plan, plane = survey.plan, survey.plan.grid.map_plane
     with watch("write"):
@@ -164,11 +169,11 @@ def infer_slide(
                 with_uncertainty=len(models) > 1,
             )
         _render_survey(folder, survey)
-    with watch("stain"):
+    with watch("stain"), slide.steady():
         densities = slide_densities(slide, plan)
         drifts = [drift for model in models if (drift := stain_drift(densities, model.card.stain))]
         drift = max(drifts, key=lambda d: (d.is_far, d.spreads), default=None)
-    with watch("classify"):
+    with watch("classify"), slide.steady():
         _fill(store, slide, plan, classifier.adapted(densities), config, progress)
     with watch("context"):
         if shown.step:
@@ -215,8 +220,7 @@ def infer_slide(
     }
     if uncertainty:
         summary |= model_facts(models) | {"uncertainty": asdict(uncertainty)}
-    write_json(folder / "summary.json", summary)
-    store.finish()
+    _finish(folder, store, summary)
     return SlideResult(folder, False, counts["patches"], summary["idc_mm2"], watch.total, tuple(warnings))
 
 
@@ -282,7 +286,8 @@ def _fill(
     """Classify and commit every block that is not committed yet."""
     grid = plan.grid
     blocks = list(plan.blocks())
-    todo = [block for block in blocks if not store.is_done(block.cells)]
+    todo = store.unfinished(blocks)
+    untouched = initial_status(plan)
     # A rim that blocks share counts in each: progress is of work, not of distinct patches.
     total = sum(len(block.patches) for block in blocks)
     done = total - sum(len(block.patches) for block in todo)
@@ -291,17 +296,20 @@ def _fill(
     for block, scores, spread in classify_blocks(
         todo, grid, lambda box: slide.read_readable(box, grid.plane), classifier, config.classify
     ):
-        before = store.status(block.cells)
+        log.debug("done block %d, %d", block.cells.x, block.cells.y)
+        cells = block.cells
+        before = untouched[cells.y : cells.bottom, cells.x : cells.right]
         values, status = stitch_block(grid, block, scores, before)
         deviation = None if spread is None else stitch_block(grid, block, spread, before)[0]
-        store.write_block(block.cells, values, status, deviation)
+        slide.check_unchanged()
+        store.write_block(cells, values, status, deviation)
         done += len(block.patches)
         if progress:
             progress(done, total)
 
 
 def _new_store(
-    folder: Path,
+    folder: OutPath,
     recipe: dict[str, Any],
     slide: Slide,
     survey: Survey,
@@ -310,8 +318,6 @@ def _new_store(
     with_context: bool = False,
     with_uncertainty: bool = False,
 ) -> SlideStore:
-    folder.mkdir(parents=True, exist_ok=True)
-    clear_outputs(folder)
     return create_store(
         folder / STORE_NAME,
         store_attributes(recipe),
@@ -323,10 +329,18 @@ def _new_store(
         status,
         with_context,
         with_uncertainty,
+        clear=lambda: clear_outputs(folder),
     )
 
 
-def _render_survey(folder: Path, survey: Survey) -> None:
+def _finish(folder: OutPath, store: SlideStore, summary: dict[str, Any]) -> None:
+    """Write the summary, and then say that the run is complete."""
+    log.debug("stage finish")
+    write_json(folder / "summary.json", summary)
+    store.finish()
+
+
+def _render_survey(folder: OutPath, survey: Survey) -> None:
     tissue, rejected = survey.masks_on_thumbnail()
     render_tissue(folder / "tissue.png", survey.thumbnail.rgb, tissue, rejected, survey.tissue.reason)
 

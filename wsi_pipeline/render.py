@@ -7,7 +7,6 @@ few cells can be looked at.
 import math
 import textwrap
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,13 +31,14 @@ from wsi_pipeline.drawing import (
     sample,
     write_png,
 )
+from wsi_pipeline.files import OutPath
 from wsi_pipeline.geometry import Plane
 
 LEAST_PX = 800
 
 
 def render_tissue(
-    path: Path, thumbnail: Rgb, tissue: Mask, rejected: Mask | None, reason: str | None
+    path: OutPath, thumbnail: Rgb, tissue: Mask, rejected: Mask | None, reason: str | None
 ) -> None:
     """Write the thumbnail with the outline of what was kept, and hatching where tissue was rejected.
 
@@ -66,13 +66,13 @@ def render_tissue(
     write_png(path, _with_key(picture, key, reason))
 
 
-def render_heatmap(path: Path, heatmap: FloatMap) -> None:
+def render_heatmap(path: OutPath, heatmap: FloatMap) -> None:
     """Write the map alone, RGBA: a cell is a square of whole pixels, transparent where not scored."""
     write_png(path, Image.fromarray(_enlarge(colour(heatmap), _enlargement(heatmap.shape))))
 
 
 def render_overlay(
-    path: Path,
+    path: OutPath,
     thumbnail: Rgb,
     thumbnail_plane: Plane,
     heatmap: FloatMap,
@@ -106,7 +106,7 @@ def render_overlay(
 
 
 def render_uncertainty(
-    path: Path,
+    path: OutPath,
     thumbnail: Rgb,
     thumbnail_plane: Plane,
     deviation: FloatMap,

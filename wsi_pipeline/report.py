@@ -4,7 +4,6 @@ import math
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,6 +31,7 @@ from wsi_pipeline.drawing import (
     shorten,
     write_png,
 )
+from wsi_pipeline.files import OutPath
 from wsi_pipeline.geometry import Plane, Size
 
 MOST_NAMES = 12
@@ -86,7 +86,7 @@ class ReportFacts:
 
 
 def render_report(
-    path: Path,
+    path: OutPath,
     thumbnail: Rgb,
     thumbnail_plane: Plane,
     heatmap: FloatMap,

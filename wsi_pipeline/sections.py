@@ -137,7 +137,7 @@ def judge_section(
         alone=store.array(f"{store.scores}/0"),
         alone_threshold=card.threshold if shown.step else shown.threshold,
         regions_mm2=result.idc_mm2 or 0.0,
-        folder=result.folder,
+        folder=out / result.folder.name,
     )
 
 

@@ -8,14 +8,16 @@ import hashlib
 import logging
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from wsi_pipeline.errors import RegionReadError, ScaleError, SlideOpenError
+from wsi_pipeline.errors import RegionReadError, ScaleError, SlideChangedError, SlideError, SlideOpenError
 from wsi_pipeline.geometry import Box, Plane, Region, Size, cover
+from wsi_pipeline.readers.companions import slide_files
 from wsi_pipeline.readers.openslide import OpenSlideReader
 from wsi_pipeline.readers.tiff import TiffReader, open_reader
 from wsi_pipeline.readers.tiles import TiledLevels
@@ -78,6 +80,7 @@ class Slide:
         self.tile_sizes = reader.tile_sizes
         self._reader = reader
         self._tiles = TiledLevels(reader)
+        self._files = _file_states(reader.path)
 
     def plane_at(self, mpp: float) -> Plane:
         """The plane of square pixels of `mpp` um that starts at the scanned area's upper left corner."""
@@ -165,23 +168,62 @@ class Slide:
         """
         digest = hashlib.sha256()
         end_bytes = 2**20
-        with self.path.open("rb") as file:
-            size = self.path.stat().st_size
+        path = self._reader.path
+        with path.open("rb") as file:
+            size = path.stat().st_size
             digest.update(f"{size} {self.properties.get('openslide.quickhash-1')}".encode())
             digest.update(file.read(end_bytes))
             file.seek(max(0, size - end_bytes))
             digest.update(file.read(end_bytes))
         return digest.hexdigest()
 
+    @contextmanager
+    def steady(self) -> Iterator[None]:
+        """Raises SlideChangedError at the end of the block if a file of the slide changed, whatever came of it."""
+        try:
+            yield
+        except (SlideError, OSError):
+            self.check_unchanged()
+            raise
+        self.check_unchanged()
 
-def open_slide(path: Path, mpp: float | None = None) -> Slide:
+    def check_unchanged(self) -> None:
+        """Raises SlideChangedError if a file of the slide is not what it was when it was opened.
+
+        Called when pixels were read and before what became of them is kept.
+        """
+        found = _file_states(self._reader.path)
+        changed = [path for path, state in self._files.items() if found.get(path) != state]
+        if changed:
+            raise SlideChangedError(
+                f"{changed[0]}: {'changed' if found.get(changed[0]) else 'gone'} since the slide was opened; what was "
+                f"mapped until then is kept; put the file back as it was, and the same command goes on, or map "
+                f"the new one with --overwrite"
+            )
+
+
+def _file_states(path: Path) -> dict[Path, tuple[int, int, int]]:
+    """What shows that a file of the slide was replaced or written to: inode, size and time, by its path."""
+    states = {}
+    with suppress(OSError):  # gone
+        for file in slide_files(path):
+            found = file.stat()
+            states[file] = (found.st_ino, found.st_size, found.st_mtime_ns)
+    return states
+
+
+def open_slide(path: Path, mpp: float | None = None, copy: Path | None = None) -> Slide:
     """The slide at `path`: a file, or a folder of the DICOM files of one slide.
 
-    `mpp`, um per level-0 pixel, overrides what the file says. Raises SlideOpenError when OpenSlide cannot
+    `mpp`, um per level-0 pixel, overrides what the file says. Pixels are read from `copy`, where there is one of the
+    slide's file (staging.py); the slide keeps its own path. Raises SlideOpenError when OpenSlide cannot
     open it, ScaleError when the scale is unknown or implausible: it is never guessed.
     """
-    file = _slide_file(path)
-    reader = open_reader(file)
+    file = slide_file(path)
+    try:
+        reader = open_reader(copy or file)
+    except SlideOpenError as error:
+        raise SlideOpenError(str(error).replace(str(copy or file), str(file))) from error
     slide = Slide(file, reader, _scale(file, reader.properties, mpp), mpp is not None)
     if path != file:
         slide.name = slide_name(path)
@@ -194,7 +236,8 @@ def slide_name(path: Path) -> str:
     return path.name if path.is_dir() else path.stem
 
 
-def _slide_file(path: Path) -> Path:
+def slide_file(path: Path) -> Path:
+    """The file to open: `path` itself, or the first of a folder of DICOM files. Raises SlideOpenError."""
     if path.is_dir():
         files = sorted(path.glob("*.dcm"))
         if not files:

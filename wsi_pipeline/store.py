@@ -14,24 +14,26 @@ Physical coordinates are micrometres from the upper left corner of level 0, of p
 """
 
 import json
-import os
-import shutil
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import zarr
 from numpy.typing import NDArray
+from zarr.core.buffer import Buffer
+from zarr.storage import MemoryStore
 
 from wsi_pipeline.errors import RecipeError
+from wsi_pipeline.files import OutPath, new_tree, sync_files, sync_tree, writing, zarr_store
 from wsi_pipeline.geometry import Box, Plane, Size
-from wsi_pipeline.grid import Plan
+from wsi_pipeline.grid import Block, Plan
 from wsi_pipeline.stitch import Status
 
 STORE_NAME = "slide.zarr"
+# The file that makes a folder a store; on an object store it is put last.
+ROOT_FILE = "zarr.json"
 ATTRIBUTES = "wsi_pipeline"
 MAP_TITLE = "probability of IDC"
 # A pyramid ends at a level that fits a thumbnail.
@@ -62,11 +64,11 @@ class PatchTable:
 class SlideStore:
     """An open slide.zarr."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: OutPath):
         """Raises RecipeError when what lies at `path` is no store of this package."""
         self.path = path
         try:
-            self._root = zarr.open_group(path, mode="r+", zarr_format=3)
+            self._root = zarr.open_group(zarr_store(path), mode="r+", zarr_format=3)
             self.attributes: dict[str, Any] = dict(self._root.attrs[ATTRIBUTES])  # type: ignore[arg-type]
         except (OSError, ValueError, KeyError, TypeError, json.JSONDecodeError) as error:
             raise RecipeError(
@@ -93,6 +95,11 @@ class SlideStore:
         """uint8 [row, column] of `labels/status/0` there."""
         return np.asarray(self._array("labels/status/0")[_slices(cells)], np.uint8)
 
+    def unfinished(self, blocks: Iterable[Block]) -> list[Block]:
+        """Those of the blocks that are not committed: something in them is still planned."""
+        status = self.array("labels/status/0")
+        return [block for block in blocks if (status[_slices(block.cells)] == Status.PLANNED).any()]
+
     def write_block(
         self,
         cells: Box,
@@ -102,16 +109,22 @@ class SlideStore:
     ) -> None:
         """Commit a chunk: its values, then its status, so that a chunk whose status says scored is.
 
-        `spread` goes to the store's uncertainty, which it must have.
+        The values are on the disk before the status is written: that holds after a power cut too. `spread` goes to
+        the store's uncertainty, which it must have. Raises OutputError.
         """
-        self._array(f"{self.scores}/0")[_slices(cells)] = values
-        if spread is not None:
-            self._array("uncertainty/0")[_slices(cells)] = spread
-        self._array("labels/status/0")[_slices(cells)] = status
+        with writing(self.path):
+            self._array(f"{self.scores}/0")[_slices(cells)] = values
+            written = [self._chunk_path(f"{self.scores}/0", cells)]
+            if spread is not None:
+                self._array("uncertainty/0")[_slices(cells)] = spread
+                written.append(self._chunk_path("uncertainty/0", cells))
+            sync_files(written)
+            self._array("labels/status/0")[_slices(cells)] = status
 
     def write_heatmap(self, values: NDArray[np.float32]) -> None:
         """The whole map after the context step, [row, column]; the patch-alone map stays as it is."""
-        self._array("heatmap/0")[...] = values
+        with writing(self.path):
+            self._array("heatmap/0")[...] = values
 
     def is_done(self, cells: Box) -> bool:
         """Whether the chunk was committed: nothing in it is still planned."""
@@ -129,12 +142,22 @@ class SlideStore:
             level = self.array(f"{name}/0")
             for index in range(1, _level_count(Size(level.shape[1], level.shape[0]))):
                 level = reduce(level)
-                self._array(f"{name}/{index}")[...] = level
+                with writing(self.path):
+                    self._array(f"{name}/{index}")[...] = level
 
     def finish(self) -> None:
-        """Say that it is complete; the last thing written."""
-        self.attributes["complete"] = True
-        self._root.attrs[ATTRIBUTES] = self.attributes
+        """Say that it is complete, once all of it is on the disk; the last thing written."""
+        with writing(self.path):
+            sync_tree(self.path)
+            self.attributes["complete"] = True
+            self._root.attrs[ATTRIBUTES] = self.attributes
+            sync_files([self.path / ROOT_FILE])
+
+    def _chunk_path(self, name: str, cells: Box) -> OutPath:
+        """The file of the chunk that begins where `cells` do."""
+        array = self._array(name)
+        chunk = (cells.y // array.chunks[0], cells.x // array.chunks[1])
+        return self.path / name / array.metadata.encode_chunk_key(chunk)
 
     def _array(self, name: str) -> "zarr.Array[Any]":
         array = self._root[name]
@@ -143,7 +166,7 @@ class SlideStore:
 
 
 def create_store(
-    path: Path,
+    path: OutPath,
     attributes: dict[str, Any],
     plan: Plan,
     mpp0: tuple[float, float],
@@ -153,16 +176,19 @@ def create_store(
     status: NDArray[np.uint8] | None,
     with_context: bool = False,
     with_uncertainty: bool = False,
+    clear: Callable[[], None] | None = None,
 ) -> SlideStore:
-    """A new store at `path`, made beside it and renamed, so that it is there whole or not at all.
+    """A new store at `path`, which is there whole or not at all.
 
     With `status` (uint8, the map's cells) it has a heatmap to fill; without, patches and tissue alone.
     With `with_context` it has a patch_heatmap too, which is filled first; with `with_uncertainty` an
-    uncertainty, filled with the heatmap. `attributes` must hold the `recipe`; what lay at `path` is replaced.
+    uncertainty, filled with the heatmap. `attributes` must hold the `recipe`; what lay at `path` is replaced,
+    and `clear` is called when that is gone and before the new store is there. Raises OutputError.
     """
-    part = path.with_name(path.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
-    root = zarr.create_group(part, zarr_format=3, attributes={ATTRIBUTES: attributes | {"complete": False}})
+    contents: dict[str, Buffer] = {}
+    root = zarr.create_group(
+        MemoryStore(contents), zarr_format=3, attributes={ATTRIBUTES: attributes | {"complete": False}}
+    )
     labels = root.create_group("labels")
     names = ["tissue"]
     if status is not None:
@@ -178,20 +204,10 @@ def create_store(
         labels.create_group("tissue"), tissue, tissue_plane, mpp0, _level_count(plan.grid.map_size)
     )
     _create_patches(root.create_group("patches"), patches)
-    old = path.with_name(path.name + ".old")
-    shutil.rmtree(old, ignore_errors=True)
-    if path.exists():
-        path.rename(old)
-    part.rename(path)
-    shutil.rmtree(old, ignore_errors=True)
+    with new_tree(path, {name: part.to_bytes() for name, part in contents.items()}, ROOT_FILE):
+        if clear:
+            clear()
     return SlideStore(path)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """The value as an indented JSON file, written beside and renamed."""
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    part.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    part.replace(path)
 
 
 def _create_maps(

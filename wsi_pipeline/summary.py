@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -26,6 +27,8 @@ from wsi_pipeline.survey import Survey
 if TYPE_CHECKING:  # torch takes seconds to import
     from wsi_pipeline.model import Model
 
+log = logging.getLogger(__name__)
+
 # The packages that pixels and numbers come through.
 VERSIONED = ("numpy", "openslide-python", "openslide-bin", "scikit-image", "scipy", "torch", "zarr")
 
@@ -39,6 +42,7 @@ class Stopwatch:
     @contextmanager
     def __call__(self, stage: str) -> Iterator[None]:
         """Add the seconds that the `with` block takes to the stage's."""
+        log.debug("stage %s", stage)
         start = time.perf_counter()
         yield
         self.seconds[stage] = round(self.seconds.get(stage, 0) + time.perf_counter() - start, 3)

@@ -5,7 +5,8 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import NoReturn
 
@@ -13,15 +14,19 @@ from tqdm import tqdm
 
 import wsi_pipeline
 from wsi_pipeline.errors import RecipeError, ScaleError, SlideError, UsageError, WsiError
+from wsi_pipeline.files import OutPath, check_writable
 from wsi_pipeline.jobs import Outcome, run_each
 from wsi_pipeline.manifest import Manifest, ManifestRow
 from wsi_pipeline.pipeline import Progress
-from wsi_pipeline.run_folder import SlideResult
+from wsi_pipeline.run_folder import SlideResult, is_finished
 from wsi_pipeline.slide import slide_name
+from wsi_pipeline.staging import Stager
 
 ALL_DONE, SOME_FAILED, NOTHING_RUN, INTERRUPTED = 0, 1, 2, 130
 # A log gets a line of progress this often.
 LOG_EVERY_S = 30.0
+
+CopyOf = Callable[[Path], AbstractContextManager[Path | None]]
 
 
 def command_parser(description: str, example: str) -> argparse.ArgumentParser:
@@ -39,13 +44,25 @@ def command_parser(description: str, example: str) -> argparse.ArgumentParser:
 def add_slide_arguments(parser: argparse.ArgumentParser, config: str) -> None:
     """The arguments that `tile-slides` and `infer-slide` share."""
     parser.add_argument("slides", nargs="+", type=Path, metavar="SLIDE", help="slide files, or DICOM folders")
-    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="a folder a slide goes here")
+    parser.add_argument(
+        "--out", required=True, metavar="DIR", help="a folder a slide goes here; or s3://bucket/prefix"
+    )
     parser.add_argument("--config", type=Path, metavar="FILE", help=f"YAML of options; default: {config}")
     parser.add_argument(
         "--mpp", type=float, metavar="M", help="um per level-0 pixel, where a slide does not say or lies"
     )
     parser.add_argument(
         "--overwrite", action="store_true", help="replace results of another recipe (model, options, slide)"
+    )
+    parser.add_argument(
+        "--stage-to", type=Path, metavar="DIR", help="copy slides here ahead of use, and remove them after it"
+    )
+    parser.add_argument(
+        "--stage-limit-gb",
+        type=float,
+        default=100.0,
+        metavar="G",
+        help="of copies at once (default: %(default)g)",
     )
 
 
@@ -54,7 +71,7 @@ def run_command(main: Callable[[], int], verbose: bool) -> int:
     logging.basicConfig(
         level=logging.DEBUG if verbose else logging.WARNING, format="%(levelname)s %(name)s: %(message)s"
     )
-    for noisy in ("PIL", "matplotlib", "asyncio", "fontTools"):
+    for noisy in ("PIL", "matplotlib", "asyncio", "fontTools", "botocore", "aiobotocore", "s3fs", "fsspec"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     try:
         return main()
@@ -72,16 +89,28 @@ def run_command(main: Callable[[], int], verbose: bool) -> int:
         return ALL_DONE
 
 
-def run_slides(slides: list[Path], out: Path, work: Callable[[Path, Progress], SlideResult]) -> int:
+@contextmanager
+def local_copies(args: argparse.Namespace, out: OutPath) -> Iterator[CopyOf]:
+    """What gives a slide's copy in --stage-to while it is worked on; without that flag, no copy."""
+    if args.stage_to is None:
+        yield lambda path: nullcontext()
+        return
+    with Stager(args.stage_to, int(args.stage_limit_gb * 1e9)) as stager:
+        done = set() if args.overwrite else {p for p in args.slides if is_finished(out / slide_name(p))}
+        for path in args.slides:
+            if path not in done:
+                stager.begin(path)
+        # What an earlier run finished is looked at in place: it is skipped, unless its recipe is another.
+        yield lambda path: nullcontext() if path in done else stager.copy_of(path)
+
+
+def run_slides(slides: list[Path], out: OutPath, work: Callable[[Path, Progress], SlideResult]) -> int:
     """Work on each slide in turn, tell and record what became of it; the command's exit code.
 
     Slides that cannot be worked on do not stop the others. A slide whose name an earlier one of the same
     call has is refused: both would write to one run folder.
     """
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"--out {out}: cannot be made: {error.strerror}") from error
+    check_writable(out)
     manifest = Manifest(out)
     seen: dict[str, Path] = {}
 

@@ -3,8 +3,9 @@
 import sys
 from pathlib import Path
 
-from wsi_pipeline.cli.common import add_slide_arguments, command_parser, run_command, run_slides
+from wsi_pipeline.cli.common import add_slide_arguments, command_parser, local_copies, run_command, run_slides
 from wsi_pipeline.config import InferConfig, load_config
+from wsi_pipeline.files import out_path
 from wsi_pipeline.pipeline import Progress, grid_for_model, infer_slide
 from wsi_pipeline.run_folder import SlideResult
 
@@ -29,6 +30,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
 
     def run() -> int:
+        out = out_path(args.out)
         config = load_config(InferConfig, args.config) if args.config else InferConfig()
         from wsi_pipeline.classify import choose_device, classifier_of  # torch: seconds, once it is needed
         from wsi_pipeline.model import load_models
@@ -37,10 +39,15 @@ def main(argv: list[str] | None = None) -> int:
         grid_for_model(config.grid, models[0].card.patch_px, models[0].card.mpp)
         classifier = classifier_of(models, choose_device(args.device), config.classify)
 
-        def work(path: Path, progress: Progress) -> SlideResult:
-            return infer_slide(path, args.out, config, classifier, args.mpp, args.overwrite, progress)
+        with local_copies(args, out) as copy_of:
 
-        return run_slides(args.slides, args.out, work)
+            def work(path: Path, progress: Progress) -> SlideResult:
+                with copy_of(path) as copy:
+                    return infer_slide(
+                        path, out, config, classifier, args.mpp, args.overwrite, progress, copy
+                    )
+
+            return run_slides(args.slides, out, work)
 
     return run_command(run, args.verbose)
 

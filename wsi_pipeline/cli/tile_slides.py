@@ -3,9 +3,10 @@
 import sys
 from pathlib import Path
 
-from wsi_pipeline.cli.common import add_slide_arguments, command_parser, run_command, run_slides
+from wsi_pipeline.cli.common import add_slide_arguments, command_parser, local_copies, run_command, run_slides
 from wsi_pipeline.config import TileConfig, load_config
 from wsi_pipeline.errors import UsageError
+from wsi_pipeline.files import out_path
 from wsi_pipeline.jobs import run_each
 from wsi_pipeline.pipeline import Progress, tile_slide
 from wsi_pipeline.run_folder import SlideResult
@@ -36,18 +37,23 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
 
     def run() -> int:
+        out = out_path(args.out)
         config = load_config(TileConfig, args.config) if args.config else TileConfig()
         if args.annotations and not args.annotations.is_dir():
             raise UsageError(f"--annotations {args.annotations}: no such folder")
         if args.dry_run:
             return dry_run(args.slides, config, args.mpp)
 
-        def work(path: Path, progress: Progress) -> SlideResult:
-            return tile_slide(
-                path, args.out, config, args.mpp, args.annotations, args.export, args.overwrite, progress
-            )
+        with local_copies(args, out) as copy_of:
 
-        return run_slides(args.slides, args.out, work)
+            def work(path: Path, progress: Progress) -> SlideResult:
+                annotations, export = args.annotations, args.export
+                with copy_of(path) as copy:
+                    return tile_slide(
+                        path, out, config, args.mpp, annotations, export, args.overwrite, progress, copy
+                    )
+
+            return run_slides(args.slides, out, work)
 
     return run_command(run, args.verbose)
 
