@@ -83,7 +83,10 @@ class _Attempt:
 
 @dataclass
 class Engines:
-    """The engines of one model on one device, each built when it is first wanted."""
+    """The engines of one model on one device, each built when it is first wanted.
+
+    `torch_batch` and `openvino_batch` are the patches that each takes at once.
+    """
 
     model: Model
     device: torch.device
@@ -95,8 +98,8 @@ class Engines:
     def __post_init__(self) -> None:
         heavy = _mflop(self.model) > HEAVY_MFLOP
         on_cpu = HEAVY_BATCH if heavy else TORCH_BATCH
-        self._torch_batch = self.options.batch_size or (GPU_BATCH if self.device.type == "cuda" else on_cpu)
-        self._openvino_batch = self.options.batch_size or (HEAVY_BATCH if heavy else OPENVINO_BATCH)
+        self.torch_batch = self.options.batch_size or (GPU_BATCH if self.device.type == "cuda" else on_cpu)
+        self.openvino_batch = self.options.batch_size or (HEAVY_BATCH if heavy else OPENVINO_BATCH)
 
     def choose(self, sample: NDArray[np.uint8] | None = None, tables: Tables | None = None) -> Chosen:
         """The first engine, in the order of their speed, that keeps its tolerance on `sample`.
@@ -106,7 +109,7 @@ class Engines:
         """
         if sample is not None and not len(sample):
             sample = None
-        patches = made_patches(self.model.card, self._openvino_batch + 3) if sample is None else sample
+        patches = made_patches(self.model.card, self.openvino_batch + 3) if sample is None else sample
         seen = None if sample is None else restained(sample, tables)
         with self._lock:
             plain = self._lanes("torch, unfolded", "fp32", lambda: self._torch("fp32", fold=False))
@@ -204,7 +207,7 @@ class Engines:
         return found
 
     def _torch(self, precision: Literal["fp32", "bf16"], fold: bool) -> Engine:
-        return EagerEngine(self.model, self.device, precision, self._torch_batch, fold)
+        return EagerEngine(self.model, self.device, precision, self.torch_batch, fold)
 
     def _openvino(self, precision: Precision) -> Engine:
         from wsi_pipeline.engines.openvino import OpenVinoEngine
@@ -238,8 +241,8 @@ class Engines:
             raise ImportError(
                 f"not installed ({error}); pip install 'wsi_pipeline[openvino]' makes CPUs faster"
             ) from error
-        graphs = Graphs(self.model, self._openvino_batch)
-        patches = made_patches(self.model.card, self._openvino_batch + 3)  # both sizes of batch
+        graphs = Graphs(self.model, self.openvino_batch)
+        patches = made_patches(self.model.card, self.openvino_batch + 3)  # both sizes of batch
         engine = OpenVinoEngine(graphs, "fp32", torch.get_num_threads())
         found, expected = (
             Lanes(e).start(patches).result() for e in (engine, self._torch("fp32", fold=False))

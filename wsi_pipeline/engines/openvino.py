@@ -34,14 +34,14 @@ class Graphs:
         self.batch_sizes = tuple(sorted({batch_size, max(1, batch_size // SMALLER)}, reverse=True))
         self.core = openvino.Core()
         self._lock = threading.Lock()
-        self._made: dict[int, openvino.Model] = {}
+        self._made: dict[int, tuple[openvino.Model, object]] = {}
 
     def of(self, batch_size: int) -> openvino.Model:
         """The graph for so many patches; raises what OpenVINO or the tracing of the network raises."""
         with self._lock:
             if batch_size not in self._made:
                 self._made[batch_size] = _graph(self._whole, batch_size, self.model.card.patch_px)
-            return self._made[batch_size]
+            return self._made[batch_size][0]
 
     def ranges(self, patches: NDArray[np.uint8]) -> Ranges:
         """What the convolutions of the network are given where it sees these patches, uint8 [n, S, S, 3]."""
@@ -137,7 +137,8 @@ class _FromBytes(nn.Module):
         return self.network(images)  # type: ignore[no-any-return]
 
 
-def _graph(network: nn.Module, batch_size: int, patch_px: int) -> openvino.Model:
+def _graph(network: nn.Module, batch_size: int, patch_px: int) -> tuple[openvino.Model, object]:
+    """The graph, and what holds the memory of its weights, which are torch's own."""
     shape = (batch_size, patch_px, patch_px, 3)
     example = torch.zeros(shape, dtype=torch.uint8)
     with warnings.catch_warnings(), torch.no_grad():
@@ -147,8 +148,7 @@ def _graph(network: nn.Module, batch_size: int, patch_px: int) -> openvino.Model
         traced = torch.jit.trace(network, example, check_trace=False)  # type: ignore[no-untyped-call]
         # Not openvino.convert_model: that one reports its use to its makers where openvino-telemetry is installed.
         frontend = FrontEndManager().load_by_framework("pytorch")
-        # Weights are copied: the graph must not hang on the memory of the traced network.
-        decoder = TorchScriptPythonDecoder(traced, shared_memory=False)  # must outlive the conversion
+        decoder = TorchScriptPythonDecoder(traced, shared_memory=True)
         graph = frontend.convert(frontend.load(decoder))
     graph.reshape({0: list(shape)})
-    return graph
+    return graph, decoder
