@@ -70,6 +70,16 @@ class Classifier:
         return (self.model,)
 
     @property
+    def members(self) -> "tuple[Classifier, ...]":
+        """Itself alone."""
+        return (self,)
+
+    @property
+    def tables(self) -> Tables | None:
+        """What brings the slide's stain to the training data's, uint8 [3, 256]; None: nothing does."""
+        return self._tables
+
+    @property
     def chosen(self) -> "Chosen":
         """The engine that computes it, chosen when it is first asked for."""
         if self._chosen is None:
@@ -107,7 +117,7 @@ class Classifier:
 
     def start(self, patches: NDArray[np.uint8]) -> PendingScores:
         """Begin on patches, uint8 [n, patch_px, patch_px, 3], which must stay as they are until they are scored."""
-        return PendingScores([self.chosen.lanes.start(patches, self._tables)])
+        return PendingScores([self.chosen.lanes.start(patches, self.tables)])
 
     def scores(self, patches: NDArray[np.uint8]) -> NDArray[np.float32]:
         """float32 [n], 0 to 1, of uint8 patches [n, patch_px, patch_px, 3]."""
@@ -129,6 +139,11 @@ class Ensemble:
     def models(self) -> "tuple[Model, ...]":
         """The members, in the order given."""
         return tuple(member.model for member in self._members)
+
+    @property
+    def members(self) -> tuple[Classifier, ...]:
+        """A classifier of each model."""
+        return tuple(self._members)
 
     @property
     def precision(self) -> str:
@@ -153,7 +168,7 @@ class Ensemble:
 
     def start(self, patches: NDArray[np.uint8]) -> PendingScores:
         """Begin on patches, uint8 [n, patch_px, patch_px, 3], which must stay as they are until they are scored."""
-        return PendingScores([member.chosen.lanes.start(patches, member._tables) for member in self._members])
+        return PendingScores([member.chosen.lanes.start(patches, member.tables) for member in self._members])
 
     def scores_and_spread(
         self, patches: NDArray[np.uint8]

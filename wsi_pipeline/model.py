@@ -188,11 +188,11 @@ def idc_probability(network: nn.Module, card: ModelCard, patches: torch.Tensor) 
 
 
 def calibrated(logits: torch.Tensor, card: ModelCard) -> torch.Tensor:
-    """Calibrated probability of IDC in [0, 1], float32 [N], of a network's logits, float32 [N, classes]."""
+    """Calibrated probability of IDC in [0, 1], [N, ...], of a network's logits, float32 [N, classes, ...]."""
     logits = logits / card.temperature
     idc = card.classes.index("idc")
-    others = torch.cat([logits[:, :idc], logits[:, idc + 1 :]], dim=1).logsumexp(dim=1)  # [N]
-    return torch.sigmoid(logits[:, idc] - others + card.log_odds_shift)  # [N]
+    others = torch.cat([logits[:, :idc], logits[:, idc + 1 :]], dim=1).logsumexp(dim=1)  # [N, ...]
+    return torch.sigmoid(logits[:, idc] - others + card.log_odds_shift)
 
 
 def normalised(patches: torch.Tensor, mean: Rgb, std: Rgb) -> torch.Tensor:

@@ -138,8 +138,10 @@ def infer_slide(
             "command": "infer-slide",
             "slide": slide_facts(slide),
             **model_facts(models),
-            # How patches are batched does not decide the map.
+            # How patches are computed does not decide the map, within the tolerances of engines/choice.py ...
             "options": {name: value for name, value in options_to_dict(config).items() if name != "classify"},
+            # ... but for integers: they move it so far that maps of both must not be taken for one.
+            **({"precision": "int8"} if config.classify.precision == "int8" else {}),
             "map": shown.kind,
             "threshold": threshold,
         }
