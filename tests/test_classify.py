@@ -14,7 +14,6 @@ from wsi_pipeline.classify import (
     ClassifyOptions,
     Ensemble,
     choose_device,
-    choose_precision,
     classifier_of,
     classify_blocks,
 )
@@ -86,11 +85,11 @@ def test_a_device_that_is_not_there_is_refused(name: str) -> None:
         choose_device(name)
 
 
-def test_bf16_is_taken_only_where_the_card_allows_it() -> None:
+def test_bf16_is_taken_only_where_the_card_allows_it_or_one_asks() -> None:
     model = brightness_model()
     assert not model.card.bf16
-    assert choose_precision(model, CPU, ClassifyOptions()) == "fp32"
-    assert choose_precision(model, CPU, ClassifyOptions(precision="bf16")) == "bf16"
+    assert Classifier(model, CPU, ClassifyOptions()).precision == "fp32"
+    assert Classifier(model, CPU, ClassifyOptions(precision="bf16")).precision == "bf16"
 
 
 def grey(*values: int) -> np.ndarray:

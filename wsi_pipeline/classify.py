@@ -1,106 +1,131 @@
-"""Blocks in, probabilities out: reader threads decode ahead while the device computes.
+"""Blocks in, probabilities out: readers decode ahead, the network computes, the caller keeps what is done, all at once.
 
-A batch never crosses a block, so that the same block gives the same bits whatever was done before it.
+Blocks wait for each other in bounded queues. A batch never crosses a block, so that the same block gives the same
+bits whatever was done before it.
 """
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import nullcontext
 from copy import copy
-from functools import lru_cache
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from wsi_pipeline.engines.lanes import Pending
+from wsi_pipeline.engines.options import ClassifyOptions as ClassifyOptions
 from wsi_pipeline.errors import UsageError
 from wsi_pipeline.geometry import Box
 from wsi_pipeline.grid import Block, Grid
-from wsi_pipeline.options import Field, options
 from wsi_pipeline.patches import read_blocks
 from wsi_pipeline.slide import Pixels
-from wsi_pipeline.stain import stain_tables
+from wsi_pipeline.stain import Tables, stain_tables
 
 if TYPE_CHECKING:  # torch takes seconds to import: it waits until something is classified
     import torch
 
+    from wsi_pipeline.engines.choice import Chosen
     from wsi_pipeline.model import Model
 
-# Activations of this many patches stay in a CPU's cache; a GPU wants to be filled.
-CPU_BATCH = 128
-GPU_BATCH = 2048
 
+class PendingScores:
+    """Scores that are being computed, by one network or several."""
 
-@options
-class ClassifyOptions:
-    """How patches are put through the network; changes the map by less than 1e-3, bf16 by less than 1e-2."""
+    def __init__(self, members: Sequence[Pending]):
+        self._members = members
 
-    batch_size: Annotated[int, Field(gt=0)] | None = None
-    """Patches a forward pass; none: 128 on a CPU, 2048 on a GPU."""
+    def result(self) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+        """Once they are there: scores, float32 [n], 0 to 1, and of several networks their spread, float32 [n].
 
-    reader_threads: Annotated[int, Field(gt=0)] = 2
-    """Threads that decode blocks ahead of the network."""
+        Of several, the score is the mean, the spread the standard deviation (population), 0 to 0.5.
+        """
+        each = [member.result() for member in self._members]
+        if len(each) == 1:
+            return each[0], None
+        stacked = np.stack(each).astype(np.float64)  # [members, n]
+        return stacked.mean(axis=0).astype(np.float32), stacked.std(axis=0).astype(np.float32)
 
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """auto: bf16 where the model card allows it and the device computes it natively, else fp32."""
+    def cancel(self) -> None:
+        """Leave what has not begun."""
+        for member in self._members:
+            member.cancel()
 
 
 class Classifier:
     """A model on a device: uint8 patches in, probabilities of IDC out."""
 
     def __init__(self, model: "Model", device: "torch.device", options: ClassifyOptions):
+        from wsi_pipeline.engines.choice import Engines
+
         self.model = model
         self.device = device
-        self.batch_size = options.batch_size or (CPU_BATCH if device.type == "cpu" else GPU_BATCH)
-        self.precision = choose_precision(model, device, options)
-        self._network = model.network.to(device)
-        self._tables: torch.Tensor | None = None
+        self._engines = Engines(model, device, options)
+        self._sample: NDArray[np.uint8] | None = None
+        self._tables: Tables | None = None
+        self._chosen: Chosen | None = None
 
     @property
     def models(self) -> "tuple[Model, ...]":
         """The one model."""
         return (self.model,)
 
-    def adapted(self, densities: NDArray[np.floating]) -> "Classifier":
+    @property
+    def members(self) -> "tuple[Classifier, ...]":
+        """Itself alone."""
+        return (self,)
+
+    @property
+    def tables(self) -> Tables | None:
+        """What brings the slide's stain to the training data's, uint8 [3, 256]; None: nothing does."""
+        return self._tables
+
+    @property
+    def chosen(self) -> "Chosen":
+        """The engine that computes it, chosen when it is first asked for."""
+        if self._chosen is None:
+            self._chosen = self._engines.choose(self._sample, self._tables)
+        return self._chosen
+
+    @property
+    def precision(self) -> str:
+        """What it is computed in: 'fp32', 'bf16' or 'int8'."""
+        return self.chosen.lanes.engine.precision
+
+    @property
+    def engine_facts(self) -> list[dict[str, Any]]:
+        """How each of its models is computed, for summary.json."""
+        return [self.chosen.facts]
+
+    @property
+    def appetite(self) -> int:
+        """Patches to have begun, so that the device never waits."""
+        return self.chosen.lanes.appetite
+
+    def adapted(
+        self, densities: NDArray[np.floating], sample: NDArray[np.uint8] | None = None
+    ) -> "Classifier":
         """This classifier for one slide, whose patches have these optical densities, float [n, 3].
 
-        Brings the slide's stain towards that of the training data as far as the card says; see stain.py.
+        Brings the slide's stain towards that of the training data as far as the card says; see stain.py. On `sample`,
+        uint8 [n, S, S, 3], patches of the slide as they are, its engine is checked (engines/choice.py).
         """
-        import torch
-
         card, adapted = self.model.card, copy(self)
-        tables = stain_tables(densities, card.stain, card.stain_normalisation)
-        adapted._tables = None if tables is None else torch.from_numpy(tables.ravel()).to(self.device)
+        adapted._tables = stain_tables(densities, card.stain, card.stain_normalisation)
+        if sample is not None:
+            adapted._sample, adapted._chosen = sample, None
         return adapted
+
+    def start(self, patches: NDArray[np.uint8]) -> PendingScores:
+        """Begin on patches, uint8 [n, patch_px, patch_px, 3], which must stay as they are until they are scored."""
+        return PendingScores([self.chosen.lanes.start(patches, self.tables)])
 
     def scores(self, patches: NDArray[np.uint8]) -> NDArray[np.float32]:
         """float32 [n], 0 to 1, of uint8 patches [n, patch_px, patch_px, 3]."""
-        import torch
-
-        if not len(patches):
-            return np.empty(0, np.float32)
-        with torch.inference_mode():
-            parts = [self.forward(batch) for batch in _batches(patches, self.batch_size, self.device)]
-        return torch.cat(parts).cpu().numpy()
+        return self.start(patches).result()[0]
 
     def scores_and_spread(self, patches: NDArray[np.uint8]) -> tuple[NDArray[np.float32], None]:
         """The scores; one model alone has no spread."""
         return self.scores(patches), None
-
-    def forward(self, batch: "torch.Tensor") -> "torch.Tensor":
-        """float32 [n], 0 to 1, of one batch of uint8 patches on the device."""
-        from wsi_pipeline.model import idc_probability
-
-        if self._tables is not None:
-            batch = self._tables.take(batch.long() + _channel_starts(batch.device))
-        with self._autocast():
-            return idc_probability(self._network, self.model.card, batch).float()  # [n]
-
-    def _autocast(self) -> "torch.autocast | nullcontext[None]":
-        import torch
-
-        if self.precision == "bf16":
-            return torch.autocast(self.device.type, torch.bfloat16)
-        return nullcontext()
 
 
 class Ensemble:
@@ -115,36 +140,46 @@ class Ensemble:
         """The members, in the order given."""
         return tuple(member.model for member in self._members)
 
-    def adapted(self, densities: NDArray[np.floating]) -> "Ensemble":
-        """This ensemble for one slide, each member as its own card says."""
-        adapted = copy(self)
-        adapted._members = [member.adapted(densities) for member in self._members]
-        return adapted
+    @property
+    def members(self) -> tuple[Classifier, ...]:
+        """A classifier of each model."""
+        return tuple(self._members)
 
     @property
     def precision(self) -> str:
         """The members' precision: 'fp32', 'bf16', or both."""
         return ", ".join(sorted({member.precision for member in self._members}))
 
+    @property
+    def engine_facts(self) -> list[dict[str, Any]]:
+        """How each of its models is computed, for summary.json."""
+        return [facts for member in self._members for facts in member.engine_facts]
+
+    @property
+    def appetite(self) -> int:
+        """Patches to have begun, so that the device never waits."""
+        return max(member.appetite for member in self._members)
+
+    def adapted(self, densities: NDArray[np.floating], sample: NDArray[np.uint8] | None = None) -> "Ensemble":
+        """This ensemble for one slide, each member as its own card says; as `Classifier.adapted`."""
+        adapted = copy(self)
+        adapted._members = [member.adapted(densities, sample) for member in self._members]
+        return adapted
+
+    def start(self, patches: NDArray[np.uint8]) -> PendingScores:
+        """Begin on patches, uint8 [n, patch_px, patch_px, 3], which must stay as they are until they are scored."""
+        return PendingScores([member.chosen.lanes.start(patches, member.tables) for member in self._members])
+
     def scores_and_spread(
         self, patches: NDArray[np.uint8]
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Mean and standard deviation (population) between the members' probabilities, both float32 [n].
 
-        The mean lies in 0 to 1, the deviation in 0 to 0.5. `patches` are uint8 [n, patch_px, patch_px, 3]; each
-        batch is brought to the device once, for all members.
+        The mean lies in 0 to 1, the deviation in 0 to 0.5. `patches` are uint8 [n, patch_px, patch_px, 3].
         """
-        import torch
-
-        if not len(patches):
-            return np.empty(0, np.float32), np.empty(0, np.float32)
-        with torch.inference_mode():
-            parts = [
-                torch.stack([member.forward(batch) for member in self._members])  # [members, n of the batch]
-                for batch in _batches(patches, self._members[0].batch_size, self.device)
-            ]
-        each = torch.cat(parts, dim=1).cpu().numpy().astype(np.float64)  # [members, n]
-        return each.mean(axis=0).astype(np.float32), each.std(axis=0).astype(np.float32)
+        scores, spread = self.start(patches).result()
+        assert spread is not None  # of several
+        return scores, spread
 
 
 def classifier_of(
@@ -177,18 +212,6 @@ def choose_device(name: str) -> "torch.device":
     return device
 
 
-def choose_precision(
-    model: "Model", device: "torch.device", options: ClassifyOptions
-) -> Literal["fp32", "bf16"]:
-    """What `options.precision` comes to on this device with this card."""
-    import torch
-
-    if options.precision != "auto":
-        return options.precision
-    native = torch.cuda.is_bf16_supported() if device.type == "cuda" else _cpu_has_bf16()
-    return "bf16" if model.card.bf16 and native else "fp32"
-
-
 def classify_blocks(
     blocks: Iterable[Block],
     grid: Grid,
@@ -199,16 +222,28 @@ def classify_blocks(
     """Each block with its patches' scores and, of an ensemble, their spread, in the blocks' order.
 
     Both are float32 [n], NaN where unreadable; the spread is the standard deviation between the members. `read`
-    gives the pixels of a box of the grid's plane, and is called from several threads.
+    gives the pixels of a box of the grid's plane, and is called from several threads. While the caller keeps a block,
+    the next ones are computed: no more than fill the device twice, and one.
     """
-    for block, cut in read_blocks(blocks, grid, read, options.reader_threads):
-        patches = cut.rgb if cut.readable.all() else cut.rgb[cut.readable]
-        scores, spread = classifier.scores_and_spread(patches)
-        yield (
-            block,
-            _among_all(scores, cut.readable),
-            None if spread is None else _among_all(spread, cut.readable),
-        )
+    begun: deque[tuple[Block, NDArray[np.bool_], PendingScores]] = deque()
+    try:
+        for block, cut in read_blocks(blocks, grid, read, options.reader_threads):
+            patches = cut.rgb if cut.readable.all() else cut.rgb[cut.readable]
+            begun.append((block, cut.readable, classifier.start(patches)))
+            while sum(len(readable) for _, readable, _ in list(begun)[1:]) >= classifier.appetite:
+                yield _scored(*begun.popleft())
+        while begun:
+            yield _scored(*begun.popleft())
+    finally:
+        for _, _, pending in begun:
+            pending.cancel()
+
+
+def _scored(
+    block: Block, readable: NDArray[np.bool_], pending: PendingScores
+) -> tuple[Block, NDArray[np.float32], NDArray[np.float32] | None]:
+    scores, spread = pending.result()
+    return block, _among_all(scores, readable), None if spread is None else _among_all(spread, readable)
 
 
 def _among_all(values: NDArray[np.float32], readable: NDArray[np.bool_]) -> NDArray[np.float32]:
@@ -216,29 +251,3 @@ def _among_all(values: NDArray[np.float32], readable: NDArray[np.bool_]) -> NDAr
     every = np.full(len(readable), np.nan, np.float32)
     every[readable] = values
     return every
-
-
-@lru_cache
-def _channel_starts(device: "torch.device") -> "torch.Tensor":
-    """Where the tables of R, G and B begin, one after the other."""
-    import torch
-
-    return torch.tensor([0, 256, 512], device=device)
-
-
-def _batches(patches: NDArray[np.uint8], batch_size: int, device: "torch.device") -> "Iterator[torch.Tensor]":
-    """The patches on the device, `batch_size` at a time."""
-    import torch
-
-    for batch in torch.split(torch.from_numpy(patches), batch_size):
-        if device.type == "cuda":
-            yield batch.pin_memory().to(device, non_blocking=True)
-        else:
-            yield batch
-
-
-def _cpu_has_bf16() -> bool:
-    import torch
-
-    probe = getattr(torch.cpu, "_is_avx512_bf16_supported", None)  # no public name yet
-    return bool(probe and probe())

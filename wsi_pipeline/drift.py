@@ -80,7 +80,12 @@ def stain_drift(densities: NDArray[np.float64], stain: "Stain") -> StainDrift | 
 
 
 def slide_densities(slide: Slide, plan: Plan) -> NDArray[np.float64]:
-    """Mean optical density of patches spread evenly over those planned, float [N, 3], unreadable ones left out."""
+    """Mean optical density of the patches of `sample_patches`, float [N, 3]."""
+    return patch_densities(sample_patches(slide, plan))
+
+
+def sample_patches(slide: Slide, plan: Plan) -> NDArray[np.uint8]:
+    """Patches spread evenly over those planned, uint8 [N, S, S, 3], 64 at most, unreadable ones left out."""
     rows, columns = np.nonzero(plan.scored)
     count = min(SAMPLED_PATCHES, len(rows))
     patches = []
@@ -89,4 +94,5 @@ def slide_densities(slide: Slide, plan: Plan) -> NDArray[np.float64]:
         pixels = slide.read_readable(box, plan.grid.plane)
         if pixels.readable.all():
             patches.append(pixels.rgb)
-    return patch_densities(patches)
+    side = plan.grid.patch_px
+    return np.stack(patches) if patches else np.empty((0, side, side, 3), np.uint8)

@@ -184,10 +184,15 @@ def idc_probability(network: nn.Module, card: ModelCard, patches: torch.Tensor) 
 
     Patches lie on the network's device. Autocast is the caller's.
     """
-    logits = network(normalised(patches, card.mean, card.std)).float() / card.temperature  # [N, classes]
+    return calibrated(network(normalised(patches, card.mean, card.std)).float(), card)
+
+
+def calibrated(logits: torch.Tensor, card: ModelCard) -> torch.Tensor:
+    """Calibrated probability of IDC in [0, 1], [N, ...], of a network's logits, float32 [N, classes, ...]."""
+    logits = logits / card.temperature
     idc = card.classes.index("idc")
-    others = torch.cat([logits[:, :idc], logits[:, idc + 1 :]], dim=1).logsumexp(dim=1)  # [N]
-    return torch.sigmoid(logits[:, idc] - others + card.log_odds_shift)  # [N]
+    others = torch.cat([logits[:, :idc], logits[:, idc + 1 :]], dim=1).logsumexp(dim=1)  # [N, ...]
+    return torch.sigmoid(logits[:, idc] - others + card.log_odds_shift)
 
 
 def normalised(patches: torch.Tensor, mean: Rgb, std: Rgb) -> torch.Tensor:
@@ -197,6 +202,14 @@ def normalised(patches: torch.Tensor, mean: Rgb, std: Rgb) -> torch.Tensor:
     return images.contiguous(
         memory_format=torch.channels_last
     )  # nothing to do, if the patches lie pixel by pixel
+
+
+def has_bf16(device: torch.device | None = None) -> bool:
+    """Whether the device, or without one this CPU, computes bfloat16 natively."""
+    if device and device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported())
+    probe = getattr(torch.cpu, "_is_avx512_bf16_supported", None)  # no public name yet
+    return bool(probe and probe())
 
 
 @lru_cache

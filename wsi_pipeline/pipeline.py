@@ -14,7 +14,7 @@ from wsi_pipeline.classify import Classifier, Ensemble, classify_blocks
 from wsi_pipeline.config import InferConfig, TileConfig
 from wsi_pipeline.context import ContextStep, apply_context
 from wsi_pipeline.delineate import choose_fields, delineate, qupath_origin0, rasterise, regions_to_geojson
-from wsi_pipeline.drift import slide_densities, stain_drift
+from wsi_pipeline.drift import patch_densities, sample_patches, stain_drift
 from wsi_pipeline.errors import ScaleError, UnreadableSlideError
 from wsi_pipeline.files import OutPath, write_json
 from wsi_pipeline.grid import GridOptions, Plan
@@ -143,8 +143,10 @@ def infer_slide(
             "command": "infer-slide",
             "slide": slide_facts(slide),
             **model_facts(models),
-            # How patches are batched does not decide the map.
+            # How patches are computed does not decide the map, within the tolerances of engines/choice.py ...
             "options": {name: value for name, value in options_to_dict(config).items() if name != "classify"},
+            # ... but for integers: they move it so far that maps of both must not be taken for one.
+            **({"precision": "int8"} if config.classify.precision == "int8" else {}),
             "map": shown.kind,
             "threshold": threshold,
         }
@@ -170,11 +172,13 @@ def infer_slide(
             )
         _render_survey(folder, survey)
     with watch("stain"), slide.steady():
-        densities = slide_densities(slide, plan)
+        sample = sample_patches(slide, plan)
+        densities = patch_densities(sample)
         drifts = [drift for model in models if (drift := stain_drift(densities, model.card.stain))]
         drift = max(drifts, key=lambda d: (d.is_far, d.spreads), default=None)
     with watch("classify"), slide.steady():
-        _fill(store, slide, plan, classifier.adapted(densities), config, progress)
+        classifier = classifier.adapted(densities, sample)
+        _fill(store, slide, plan, classifier, config, progress)
     with watch("context"):
         if shown.step:
             alone = store.array("patch_heatmap/0")
@@ -211,7 +215,11 @@ def infer_slide(
             folder / "report.png", rgb, thumbnail_plane, heatmap, plane, slide.mpp, regions, fields, facts
         )
     summary = summarise(slide, survey, recipe, counts, watch, warnings) | {
-        "device": {"name": str(classifier.device), "precision": classifier.precision},
+        "device": {
+            "name": str(classifier.device),
+            "precision": classifier.precision,
+            "engines": classifier.engine_facts,
+        },
         "map_kind": shown.kind,
         "threshold": threshold,
         "stain": asdict(drift) if drift else None,

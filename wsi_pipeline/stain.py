@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 if TYPE_CHECKING:  # model.py takes torch along
     from wsi_pipeline.model import ModelCard, Stain
@@ -62,12 +63,14 @@ def tables_of(gain: NDArray[np.float64]) -> Tables:
 
 def restained(patches: NDArray[np.uint8], tables: Tables | None) -> NDArray[np.uint8]:
     """The patches, uint8 [..., 3], by those tables; the very same where there are none."""
-    if tables is None:
+    if tables is None or not patches.size:
         return patches
-    new = np.empty_like(patches)
-    for channel in range(3):
-        new[..., channel] = tables[channel][patches[..., channel]]
-    return new
+    # Pillow looks up in bytes: twice as fast as numpy, which makes an index of each.
+    row = patches.shape[-2]
+    image = Image.frombuffer(
+        "RGB", (row, patches.size // (3 * row)), np.ascontiguousarray(patches), "raw", "RGB", 0, 1
+    )
+    return np.array(image.point(tables.ravel().tolist())).reshape(patches.shape)
 
 
 def restained_by_patient(

@@ -1,0 +1,24 @@
+"""How a network is computed."""
+
+from typing import Annotated, Literal
+
+from wsi_pipeline.options import Field, options
+
+
+@options
+class ClassifyOptions:
+    """How patches are put through the network: what may move the map says how far, the rest by less than 1e-5."""
+
+    batch_size: Annotated[int, Field(gt=0)] | None = None
+    """Patches a forward pass; none: 64 or 128 on a CPU (16 of a heavy network), 2048 on a GPU."""
+
+    reader_threads: Annotated[int, Field(gt=0)] = 2
+    """Threads that decode blocks ahead of the network."""
+
+    engine: Literal["auto", "torch", "openvino"] = "auto"
+    """auto: OpenVINO on a CPU where it is installed and says what torch says, else torch."""
+
+    precision: Literal["auto", "fp32", "bf16", "int8"] = "auto"
+    """auto: bf16 where the model card allows it, the device computes it natively and it moves the slide's sample by no
+    more than 1e-2; else fp32. bf16: wherever it is not plainly wrong. int8: fastest on a CPU, moves single patches by
+    some 0.03 (docs/performance.md), and is calibrated on each slide's own sample; never taken unless asked for."""
