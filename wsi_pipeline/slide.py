@@ -159,17 +159,17 @@ class Slide:
         return digest.hexdigest()
 
 
-def open_slide(path: Path, mpp: float | None = None) -> Slide:
+def open_slide(path: Path, mpp: float | None = None, name: str | None = None) -> Slide:
     """The slide at `path`: a file, or a folder of the DICOM files of one slide.
 
-    `mpp`, um per level-0 pixel, overrides what the file says. Raises SlideOpenError when OpenSlide cannot
-    open it, ScaleError when the scale is unknown or implausible: it is never guessed.
+    `mpp`, um per level-0 pixel, overrides what the file says; `name` the name that it gets from its path.
+    Raises SlideOpenError when OpenSlide cannot open it, ScaleError when the scale is unknown or implausible: it is
+    never guessed.
     """
     file = _slide_file(path)
     reader = OpenSlideReader(file)
     slide = Slide(file, reader, _scale(file, reader.properties, mpp), mpp is not None)
-    if path != file:
-        slide.name = slide_name(path)
+    slide.name = name or slide_name(path)
     log.debug("opened %s: %s, %s um/px, %d levels", file, slide.size0, slide.mpp, len(slide.levels))
     return slide
 

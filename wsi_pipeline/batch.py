@@ -1,0 +1,130 @@
+"""What a batch does with each of its slides: the jobs of `tile-slides` and `infer-slide`, for any kind of worker."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from wsi_pipeline.ahead import SlideAhead
+from wsi_pipeline.classify import Classifier, Ensemble
+from wsi_pipeline.config import InferConfig, TileConfig
+from wsi_pipeline.errors import SlideError
+from wsi_pipeline.events import LOCKS
+from wsi_pipeline.jobs.locks import hold
+from wsi_pipeline.pipeline import Progress, grid_for_model, infer_slide, tile_slide
+from wsi_pipeline.run_folder import SlideResult
+from wsi_pipeline.slide_list import SlideEntry
+
+OneSlide = Callable[[SlideEntry, Progress, SlideAhead | None], SlideResult]
+# Its presence says that a run ended: there is likely nothing to survey again.
+ENDED = "summary.json"
+
+
+class SlideWork:
+    """Works on one slide after another, each under its lock in `out`."""
+
+    def __init__(self, out: Path, config: TileConfig | InferConfig, one: OneSlide):
+        self._out, self._config, self._one = out, config, one
+        self._coming: dict[SlideEntry, SlideAhead] = {}
+
+    def __call__(self, entry: SlideEntry, report: Progress) -> SlideResult:
+        """The slide's result. Raises Busy while another process works on it, a WsiError when it fails."""
+        if entry.refused:
+            raise SlideError(entry.refused)
+        with hold(self._out / LOCKS / f"{entry.name}.lock") as held:
+
+            def progress(done: int, total: int) -> None:
+                held.check()
+                report(done, total)
+
+            return self._one(entry, progress, self._coming.pop(entry, None))
+
+    def ahead(self, entry: SlideEntry) -> None:
+        """Open the slide and look at it on a thread; what an earlier run finished is only opened."""
+        if entry.refused or entry in self._coming:
+            return
+        config = None if (self._out / entry.name / ENDED).exists() else self._config
+        self._coming[entry] = SlideAhead(entry.path, entry.mpp, entry.name, config, self._config.grid)
+
+
+@dataclass(frozen=True)
+class TileJob:
+    """`tile-slides`: its fields are the arguments of `tile_slide`."""
+
+    out: Path
+    config: TileConfig
+    annotations: Path | None = None
+    export: bool = False
+    overwrite: bool = False
+
+    def open(self, worker: int) -> SlideWork:
+        """Nothing to load."""
+
+        def one(entry: SlideEntry, progress: Progress, ahead: SlideAhead | None) -> SlideResult:
+            return tile_slide(
+                entry.path,
+                self.out,
+                self.config,
+                entry.mpp,
+                self.annotations,
+                self.export,
+                self.overwrite,
+                progress,
+                entry.name,
+                ahead,
+            )
+
+        return SlideWork(self.out, self.config, one)
+
+
+@dataclass(frozen=True)
+class InferJob:
+    """`infer-slide`: its fields are the command's arguments."""
+
+    out: Path
+    config: InferConfig
+    models: tuple[str, ...]
+    device: str = "auto"
+    overwrite: bool = False
+
+    def open(self, worker: int) -> SlideWork:
+        """Load the models, onto the worker's own GPU where the machine has several.
+
+        Raises ModelError, ScaleError and UsageError: model, config or device are not what they should be.
+        """
+        config, classifier = self.load(worker)
+
+        def one(entry: SlideEntry, progress: Progress, ahead: SlideAhead | None) -> SlideResult:
+            return infer_slide(
+                entry.path,
+                self.out,
+                config,
+                classifier,
+                entry.mpp,
+                self.overwrite,
+                progress,
+                entry.name,
+                ahead,
+            )
+
+        return SlideWork(self.out, config, one)
+
+    def load(self, worker: int) -> tuple[InferConfig, Classifier | Ensemble]:
+        """The config at the model's scale, and the models on their device. Raises as `open`."""
+        from wsi_pipeline.classify import choose_device, classifier_of  # torch: seconds, once it is needed
+        from wsi_pipeline.model import load_models
+
+        models = load_models(list(self.models))
+        card = models[0].card
+        config = replace(self.config, grid=grid_for_model(self.config.grid, card.patch_px, card.mpp))
+        classifier = classifier_of(models, choose_device(device_of(self.device, worker)), config.classify)
+        return config, classifier
+
+
+def device_of(name: str, worker: int) -> str:
+    """The device of one of several workers of a machine: its GPUs by turns, unless `name` says which."""
+    import torch
+
+    gpus = torch.cuda.device_count()
+    if name in ("auto", "cuda") and gpus > 1:
+        return f"cuda:{worker % gpus}"
+    return name
