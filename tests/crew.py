@@ -34,6 +34,7 @@ class Doubler:
         tries = len((self.folder / f"{item}.tries").read_text().splitlines())
         report(0, 2)
         if fate == "kills" or (fate == "kills once" and tries == 1):
+            time.sleep(0.1)  # until it is heard that it was begun
             os.kill(os.getpid(), signal.SIGKILL)
         if fate == "busy once" and tries == 1:
             raise Busy("someone has it")

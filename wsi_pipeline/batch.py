@@ -56,6 +56,14 @@ class TileJob:
     export: bool = False
     overwrite: bool = False
 
+    def everywhere(self) -> "TileJob":
+        """The same on every machine that has these files at these places."""
+        return replace(
+            self,
+            out=self.out.absolute(),
+            annotations=self.annotations.absolute() if self.annotations else None,
+        )
+
     def open(self, worker: int) -> SlideWork:
         """Nothing to load."""
 
@@ -85,6 +93,11 @@ class InferJob:
     models: tuple[str, ...]
     device: str = "auto"
     overwrite: bool = False
+
+    def everywhere(self) -> "InferJob":
+        """The same on every machine that has these files at these places."""
+        models = tuple(str(Path(name).absolute()) if Path(name).is_file() else name for name in self.models)
+        return replace(self, out=self.out.absolute(), models=models)
 
     def open(self, worker: int) -> SlideWork:
         """Load the models, onto the worker's own GPU where the machine has several.

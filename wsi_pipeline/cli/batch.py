@@ -21,6 +21,7 @@ from wsi_pipeline.cli.progress import BatchProgress
 from wsi_pipeline.errors import ListError, RecipeError, ScaleError, UsageError, WsiError
 from wsi_pipeline.events import EventLog, now
 from wsi_pipeline.jobs import Outcome, run_here, run_local
+from wsi_pipeline.jobs.cluster import run_cluster
 from wsi_pipeline.manifest import MANIFEST_NAME, Manifest, ManifestRow
 from wsi_pipeline.run_folder import SlideResult
 from wsi_pipeline.slide_list import SlideEntry, list_slides, shard_of
@@ -51,6 +52,17 @@ def add_batch_arguments(parser: argparse.ArgumentParser, config: str) -> None:
     workers = parser.add_mutually_exclusive_group()
     workers.add_argument(
         "--workers", type=_count, metavar="N", help="processes on this machine (default: this one alone)"
+    )
+    workers.add_argument(
+        "--scheduler",
+        metavar="ADDRESS|FILE",
+        help="the workers of a dask.distributed cluster: tcp://host:8786, or its scheduler file",
+    )
+    parser.add_argument(
+        "--worker-resources",
+        type=_resources,
+        metavar="NAME=N",
+        help="with --scheduler: what a worker must have free for a slide, as GPU=1",
     )
     parser.add_argument(
         "--dry-run",
@@ -95,6 +107,9 @@ def run_batch(job: TileJob | InferJob, entries: Sequence[SlideEntry], args: argp
 def _outcomes(
     job: TileJob | InferJob, entries: Sequence[SlideEntry], args: argparse.Namespace, batch: "_Batch"
 ) -> Generator[SlideOutcome]:
+    if args.scheduler:
+        everywhere = [replace(entry, path=entry.path.absolute()) for entry in entries]
+        return run_cluster(job.everywhere(), everywhere, args.scheduler, batch, args.worker_resources)
     if args.workers:
         return run_local(job, entries, args.workers, batch)
     return run_here(job, entries, batch)
@@ -255,6 +270,13 @@ def _count(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"expected 1 or more, found {text}")
     return value
+
+
+def _resources(text: str) -> dict[str, float]:
+    try:
+        return {name: float(amount) for name, amount in (part.split("=") for part in text.split(","))}
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected NAME=N, as GPU=1, found {text}") from None
 
 
 def _key(entry: SlideEntry) -> tuple[str, str]:
