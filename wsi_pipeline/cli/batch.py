@@ -261,8 +261,9 @@ def interruptible() -> Iterator[None]:
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        if not pressed:  # else the next one still means at once, until the process has ended
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
 def _count(text: str) -> int:
