@@ -78,7 +78,8 @@ def _connect(scheduler: str) -> "Client":
             "--scheduler needs dask.distributed, which is not installed: pip install 'wsi_pipeline[cluster]'"
         ) from error
     if not log.isEnabledFor(logging.DEBUG):  # what matters of its own words is said by ours
-        logging.getLogger("distributed").setLevel(logging.CRITICAL)
+        for name in [name for name in logging.root.manager.loggerDict if name.startswith("distributed")]:
+            logging.getLogger(name).setLevel(logging.CRITICAL)
     where = {"scheduler_file": scheduler} if Path(scheduler).is_file() else {"address": scheduler}
     try:
         return Client(**where, timeout=CONNECT_S, set_as_default=False, name="wsi_pipeline")
