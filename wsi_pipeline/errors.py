@@ -6,14 +6,18 @@
     │   ├── ScaleError          unknown or implausible mpp, or one that model and tiling disagree on
     │   ├── ModelError          weights or card missing, damaged, or not of the kind expected
     │   ├── DataError           labelled data that cannot be trained on or judged with
-    │   └── RecipeError         the run folder holds results of another recipe or another slide
+    │   ├── RecipeError         the run folder holds results of another recipe or another slide
+    │   └── ListError           no slides, or a list of slides that is not one
     ├── TrainingError           a training that cannot go on: the exit code is 1
     ├── OutputError             results cannot be written (full disk, read-only): the exit code is 1
+    ├── JobError                a batch that cannot go on, its workers or scheduler gone: the exit code is 1
     └── SlideError              one slide failed, the others go on: the exit code is 1
         ├── SlideOpenError      the file cannot be opened as a slide
         ├── RegionReadError     a region of an open slide cannot be decoded
         ├── SlideChangedError   the file was replaced, changed or removed while it was read
-        └── UnreadableSlideError  more of the slide is unreadable than `max_unreadable` allows
+        ├── UnreadableSlideError  more of the slide is unreadable than `max_unreadable` allows
+        ├── WorkerLostError     the process that worked on it died, in every attempt
+        └── LockLostError       another process took it over
 
 A message names the slide or file, what was found, what was expected and what to do, on one line.
 """
@@ -47,6 +51,14 @@ class RecipeError(UsageError):
     """The run folder holds results of another recipe or another slide."""
 
 
+class ListError(UsageError):
+    """No slides, or a list of slides that is not one."""
+
+
+class JobError(WsiError):
+    """A batch that cannot go on; what it finished stays, and the same command goes on."""
+
+
 class TrainingError(WsiError):
     """A training that cannot go on; what it wrote so far stays."""
 
@@ -73,3 +85,11 @@ class SlideChangedError(SlideError):
 
 class UnreadableSlideError(SlideError):
     """More of the slide is unreadable than `max_unreadable` allows."""
+
+
+class WorkerLostError(SlideError):
+    """The process that worked on the slide died, in every attempt."""
+
+
+class LockLostError(SlideError):
+    """Another process took the slide over."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from wsi_pipeline.ahead import SlideAhead
 from wsi_pipeline.annotations import label_patches, read_outlines
 from wsi_pipeline.classify import Classifier, Ensemble, classify_blocks
 from wsi_pipeline.config import InferConfig, TileConfig
@@ -65,18 +66,20 @@ def tile_slide(
     export: bool = False,
     overwrite: bool = False,
     progress: Progress | None = None,
-    copy: Path | None = None,
+    name: str | None = None,
+    ahead: SlideAhead | None = None,
 ) -> SlideResult:
     """Plan the slide's patches and write them to its run folder, with a picture of the tissue kept.
 
-    `mpp` overrides the file's scale; `copy` is a local copy of the file to read from. `annotations` is a folder of
-    GeoJSON outlines, <slide name>.geojson, that label the patches. `export` writes each patch as a PNG too.
-    Raises a WsiError whose text says why; an earlier result of the same recipe is left as it is, an interrupted
-    one goes on from its last block of PNGs.
+    `mpp` overrides the file's scale. `annotations` is a folder of GeoJSON outlines, <slide name>.geojson,
+    that label the patches. `export` writes each patch as a PNG too. `name` is the run folder's, where it is not
+    the file's. `ahead` is this slide, where it was opened ahead, or is read from a copy. Raises a WsiError whose text
+    says why; an earlier result of the same recipe is left as it is, an interrupted one goes on from its last block of
+    PNGs.
     """
     watch = Stopwatch()
     with watch("open"):
-        slide = open_slide(path, mpp, copy)
+        slide = ahead.slide() if ahead else open_slide(path, mpp, name)
         outlines = annotations / f"{slide.name}.geojson" if annotations else None
         recipe = {
             "command": "tile-slides",
@@ -90,7 +93,7 @@ def tile_slide(
         if store and store.is_complete:
             return finished_result(folder)
     with watch("survey"), slide.steady():
-        survey = survey_slide(slide, config, config.grid)
+        survey = ahead.survey(config, config.grid) if ahead else survey_slide(slide, config, config.grid)
     with watch("plan"):
         x0, y0, tissue = patch_positions(survey.plan)
         warnings, labels = list(survey.warnings), None
@@ -122,14 +125,15 @@ def infer_slide(
     mpp: float | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
-    copy: Path | None = None,
+    name: str | None = None,
+    ahead: SlideAhead | None = None,
 ) -> SlideResult:
     """Map the slide's IDC and write the map, its regions, pictures and numbers to its run folder.
 
-    An ensemble leaves a map of its uncertainty too. `mpp` overrides the file's scale; `copy` is a local copy of the
-    file to read from. Raises a WsiError whose
-    text says why; an earlier result of the same recipe is left as it is, an interrupted one goes on from its
-    last chunk.
+    An ensemble leaves a map of its uncertainty too. `mpp` overrides the file's scale. `name` is the run folder's,
+    where it is not the file's. `ahead` is this slide, where it was opened ahead, or is read from a copy. Raises a
+    WsiError whose text says why; an earlier result of the same recipe is left as it is, an interrupted one goes on
+    from its last chunk.
     """
     watch = Stopwatch()
     models = classifier.models
@@ -138,7 +142,7 @@ def infer_slide(
     shown = choose_map(models, config)
     threshold = shown.threshold
     with watch("open"):
-        slide = open_slide(path, mpp, copy)
+        slide = ahead.slide() if ahead else open_slide(path, mpp, name)
         recipe = {
             "command": "infer-slide",
             "slide": slide_facts(slide),
@@ -155,7 +159,7 @@ def infer_slide(
         if store and store.is_complete:
             return finished_result(folder)
     with watch("survey"), slide.steady():
-        survey = survey_slide(slide, config, config.grid)
+        survey = ahead.survey(config, config.grid) if ahead else survey_slide(slide, config, config.grid)
         plan, plane = survey.plan, survey.plan.grid.map_plane
     with watch("write"):
         if store is None:

@@ -212,12 +212,15 @@ def _file_states(path: Path) -> dict[Path, tuple[int, int, int]]:
     return states
 
 
-def open_slide(path: Path, mpp: float | None = None, copy: Path | None = None) -> Slide:
+def open_slide(
+    path: Path, mpp: float | None = None, name: str | None = None, copy: Path | None = None
+) -> Slide:
     """The slide at `path`: a file, or a folder of the DICOM files of one slide.
 
-    `mpp`, um per level-0 pixel, overrides what the file says. Pixels are read from `copy`, where there is one of the
-    slide's file (staging.py); the slide keeps its own path. Raises SlideOpenError when OpenSlide cannot
-    open it, ScaleError when the scale is unknown or implausible: it is never guessed.
+    `mpp`, um per level-0 pixel, overrides what the file says; `name` the name that it gets from its path. Pixels are
+    read from `copy`, where there is one of the slide's file (staging.py); the slide keeps its own path. Raises
+    SlideOpenError when OpenSlide cannot open it, ScaleError when the scale is unknown or implausible: it is never
+    guessed.
     """
     file = slide_file(path)
     try:
@@ -225,8 +228,7 @@ def open_slide(path: Path, mpp: float | None = None, copy: Path | None = None) -
     except SlideOpenError as error:
         raise SlideOpenError(str(error).replace(str(copy or file), str(file))) from error
     slide = Slide(file, reader, _scale(file, reader.properties, mpp), mpp is not None)
-    if path != file:
-        slide.name = slide_name(path)
+    slide.name = name or slide_name(path)
     log.debug("opened %s: %s, %s um/px, %d levels", file, slide.size0, slide.mpp, len(slide.levels))
     return slide
 

@@ -3,7 +3,8 @@
 import sys
 from pathlib import Path
 
-from wsi_pipeline.cli.common import SlideProgress, command_parser, run_command
+from wsi_pipeline.cli.common import command_parser, run_command
+from wsi_pipeline.cli.progress import SlideProgress
 from wsi_pipeline.config import InferConfig, load_config
 from wsi_pipeline.errors import UsageError
 

@@ -1,0 +1,336 @@
+"""How a command runs its batch of slides: who works, what is recorded and told, and how it ends."""
+
+import argparse
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import NoReturn
+
+import wsi_pipeline
+from wsi_pipeline.batch import InferJob, Staging, TileJob
+from wsi_pipeline.cli.common import ALL_DONE, INTERRUPTED, NOTHING_RUN, SOME_FAILED
+from wsi_pipeline.cli.progress import BatchProgress
+from wsi_pipeline.errors import ListError, RecipeError, ScaleError, UsageError, WsiError
+from wsi_pipeline.events import EventLog, now
+from wsi_pipeline.files import OutPath, check_writable
+from wsi_pipeline.jobs import Outcome, run_here, run_local
+from wsi_pipeline.jobs.cluster import run_cluster
+from wsi_pipeline.manifest import MANIFEST_NAME, Manifest, ManifestRow
+from wsi_pipeline.run_folder import SlideResult
+from wsi_pipeline.slide_list import SlideEntry, list_slides, shard_of
+
+# The event log gets a line on each slide's progress this often.
+EVENT_EVERY_S = 30.0
+
+SlideOutcome = Outcome[SlideEntry, SlideResult]
+
+
+def add_batch_arguments(parser: argparse.ArgumentParser, config: str) -> None:
+    """The arguments that `tile-slides` and `infer-slide` share."""
+    parser.add_argument(
+        "slides",
+        nargs="+",
+        metavar="SLIDE",
+        help="slide files, folders of slides, folders of one slide's DICOM files, quoted patterns ('scans/**/*.svs'), "
+        "or a CSV with the columns slide, name, mpp",
+    )
+    parser.add_argument(
+        "--out", required=True, metavar="DIR", help="a folder a slide goes here; or s3://bucket/prefix"
+    )
+    parser.add_argument("--config", type=Path, metavar="FILE", help=f"YAML of options; default: {config}")
+    parser.add_argument(
+        "--mpp", type=float, metavar="M", help="um per level-0 pixel, where a slide does not say or lies"
+    )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace results of another recipe (model, options, slide)"
+    )
+    parser.add_argument(
+        "--stage-to", type=Path, metavar="DIR", help="copy slides here ahead of use, and remove them after it"
+    )
+    parser.add_argument(
+        "--stage-limit-gb",
+        type=float,
+        default=100.0,
+        metavar="G",
+        help="of copies at once, shared by the workers of this machine (default: %(default)g)",
+    )
+    workers = parser.add_mutually_exclusive_group()
+    workers.add_argument(
+        "--workers", type=_count, metavar="N", help="processes on this machine (default: this one alone)"
+    )
+    workers.add_argument(
+        "--scheduler",
+        metavar="ADDRESS|FILE",
+        help="the workers of a dask.distributed cluster: tcp://host:8786, or its scheduler file",
+    )
+    parser.add_argument(
+        "--worker-resources",
+        type=_resources,
+        metavar="NAME=N",
+        help="with --scheduler: what a worker must have free for a slide, as GPU=1",
+    )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="look at every slide and print patches, time (from a short probe) and disk; write nothing",
+    )
+    parser.add_argument(
+        "--shard", metavar="I/N", help="only the I-th of N parts of the slides, for array jobs"
+    )
+
+
+def listed_slides(args: argparse.Namespace) -> list[SlideEntry]:
+    """The slides that the arguments name, of this shard. Raises ListError."""
+    entries = list_slides(args.slides, args.mpp)
+    return shard_of(entries, args.shard) if args.shard else entries
+
+
+def staging_of(args: argparse.Namespace) -> Staging | None:
+    """Where slides are copied ahead of use, if the arguments ask for it."""
+    if args.stage_to is None:
+        return None
+    return Staging(args.stage_to, int(args.stage_limit_gb * 1e9 / (args.workers or 1)))
+
+
+def run_batch(job: TileJob | InferJob, entries: Sequence[SlideEntry], args: argparse.Namespace) -> int:
+    """Work on each slide, tell and record what becomes of it; the command's exit code.
+
+    Slides that cannot be worked on do not stop the others.
+    """
+    if not entries:
+        raise ListError(f"--shard {args.shard}: no slides left for this part; take fewer parts")
+    batch = _Batch(job.out, entries)
+    outcomes = _outcomes(job, entries, args, batch)
+    try:
+        with interruptible(), closing(outcomes):
+            for outcome in outcomes:
+                batch.take(outcome)
+    except KeyboardInterrupt:
+        batch.close("interrupted", INTERRUPTED)
+        print(f"interrupted: {batch.standing}; the same command goes on from here", file=sys.stderr)
+        return INTERRUPTED
+    except WsiError as error:
+        batch.close("broken_off", NOTHING_RUN if isinstance(error, UsageError) else SOME_FAILED)
+        raise
+    batch.close("ended", batch.exit_code)
+    return batch.exit_code
+
+
+def _outcomes(
+    job: TileJob | InferJob, entries: Sequence[SlideEntry], args: argparse.Namespace, batch: "_Batch"
+) -> Generator[SlideOutcome]:
+    if args.scheduler:
+        everywhere = [replace(entry, path=entry.path.absolute()) for entry in entries]
+        return run_cluster(job.everywhere(), everywhere, args.scheduler, batch, args.worker_resources)
+    if args.workers:
+        return run_local(job, entries, args.workers, batch)
+    return run_here(job, entries, batch)
+
+
+class _Batch:
+    """A batch on its way: hears what happens, records it, and tells it.
+
+    Nothing is written before its first slide is begun: by then arguments, config and model have proved right.
+    """
+
+    def __init__(self, out: OutPath, entries: Sequence[SlideEntry]):
+        self._out, self._count = out, len(entries)
+        self._began, self._since = time.monotonic(), now()
+        self._keys = [_key(entry) for entry in entries]
+        self._log: EventLog | None = None
+        self._failures: list[Exception] = []
+        self._ended = 0
+        self._logged: dict[SlideEntry, float] = {}  # when its progress last went to the log
+        self._waiting: set[SlideEntry] = set()
+
+    @property
+    def standing(self) -> str:
+        """How far it is, in words."""
+        failed = len(self._failures)
+        return f"{self._ended - failed} of {self._count} slides done, {failed} failed"
+
+    @property
+    def exit_code(self) -> int:
+        """What its end means to a shell."""
+        refused = [error for error in self._failures if isinstance(error, ScaleError | RecipeError)]
+        if len(refused) == self._count:
+            return NOTHING_RUN
+        return SOME_FAILED if self._failures else ALL_DONE
+
+    def started(self, entry: SlideEntry, attempt: int, worker: str) -> None:
+        """A worker has begun with the slide."""
+        if self._log is None:
+            self._begin()
+        assert self._log
+        self._progress.started(entry.name)
+        self._log.write("slide_started", slide=entry.name, attempt=attempt, worker=worker)
+
+    def progressed(self, entry: SlideEntry, done: int, total: int) -> None:
+        """`done` of `total` patches of the slide."""
+        self._progress.progressed(entry.name, done, total)
+        moment = time.monotonic()
+        if self._log and moment - self._logged.setdefault(entry, moment) > EVENT_EVERY_S:
+            self._logged[entry] = moment
+            self._log.write("slide_progress", slide=entry.name, done=done, total=total)
+
+    def lost(self, entry: SlideEntry, attempt: int, reason: str) -> None:
+        """The slide's worker is gone; it is tried again."""
+        self._progress.left(entry.name)
+        self._progress.say(f"{entry.name}: its worker was {reason}; attempt {attempt + 1} follows")
+        if self._log:
+            self._log.write("worker_lost", slide=entry.name, attempt=attempt, reason=reason)
+
+    def waits(self, entry: SlideEntry, reason: str) -> None:
+        """Another process works on the slide."""
+        self._progress.left(entry.name)
+        if entry in self._waiting:
+            return
+        self._waiting.add(entry)
+        self._progress.say(f"{entry.name}: left for later, {reason}")
+        if self._log:
+            self._log.write("slide_waits", slide=entry.name, reason=reason)
+
+    def take(self, outcome: SlideOutcome) -> None:
+        """Record and tell what became of a slide."""
+        self._manifest.record(_row(outcome))
+        result = outcome.result
+        self._ended += 1
+        if outcome.error:
+            self._failures.append(outcome.error)
+        worked = result is not None and not result.skipped
+        self._progress.ended(outcome.item.name, _line(outcome), result is None, worked)
+        for warning in result.warnings if result and not result.skipped else ():
+            self._progress.say(f"    {warning}")
+        self._logged.pop(outcome.item, None)
+        self._waiting.discard(outcome.item)
+
+    def close(self, how: str, exit_code: int) -> None:
+        """No more outcomes: bring the manifest up to date."""
+        if self._log is None:
+            return
+        self._progress.close()
+        self._manifest.write()
+        seconds = round(time.monotonic() - self._began, 1)
+        failed = len(self._failures)
+        self._log.write(
+            f"batch_{how}",
+            done=self._ended - failed,
+            failed=failed,
+            of=self._count,
+            seconds=seconds,
+            exit_code=exit_code,
+        )
+        self._log.close()
+        if self._failures and how == "ended":
+            print(
+                f"{failed} of {self._count} slides failed; reasons in {self._out / MANIFEST_NAME}",
+                file=sys.stderr,
+            )
+
+    def _begin(self) -> None:
+        check_writable(self._out)
+        log = EventLog(self._out)
+        log.write(
+            "batch_started",
+            command=sys.argv,
+            slides=self._count,
+            version=wsi_pipeline.__version__,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+        )
+        self._manifest = Manifest(self._out, log, self._since, self._keys)
+        self._progress = BatchProgress(self._count)
+        self._log = log
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Ctrl-C, or the SIGTERM of a cluster's time limit, ends the block with a KeyboardInterrupt; a second one at once.
+
+    At once means: the workers are killed, and this process ends without another instruction. Nothing is half-written
+    then either, for every file is written beside and renamed; only locks stay, which the next run takes over.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    pressed = 0
+
+    def press(signum: int, _: object) -> NoReturn:
+        nonlocal pressed
+        pressed += 1
+        if pressed > 1:
+            for child in multiprocessing.active_children():
+                child.kill()
+            os.write(2, b"\nstopped at once; the same command goes on from here\n")
+            os._exit(INTERRUPTED)
+        os.write(2, b"\nstopping; once more stops at once\n")
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, press) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        if not pressed:  # else the next one still means at once, until the process has ended
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"expected 1 or more, found {text}")
+    return value
+
+
+def _resources(text: str) -> dict[str, float]:
+    try:
+        return {name: float(amount) for name, amount in (part.split("=") for part in text.split(","))}
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected NAME=N, as GPU=1, found {text}") from None
+
+
+def _key(entry: SlideEntry) -> tuple[str, str]:
+    return entry.name, str(entry.path.absolute())
+
+
+def _row(outcome: SlideOutcome) -> ManifestRow:
+    result = outcome.result
+    name, path = _key(outcome.item)
+    row = ManifestRow(
+        name,
+        path,
+        "failed",
+        outcome.reason,
+        attempt=outcome.attempt,
+        worker=outcome.worker,
+        finished=now(),
+        version=wsi_pipeline.__version__,
+    )
+    if result is None:
+        return row
+    return replace(
+        row,
+        status="skipped" if result.skipped else "done",
+        reason="already done by the same recipe" if result.skipped else "",
+        patches=result.patches,
+        idc_mm2="" if result.idc_mm2 is None else result.idc_mm2,
+        seconds=result.seconds,
+    )
+
+
+def _line(outcome: SlideOutcome) -> str:
+    name, result = outcome.item.name, outcome.result
+    if result is None:
+        return f"{name}: failed: {outcome.reason}"
+    if result.skipped:
+        return f"{name}: skipped, already done by the same recipe: {result.folder}"
+    found = "" if result.idc_mm2 is None else f", {result.idc_mm2:.2f} mm2 IDC"
+    return f"{name}: {result.patches:,} patches{found} in {result.seconds:.1f} s: {result.folder}"

@@ -1,0 +1,261 @@
+"""One piece of work, one process: lock files with a heartbeat, for processes of one machine or of many.
+
+A lock is a small file that says whose it is. It is made by linking a finished file to its name, which only one
+process can do, on NFS too. While a lock is held, a thread of its process writes a new beat into it every
+`BEAT_S` seconds. A lock is stale, and is taken over,
+
+- at once, if its process ran on this machine and is no more (by boot, container, process id and start);
+- else when another process has watched it for `STALE_S` seconds without seeing a new beat. Whoever watches
+  measures that time by its own clock: clocks of machines are never compared.
+
+Taking over renames the stale file away, which again only one process can do. A process that was only asleep finds at
+its next beat that the lock is another's, and its work ends with a LockLostError at its next report of progress.
+
+Files are read by opening them, which on NFS shows what was last closed (close-to-open consistency); their times
+are not used. An object store has neither links nor renames: there, and wherever else `folder` cannot be a local
+folder, run one process for an OUT, or shards that share no item.
+"""
+
+import json
+import logging
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from wsi_pipeline.errors import LockLostError
+from wsi_pipeline.jobs.work import Busy
+
+log = logging.getLogger(__name__)
+
+BEAT_S = 15.0
+# Four beats missed: an NFS client that waits for its server has mostly come back by then.
+STALE_S = 4 * BEAT_S
+
+
+@dataclass(frozen=True)
+class Owner:
+    """Who holds a lock: a random id for each holding, and where its process runs."""
+
+    id: str
+    host: str
+    pid: int
+    place: str
+    started: str
+    since: str
+
+    def __str__(self) -> str:
+        return f"process {self.pid} on {self.host}, since {self.since}"
+
+    @property
+    def is_dead(self) -> bool:
+        """Whether it ran where this process runs and is no more; False where that cannot be told."""
+        return self.place == _place() and _start_of(self.pid) != self.started
+
+
+class Held:
+    """A lock that this process holds."""
+
+    def __init__(self, path: Path, owner: Owner):
+        self.path, self.owner = path, owner
+        self._beats, self._lost = 0, False
+
+    def check(self) -> None:
+        """Raises LockLostError if another process has taken it over."""
+        if self._lost:
+            raise LockLostError(
+                f"{self.path}: taken over by another process while this one made no headway for over {STALE_S:g} s; "
+                f"the other one goes on with the work"
+            )
+
+    def beat(self) -> None:
+        """Say that the holder lives."""
+        owner, _ = _read(self.path)
+        if owner is None or owner.id != self.owner.id:
+            self._lost = True
+            return
+        self._beats += 1
+        with self.path.open("r+", encoding="utf-8") as file:
+            file.write(_text(self.owner, self._beats))
+
+    def release(self) -> None:
+        """Let others have it."""
+        owner, _ = _read(self.path)
+        if owner is not None and owner.id == self.owner.id:
+            self.path.unlink(missing_ok=True)
+
+
+@contextmanager
+def hold(path: Path) -> Iterator[Held]:
+    """The lock at `path`, held while the block runs.
+
+    Raises Busy where another process holds it; ask again later, in the same process, so that it can be seen
+    whether that one still lives.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    held = _take(path)
+    _heart().add(held)
+    try:
+        yield held
+    finally:
+        _heart().remove(held)
+        held.release()
+
+
+def _take(path: Path) -> Held:
+    while True:
+        owner = Owner(
+            uuid.uuid4().hex,
+            socket.gethostname(),
+            os.getpid(),
+            _place(),
+            _start_of(os.getpid()),
+            time.strftime("%Y-%m-%d %H:%M:%S"),
+        )
+        if _create(path, owner):
+            return Held(path, owner)
+        holder, beat = _read(path)
+        if holder is None and beat is None:
+            continue  # released in this moment
+        if not _is_stale(path, holder, beat):
+            raise Busy(f"{holder or 'another process'} works on it ({path})")
+        log.warning("%s: taken over from %s, which is gone", path, holder or "a holder that wrote no name")
+        _clear_away(path, holder)
+
+
+def _create(path: Path, owner: Owner) -> bool:
+    """Whether the lock is now the owner's: its file, whole, under the lock's name."""
+    beside = path.with_name(f"{path.name}.{owner.id}")
+    beside.write_text(_text(owner, 0), encoding="utf-8")
+    try:
+        os.link(beside, path)
+    except FileExistsError:
+        return False
+    except OSError:  # a file system without links: the next best that only one process can do
+        with suppress(FileExistsError), path.open("x", encoding="utf-8") as file:
+            file.write(_text(owner, 0))
+            return True
+        return False
+    finally:
+        beside.unlink()
+    return True
+
+
+def _clear_away(path: Path, holder: Owner | None) -> None:
+    """Take the stale lock off its name, unless another process was quicker."""
+    aside = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
+    try:
+        path.rename(aside)
+    except FileNotFoundError:
+        return
+    moved, _ = _read(aside)
+    if moved != holder:  # what went was the quicker one's: give it back
+        with suppress(OSError):
+            os.link(aside, path)
+    aside.unlink()
+
+
+def _is_stale(path: Path, holder: Owner | None, beat: int | None) -> bool:
+    if holder is not None and holder.is_dead:
+        return True
+    now, state = time.monotonic(), (holder.id if holder else None, beat)
+    seen, since = _watched.get(path, (None, now))
+    if seen != state:
+        _watched[path] = (state, now)
+        return False
+    return now - since > STALE_S
+
+
+# What this process last saw in others' locks, and since when.
+_watched: dict[Path, tuple[tuple[str | None, int | None], float]] = {}
+
+
+def _text(owner: Owner, beat: int) -> str:
+    # Of one length whatever the beat, so that writing over it leaves nothing of the last.
+    return json.dumps({"beat": f"{beat:012d}", **asdict(owner)}) + "\n"
+
+
+def _read(path: Path) -> tuple[Owner | None, int | None]:
+    """The holder and its beat: none of both without a file; no holder and a number of what is no lock's text."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None, None
+    try:
+        values: dict[str, Any] = json.loads(text)
+        beat = int(values.pop("beat"))
+        return Owner(**values), beat
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return None, hash(text)
+
+
+@cache
+def _place() -> str:
+    """Where process ids mean what they mean to this process: this boot of this machine, this container."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
+    except OSError:  # no Linux
+        return socket.gethostname()
+
+
+def _start_of(pid: int) -> str:
+    """When the process of this place started, which tells it from a later one of its number; empty if it is no more.
+
+    Where the system does not say, only that it lives.
+    """
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+        state, *fields = stat.rpartition(")")[2].split()
+        return "" if state in "ZX" else fields[18]
+    except FileNotFoundError:
+        if Path("/proc/self/stat").exists():
+            return ""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return ""
+    except OSError:
+        pass
+    return "lives"
+
+
+class _Heart(threading.Thread):
+    """Beats for all locks of this process."""
+
+    def __init__(self) -> None:
+        super().__init__(name="lock heartbeat", daemon=True)
+        self._held: set[Held] = set()
+        self._guard = threading.Lock()
+
+    def add(self, held: Held) -> None:
+        with self._guard:
+            self._held.add(held)
+
+    def remove(self, held: Held) -> None:
+        with self._guard:
+            self._held.discard(held)
+
+    def run(self) -> None:
+        while True:
+            time.sleep(BEAT_S)
+            with self._guard:
+                for held in self._held:
+                    try:
+                        held.beat()
+                    except OSError as error:  # a server that does not answer now may do so at the next beat
+                        log.warning("%s: no heartbeat could be written: %s", held.path, error)
+
+
+@cache
+def _heart() -> _Heart:
+    heart = _Heart()
+    heart.start()
+    return heart
