@@ -2,9 +2,9 @@
 
     python scripts/measure_reading.py ../shared/data/slides/breast_40x.svs --doc docs/performance.md
 
-Each way reads the same patches of the slide's tissue, taking turns; medians of several turns are told. Then slides
-from small to large, made of the same slide's tiles (large_slide.py), are opened, looked at and read as infer-slide
-does, each by a process of its own, for its seconds and its memory.
+Each way reads the same patches of the slide's tissue, taking turns; medians of several turns are told. With --large,
+slides from small to large, made of the same slide's tiles (large_slide.py), are opened, looked at and read as
+infer-slide does instead, each by a process of its own, for its seconds and its memory.
 """
 
 import argparse
@@ -47,7 +47,8 @@ def main() -> int:
     parser.add_argument("slide", type=Path)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--blocks", type=int, default=8, help="so many blocks of 4096 px at most")
-    parser.add_argument("--doc", type=Path, help="write the section 'reading' of this page")
+    parser.add_argument("--large", action="store_true", help="read slides of several sizes instead")
+    parser.add_argument("--doc", type=Path, help="write what was measured into this page")
     parser.add_argument(
         "--patch-mpp", type=float, help=argparse.SUPPRESS
     )  # of the process of one large slide
@@ -55,20 +56,20 @@ def main() -> int:
     if args.patch_mpp:
         print(read_once(args.slide, args.patch_mpp))
         return 0
-    text = "\n\n".join(
-        (INTRODUCTION, compare_ways(args.slide, args.rounds, args.blocks), read_large(args.slide))
-    )
+    name = "reading of slides from small to large" if args.large else "reading"
+    text = read_large(args.slide) if args.large else compare_ways(args.slide, args.rounds, args.blocks)
+    text = f"{INTRODUCTION.format(' --large' * args.large)}\n\n{text}"
     print(text)
     if args.doc:
-        put_section(args.doc, "reading", text)
+        put_section(args.doc, name, text)
     return 0
 
 
-INTRODUCTION = f"""## Reading
-
-Storage tiles of tiled TIFF and SVS are decoded directly and cut into patches; OpenSlide reads all other formats, by \
-blocks. Measured by `python scripts/measure_reading.py SLIDE --doc docs/performance.md` on {os.cpu_count()} cores \
-({platform.machine()}) that other work shared, so patches a second of processor time stand beside those by the clock."""
+INTRODUCTION = (
+    "Measured by `python scripts/measure_reading.py SLIDE{} --doc docs/performance.md` on "
+    f"{os.cpu_count()} cores ({platform.machine()}). Where other work shares them, the clock says little, and "
+    "processor time more."
+)
 
 
 def compare_ways(path: Path, rounds: int, most_blocks: int) -> str:

@@ -5,13 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import noise
-from hypothesis import given
-from hypothesis import strategies as st
 from PIL import Image
 
 from wsi_pipeline.geometry import Box, Plane
 from wsi_pipeline.grid import GridOptions, plan_patches
-from wsi_pipeline.patches import WORTH_A_CUT, patch_positions, read_blocks, tight_parts, write_patches
+from wsi_pipeline.patches import patch_positions, read_blocks, write_patches
 from wsi_pipeline.slide import Pixels, open_slide
 
 MakeSlide = Callable[..., Path]
@@ -38,28 +36,6 @@ def test_cut_patches_are_the_slide_there(make_slide: MakeSlide, stride: int) -> 
             y, x = row * stride, column * stride
             assert np.array_equal(rgb, padded[y : y + 50, x : x + 50])
     assert np.array_equal(seen, plan.scored)
-
-
-def box_area(patches: np.ndarray) -> int:
-    return int(np.prod(patches.max(axis=0) - patches.min(axis=0) + 1)) if len(patches) else 0
-
-
-@given(st.integers(1, 9), st.integers(1, 9), st.floats(0.05, 1), st.integers(0, 999))
-def test_parts_hold_each_patch_once_and_no_cut_is_left_that_pays(
-    width: int, height: int, density: float, seed: int
-) -> None:
-    mask = np.random.default_rng(seed).random((height, width)) < density
-    mask[seed % height, seed % width] = True
-    patches = np.argwhere(mask)[:, ::-1]
-    parts = tight_parts(patches)
-    assert sorted(np.concatenate(parts)) == list(range(len(patches)))
-    for part in parts:
-        inside = patches[part]
-        for axis in (0, 1):
-            for at in range(inside[:, axis].min() + 1, inside[:, axis].max() + 1):
-                before = inside[:, axis] < at
-                left = box_area(inside[before]) + box_area(inside[~before])
-                assert left > (1 - WORTH_A_CUT) * box_area(inside)
 
 
 @pytest.mark.parametrize("stride", [50, 20])

@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,14 +15,15 @@ from wsi_pipeline.files import OutPath, names, sync_tree, write_many
 from wsi_pipeline.geometry import Box
 from wsi_pipeline.grid import Block, Grid, Plan
 from wsi_pipeline.images import png_bytes
+from wsi_pipeline.parts import tight_parts
 from wsi_pipeline.slide import Pixels, Slide
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 # Threads that decode ahead of the PNG writer.
 EXPORT_THREADS = 2
-# Share of a box that must come free of patches for it to be cut: the tiles along a cut are copied once more.
-WORTH_A_CUT = 0.15
 # What the folders of exported patches are called.
 UNLABELLED = "unlabelled"
 LABEL_FOLDERS = (UNLABELLED, "0", "1")
@@ -41,25 +42,21 @@ def read_blocks(
 ) -> Iterator[tuple[Block, CutPatches]]:
     """Each block with its patches, in the blocks' order.
 
-    `read` gives the pixels of a box of the grid's plane, and is called from `threads` threads, several times for
-    a block whose patches lie far apart; at most `threads` + 1 blocks are in memory beside the one given out.
-    Raises what `read` raises.
+    `read` gives the pixels of a box of the grid's plane, and is called several times for a block whose patches lie
+    far apart; see `load_blocks`.
     """
+    return load_blocks(blocks, lambda block: read_patches(block, grid, read), threads)
 
-    def load(block: Block) -> CutPatches:
-        parts = tight_parts(block.patches)
-        if len(parts) == 1:
-            return cut_patches(read(block.read_box), block, grid)
-        size = grid.patch_px
-        rgb = np.empty((len(block.patches), size, size, 3), np.uint8)
-        readable = np.empty(len(block.patches), np.bool_)
-        for part in parts:
-            few = replace(block, patches=block.patches[part], read_box=_common_box(block.patches[part], grid))
-            cut = cut_patches(read(few.read_box), few, grid)
-            rgb[part], readable[part] = cut.rgb, cut.readable
-        return CutPatches(rgb, readable)
 
-    waiting: deque[tuple[Block, Future[CutPatches]]] = deque()
+def load_blocks(
+    blocks: Iterable[Block], load: Callable[[Block], T], threads: int
+) -> Iterator[tuple[Block, T]]:
+    """Each block with what `load` makes of it, in the blocks' order.
+
+    `load` is called from `threads` threads; at most `threads` + 1 blocks are in memory beside the one given out.
+    Raises what `load` raises.
+    """
+    waiting: deque[tuple[Block, Future[T]]] = deque()
     todo = iter(blocks)
     with ThreadPoolExecutor(threads, thread_name_prefix="reader") as pool:
         try:
@@ -75,6 +72,21 @@ def read_blocks(
                 future.cancel()
 
 
+def read_patches(block: Block, grid: Grid, read: Callable[[Box], Pixels]) -> CutPatches:
+    """The block's patches, read in boxes that hold little else."""
+    parts = tight_parts(block.patches)
+    if len(parts) == 1:
+        return cut_patches(read(block.read_box), block, grid)
+    size = grid.patch_px
+    rgb = np.empty((len(block.patches), size, size, 3), np.uint8)
+    readable = np.empty(len(block.patches), np.bool_)
+    for part in parts:
+        few = replace(block, patches=block.patches[part], read_box=_common_box(block.patches[part], grid))
+        cut = cut_patches(read(few.read_box), few, grid)
+        rgb[part], readable[part] = cut.rgb, cut.readable
+    return CutPatches(rgb, readable)
+
+
 def cut_patches(pixels: Pixels, block: Block, grid: Grid) -> CutPatches:
     """The block's patches out of the pixels of its read box."""
     corners = block.patches * grid.stride_px - (block.read_box.x, block.read_box.y)
@@ -83,52 +95,6 @@ def cut_patches(pixels: Pixels, block: Block, grid: Grid) -> CutPatches:
         return CutPatches(rgb, np.ones(len(corners), np.bool_))
     readable = np.asarray(_squares(pixels.readable, corners, grid.patch_px).all(axis=(1, 2)), np.bool_)
     return CutPatches(rgb, readable)
-
-
-def tight_parts(patches: NDArray[np.integer]) -> list[NDArray[np.intp]]:
-    """Indices of the patches, [n, (column, row)], in parts whose boxes hold few positions without a patch.
-
-    A block at the rim of tissue is half empty: what no patch needs is not worth decoding. Boxes are cut in two,
-    along a line between positions, as long as that leaves out WORTH_A_CUT of the box.
-    """
-    return list(_tight(np.arange(len(patches)), patches))
-
-
-def _tight(part: NDArray[np.intp], patches: NDArray[np.integer]) -> Iterator[NDArray[np.intp]]:
-    first = patches[part].min(axis=0)
-    columns, rows = (patches[part] - first).T
-    filled = np.zeros((rows.max() + 1, columns.max() + 1), np.bool_)
-    filled[rows, columns] = True
-    (cut_x, area_x), (cut_y, area_y) = _best_cut(filled), _best_cut(filled.T)
-    if min(area_x, area_y) > (1 - WORTH_A_CUT) * filled.size:
-        yield part
-        return
-    left = columns < cut_x if area_x <= area_y else rows < cut_y
-    yield from _tight(part[left], patches)
-    yield from _tight(part[~left], patches)
-
-
-def _best_cut(filled: NDArray[np.bool_]) -> tuple[int, int]:
-    """The column before which a cut leaves the smallest boxes around what is filled, and their area together."""
-    height, width = filled.shape
-    if width < 2:
-        return 0, filled.size
-    at_all: NDArray[np.bool_] = np.logical_or.reduce(filled, axis=0)
-    # Of what is filled in each column and all those before it: the first and last row, the first and last column.
-    top = np.where(at_all, filled.argmax(axis=0), height)
-    bottom = np.where(at_all, height - filled[::-1].argmax(axis=0), 0)
-    column = np.arange(width)
-
-    def areas(top: NDArray[np.int_], bottom: NDArray[np.int_], at_all: NDArray[np.bool_]) -> NDArray[np.int_]:
-        last = np.maximum.accumulate(np.where(at_all, column, -1))
-        height = np.maximum.accumulate(bottom) - np.minimum.accumulate(top)
-        area: NDArray[np.int_] = np.maximum(height, 0) * (last + 1)
-        return area
-
-    before = areas(top, bottom, at_all)[:-1]
-    after = areas(top[::-1], bottom[::-1], at_all[::-1])[::-1][1:]
-    best = int((before + after).argmin())
-    return best + 1, int(before[best] + after[best])
 
 
 def _common_box(patches: NDArray[np.integer], grid: Grid) -> Box:

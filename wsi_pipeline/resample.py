@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
-# The float copy of the input is made in strips of this size, which stay in a processor's own cache; of no fewer
-# rows of output than these, which the innermost loop runs over.
+# Float copies are made in strips of this size, which stay in a processor's own cache; of no fewer rows of output
+# than these, which the innermost loop runs over.
 STRIP_BYTES = 2 * 2**20
 STRIP_ROWS = 8
 
@@ -59,7 +59,8 @@ def resample(
     down = axis_weights(height, start[1], step[1], rgb.shape[0])
     out = np.empty((height, width, 3), np.uint8)
     row_bytes = rgb.shape[1] * 3 * np.dtype(np.float32).itemsize
-    strip_rows = max(STRIP_ROWS, int(STRIP_BYTES / (row_bytes * max(1, step[1]))))
+    # Of each row of output: the rows of input that it takes, their mean, and its transpose.
+    strip_rows = max(STRIP_ROWS, int(STRIP_BYTES / (row_bytes * (step[1] + 2))))
     for top in range(0, height, strip_rows):
         ends = down.indptr[top : top + strip_rows + 1]
         indices = down.indices[ends[0] : ends[-1]]

@@ -112,7 +112,7 @@ def _jpeg_decoder(page: "TiffPage") -> Callable[[bytes, int], NDArray[np.uint8]]
         start = len(SOI)
         if stored_as_rgb and data[2:4] == APP0:  # a JFIF segment would mean YCbCr
             start += 2 + int.from_bytes(data[4:6], "big")
-        pixels: NDArray[np.uint8] = decode_jpeg(head + data[start:])
+        pixels: NDArray[np.uint8] = decode_jpeg(head + data[start:], strict=True)
         return pixels
 
     return decode
