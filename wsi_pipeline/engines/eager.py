@@ -1,12 +1,15 @@
 """Torch as it stands: the network layer by layer. What every other engine is measured against."""
 
+from collections import Counter
 from contextlib import nullcontext
+from copy import deepcopy
 from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from wsi_pipeline.engines.lanes import Precision
 from wsi_pipeline.model import Model, idc_probability
@@ -68,6 +71,25 @@ class EagerEngine:
 
 def folded(network: nn.Module) -> nn.Module:
     """A copy of the network, eval mode, with batch normalisation taken into the convolutions before it."""
-    from torch.fx.experimental.optimization import fuse  # torch.fx takes half a second to import
+    from torch.fx import symbolic_trace  # takes half a second to import
 
-    return fuse(network).to(memory_format=torch.channels_last).eval().requires_grad_(False)  # type: ignore[call-overload, no-any-return]
+    traced = symbolic_trace(deepcopy(network))
+    modules = dict(traced.named_modules())
+    calls = Counter(node.target for node in traced.graph.nodes if node.op == "call_module")
+    for norm in list(traced.graph.nodes):
+        if norm.op != "call_module" or not isinstance(modules[norm.target], nn.BatchNorm2d):
+            continue
+        conv = norm.args[0]
+        alone = conv.op == "call_module" and len(conv.users) == 1 and calls[conv.target] == 1
+        if not alone or not isinstance(modules[conv.target], nn.Conv2d):
+            continue
+        parent, _, name = conv.target.rpartition(".")
+        setattr(
+            traced.get_submodule(parent),
+            name,
+            fuse_conv_bn_eval(modules[conv.target], modules[norm.target]),
+        )
+        norm.replace_all_uses_with(conv)
+        traced.graph.erase_node(norm)
+    traced.recompile()
+    return traced.to(memory_format=torch.channels_last).eval().requires_grad_(False)  # type: ignore[call-overload, no-any-return]

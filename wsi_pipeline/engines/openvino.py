@@ -24,6 +24,8 @@ from wsi_pipeline.stain import Tables, restained
 
 # What is left of a block goes in batches this much smaller.
 SMALLER = 4
+# Torch's loops over float32 take so many at once, or a divisor of it.
+VECTORS = 64
 
 
 class Graphs:
@@ -78,8 +80,11 @@ class OpenVinoEngine:
         size = min(size for size in self.batch_sizes if size >= len(batch))
         images = np.ascontiguousarray(filled(restained(batch, tables), size))
         found = self._request(size).infer([images], share_inputs=True, share_outputs=True)
-        logits = torch.from_numpy(found[0][: len(batch)].astype(np.float32))  # [n, classes], a copy
-        return calibrated(logits, self._graphs.model.card).numpy()
+        # Torch computes what does not fill its vectors by other means, one bit apart: nothing here may hang on the
+        # patch's place in the batch.
+        logits = torch.zeros(-(-size // VECTORS) * VECTORS, found[0].shape[1])  # [rounded up, classes]
+        logits[:size] = torch.from_numpy(found[0])
+        return calibrated(logits, self._graphs.model.card).numpy()[: len(batch)]
 
     def _request(self, size: int) -> openvino.InferRequest:
         """This thread's own."""
