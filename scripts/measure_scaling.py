@@ -85,8 +85,8 @@ def resident_mb(pid: int) -> float:
     return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("VmRSS")), 0.0)
 
 
-def measure_batch(work: Path, count: int) -> str:
-    """Tile the slides on two workers; what it cost, in words."""
+def measure_batch(work: Path, count: int, archive: int) -> str:
+    """Tile the slides on two workers; what it cost, in words, and what that makes for an archive's slides."""
     slides, out, config = work / "slides", work / f"out_{time.time():.0f}", work / "idc.yaml"
     make_slides(slides, count)
     config.write_text(CONFIG)
@@ -133,6 +133,10 @@ def measure_batch(work: Path, count: int) -> str:
 | memory of the process that gives them out, after a tenth and at the end | {", ".join(parent)} |
 | memory of the largest worker, after a tenth and at the end | {", ".join(worker)} |
 | files a slide leaves; bytes of events a slide | {files / count:.0f}; {batch_bytes / count:.0f} |
+
+For {archive:,} slides that is {overhead * archive / 3600:.1f} worker-hours beside their work, \
+{files / count * archive / 1e6:.1f} million files of `tile-slides`, and \
+{batch_bytes / count * archive / 1e6:.0f} MB of events.
 """
 
 
@@ -197,7 +201,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         work = args.work or Path(temporary)
         work.mkdir(parents=True, exist_ok=True)
-        batch = measure_batch(work, args.slides)
+        batch = measure_batch(work, args.slides, args.rows)
         rows = measure_rows(work, [args.rows // 100, args.rows // 10, args.rows])
     text = f"{batch}\nWithout the slides, what a batch of so many costs beside their work:\n\n{rows}\n"
     put_section(DOC, "scaling", text)
