@@ -153,9 +153,9 @@ class _Batch(Generic[Item, Result]):
 
     def _gone(self) -> JobError:
         return JobError(
-            f"the scheduler {self._scheduler} is gone, with {len(self._running)} slides begun and "
-            f"{len(self._waiting) + len(self._busy)} not; start it and its workers again, then give the same command: "
-            f"it goes on from here"
+            f"the scheduler {self._scheduler} is gone, with {len(self._running)} begun and "
+            f"{len(self._waiting) + len(self._busy)} waiting; start it and its workers again, then give the same "
+            f"command: it goes on from here"
         )
 
     def _submit(self) -> None:
