@@ -116,6 +116,19 @@ def test_a_dry_run_prints_and_writes_nothing(
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_a_dry_run_of_inference_measures_the_model_and_tells_what_would_fail(
+    slide: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = sorted(tmp_path.rglob("*"))
+    arguments = [str(slide), str(tmp_path / "gone.svs"), "--out", str(tmp_path / "out"), "--device", "cpu"]
+    assert infer_slide.main([*arguments, "--dry-run"]) == 1
+    said = capsys.readouterr().out
+    assert "good: 560 patches in " in said
+    assert "gone: would fail: " in said
+    assert "1 would fail" in said
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [

@@ -156,7 +156,7 @@ def test_a_scheduler_that_goes_away_ends_the_batch_with_what_to_do(
     outcomes = run_cluster(Doubling(tmp_path), [" 1", "waits for the file 2"], str(own_cluster.file), Ears())
     assert next(outcomes).result == 2
     threading.Timer(1, own_cluster.scheduler.send_signal, [signal.SIGKILL]).start()
-    with pytest.raises(JobError, match=r"scheduler .* is gone, with 1 slides begun and 0 not; start it"):
+    with pytest.raises(JobError, match=r"scheduler .* is gone, with 1 begun and 0 waiting; start it"):
         next(outcomes)
     (tmp_path / "go").touch()
 

@@ -18,7 +18,7 @@ import wsi_pipeline
 from wsi_pipeline.batch import InferJob, Staging, TileJob
 from wsi_pipeline.cli.common import ALL_DONE, INTERRUPTED, NOTHING_RUN, SOME_FAILED
 from wsi_pipeline.cli.progress import BatchProgress
-from wsi_pipeline.errors import ListError, RecipeError, ScaleError, UsageError, WsiError
+from wsi_pipeline.errors import JobError, ListError, RecipeError, ScaleError, UsageError, WsiError
 from wsi_pipeline.events import EventLog, now
 from wsi_pipeline.files import OutPath, check_writable
 from wsi_pipeline.jobs import Outcome, run_here, run_local
@@ -103,8 +103,19 @@ def staging_of(args: argparse.Namespace) -> Staging | None:
 def run_batch(job: TileJob | InferJob, entries: Sequence[SlideEntry], args: argparse.Namespace) -> int:
     """Work on each slide, tell and record what becomes of it; the command's exit code.
 
-    Slides that cannot be worked on do not stop the others.
+    Slides that cannot be worked on do not stop the others. Raises JobError when what becomes of them cannot be
+    recorded, a full disk for one.
     """
+    try:
+        return _run_batch(job, entries, args)
+    except OSError as error:
+        raise JobError(
+            f"{error.filename or job.out}: {error.strerror or error}: the batch cannot be recorded; mend that, and the "
+            f"same command goes on from here"
+        ) from error
+
+
+def _run_batch(job: TileJob | InferJob, entries: Sequence[SlideEntry], args: argparse.Namespace) -> int:
     if not entries:
         raise ListError(f"--shard {args.shard}: no slides left for this part; take fewer parts")
     batch = _Batch(job.out, entries)

@@ -6,6 +6,7 @@ are; a second beginning of one item means that its first worker was lost, and da
 """
 
 import logging
+import pickle
 import queue
 import threading
 import time
@@ -25,6 +26,7 @@ from wsi_pipeline.jobs.work import (
     Job,
     Listener,
     Outcome,
+    Report,
     Result,
     Work,
     portable,
@@ -123,9 +125,8 @@ class _Batch(Generic[Item, Result]):
             except queue.Empty:
                 self._check_scheduler()
                 continue
-            if kind == "event":
-                self._hear(value)
-            elif outcome := self._take(value):
+            outcome = self._hear(value) if kind == "event" else self._look_at(*value)
+            if outcome:
                 yield outcome
 
     def leave(self) -> None:
@@ -153,9 +154,9 @@ class _Batch(Generic[Item, Result]):
 
     def _gone(self) -> JobError:
         return JobError(
-            f"the scheduler {self._scheduler} is gone, with {len(self._running)} slides begun and "
-            f"{len(self._waiting) + len(self._busy)} not; start it and its workers again, then give the same command: "
-            f"it goes on from here"
+            f"the scheduler {self._scheduler} is gone, with {len(self._running)} begun and "
+            f"{len(self._waiting) + len(self._busy)} waiting; start it and its workers again, then give the same "
+            f"command: it goes on from here"
         )
 
     def _submit(self) -> None:
@@ -181,48 +182,31 @@ class _Batch(Generic[Item, Result]):
                 resources=self._resources or None,
             )
             self._running[number] = (item, future)
-            future.add_done_callback(lambda _, number=number: self._heard.put(("done", number)))
+            future.add_done_callback(
+                lambda future, number=number: self._heard.put(("future", (number, future)))
+            )
 
-    def _hear(self, event: dict[str, Any]) -> None:
+    def _hear(self, event: dict[str, Any]) -> Outcome[Item, Result] | None:
         number = event["item"]
         if number not in self._running:
-            return
+            return None
         item, _ = self._running[number]
         if event["kind"] == "progress":
             self._listener.progressed(item, event["done"], event["total"])
-            return
-        attempt = self._attempts[number] = self._attempts.get(number, 0) + 1
-        if attempt > 1:
-            self._listener.lost(item, attempt - 1, f"lost ({self._workers[number]})")
-        self._workers[number] = event["worker"]
-        self._listener.started(item, attempt, event["worker"])
+        elif event["kind"] == "ended":
+            return self._take(number, *pickle.loads(event["outcome"]))
+        else:
+            attempt = self._attempts[number] = self._attempts.get(number, 0) + 1
+            if attempt > 1:
+                self._listener.lost(item, attempt - 1, f"lost ({self._workers[number]})")
+            self._workers[number] = event["worker"]
+            self._listener.started(item, attempt, event["worker"])
+        return None
 
-    def _take(self, number: int) -> Outcome[Item, Result] | None:
-        from distributed import KilledWorker
-
-        item, future = self._running[number]
+    def _take(self, number: int, kind: str, value: Any) -> Outcome[Item, Result] | None:
+        """What a worker says became of an item; its future is of no more use."""
+        item, _ = self._running.pop(number)
         attempt, worker = self._attempts.get(number, 1), self._workers.get(number, "")
-        try:
-            kind, value = future.result(timeout=CONNECT_S)
-        except KilledWorker:
-            self._given_up[number] = self._given_up.get(number, 0) + 1
-            if attempt < ATTEMPTS and self._given_up[number] < ATTEMPTS:
-                # Some of the deaths were not this item's: it was waiting behind another one that killed its worker.
-                self._waiting.append((number, item))
-                del self._running[number]
-                return None
-            kind = "failed"
-            value = WorkerLostError(
-                f"{item}: its worker was lost in each of {attempt} attempts, the last {worker}; its memory limit (dask "
-                f"worker --memory-limit) may be too low for this slide, the worker's own log tells"
-            )
-        except Exception as error:
-            if future.cancelled() or self._client.status != "running":
-                raise self._gone() from error
-            raise JobError(
-                f"the workers of {self._scheduler} could not begin with {item}: {_first_line(error)}"
-            ) from error
-        del self._running[number]
         if kind == "cannot open":
             raise value
         if kind == "busy":
@@ -233,6 +217,36 @@ class _Batch(Generic[Item, Result]):
         if kind == "done":
             return Outcome(item, value, None, attempt, worker)
         return Outcome(item, None, value, attempt, worker)
+
+    def _look_at(self, number: int, future: "Future") -> Outcome[Item, Result] | None:
+        """A future that is done: mostly its worker has said so before, else it went wrong."""
+        from distributed import KilledWorker
+
+        if (
+            number not in self._running
+            or self._running[number][1] is not future
+            or future.status == "finished"
+        ):
+            return None
+        if future.status != "error":  # cancelled or lost
+            raise self._gone()
+        item, error = self._running[number][0], future.exception(timeout=CONNECT_S)
+        if not isinstance(error, KilledWorker):
+            raise JobError(
+                f"the workers of {self._scheduler} could not begin with {item}: {_first_line(error)}"
+            )
+        attempt = self._attempts.get(number, 1)
+        self._given_up[number] = self._given_up.get(number, 0) + 1
+        if attempt < ATTEMPTS and self._given_up[number] < ATTEMPTS:
+            # Some of the deaths were not this item's: it was waiting behind another one that killed its worker.
+            del self._running[number]
+            self._waiting.append((number, item))
+            return None
+        lost = WorkerLostError(
+            f"{item}: its worker was lost in each of {attempt} attempts, the last {self._workers.get(number, '')}; its "
+            f"memory limit (dask worker --memory-limit) may be too low for this slide, the worker's own log tells"
+        )
+        return self._take(number, "failed", lost)
 
 
 def _places(client: "Client", resources: Resources) -> int:
@@ -267,23 +281,17 @@ def _stop(batch: str) -> None:
             work.close()
 
 
-def _work_on(batch: str, job: Job[Any, Any], item: Any, number: int, verbose: bool) -> tuple[str, Any]:
-    """What became of the item: one word, and a result, an error or a text."""
+def _work_on(batch: str, job: Job[Any, Any], item: Any, number: int, verbose: bool) -> None:
+    """Work on the item, and say on the batch's topic what became of it.
+
+    Not by the task's result: that lies in the worker until it is fetched, and if the worker is killed before, dask
+    has the item worked on again.
+    """
     from distributed import get_worker
 
     worker = get_worker()
     with _one_at_a_time:
         worker.log_event(batch, {"kind": "started", "item": number, "worker": str(worker.address)})
-        try:
-            if batch not in _open:
-                while _open:  # another batch's model need not stay in memory
-                    _open.popitem()[1].close()
-                _open[batch] = job.open(0)
-        except Exception as error:
-            kind = portable(error)
-            return "cannot open", kind if isinstance(kind, WsiError) else JobError(
-                f"a worker could not begin: {kind}"
-            )
         sent = float("-inf")
 
         def report(done: int, total: int) -> None:
@@ -295,16 +303,32 @@ def _work_on(batch: str, job: Job[Any, Any], item: Any, number: int, verbose: bo
                 sent = now
                 worker.log_event(batch, {"kind": "progress", "item": number, "done": done, "total": total})
 
-        try:
-            _open[batch].ahead([item])
-            return "done", _open[batch](item, report)
-        except Busy as busy:
-            return "busy", str(busy)
-        except _Stopped:
-            return "stopped", None
-        except Exception as error:
-            log.log(logging.ERROR if verbose else logging.DEBUG, "failed: %s", item, exc_info=error)
-            return "failed", portable(error)
+        outcome = _outcome_of(batch, job, item, report, verbose)
+        worker.log_event(batch, {"kind": "ended", "item": number, "outcome": pickle.dumps(outcome)})
+
+
+def _outcome_of(batch: str, job: Job[Any, Any], item: Any, report: Report, verbose: bool) -> tuple[str, Any]:
+    """One word, and a result, an error or a text."""
+    try:
+        if batch not in _open:
+            while _open:  # another batch's model need not stay in memory
+                _open.popitem()[1].close()
+            _open[batch] = job.open(0)
+    except Exception as error:
+        why = portable(error)
+        return "cannot open", why if isinstance(why, WsiError) else JobError(
+            f"a worker could not begin: {why}"
+        )
+    try:
+        _open[batch].ahead([item])
+        return "done", _open[batch](item, report)
+    except Busy as busy:
+        return "busy", str(busy)
+    except _Stopped:
+        return "stopped", None
+    except Exception as error:
+        log.log(logging.ERROR if verbose else logging.DEBUG, "failed: %s", item, exc_info=error)
+        return "failed", portable(error)
 
 
 def _first_line(error: BaseException) -> str:
