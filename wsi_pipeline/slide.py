@@ -7,6 +7,7 @@ that the caller wants. Every read states its plane.
 import hashlib
 import logging
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,6 +34,7 @@ LEVEL_TOLERANCE = 0.005
 LEAST_REDUCTION = 2.0
 # Thumbnails are read in pieces of this many pixels a side, so that memory stays flat.
 PIECE_PX = 1024
+PIECE_THREADS = 2
 
 
 @dataclass(frozen=True)
@@ -137,10 +139,15 @@ class Slide:
         size = self.size_on(plane)
         rgb = np.empty((size.height, size.width, 3), np.uint8)
         readable = np.empty((size.height, size.width), np.bool_)
-        for box in _pieces(size):
+
+        def read_piece(box: Box) -> None:
             part = self.read_readable(box, plane)
             rgb[box.y : box.bottom, box.x : box.right] = part.rgb
             readable[box.y : box.bottom, box.x : box.right] = part.readable
+
+        with ThreadPoolExecutor(PIECE_THREADS, thread_name_prefix="thumbnail") as pool:
+            for _ in pool.map(read_piece, _pieces(size)):
+                pass  # what a piece raises is raised here
         return Pixels(rgb, readable)
 
     def fingerprint(self) -> str:
