@@ -26,6 +26,8 @@ Rgb: TypeAlias = npt.NDArray[np.uint8]
 COLOURS = matplotlib.colormaps["viridis"]
 # Of uncertainty, which must not be taken for a probability: as even in lightness, pale where models agree.
 UNCERTAINTY_COLOURS = matplotlib.colormaps["magma_r"]
+# Of zlib: half the time of its usual 6, for a sixth more bytes.
+PNG_LEVEL = 3
 # The largest standard deviation that numbers between 0 and 1 can have.
 LARGEST_DEVIATION = 0.5
 
@@ -112,7 +114,7 @@ def write_png(path: Path, image: Image.Image) -> None:
     """Write the picture beside, then rename: a reader sees the old picture or the new one, never half of one."""
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        image.save(beside, format="PNG")
+        image.save(beside, format="PNG", compress_level=PNG_LEVEL)
         beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)
