@@ -3,6 +3,7 @@
 A batch never crosses a block, so that the same block gives the same bits whatever was done before it.
 """
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from copy import copy
@@ -12,18 +13,21 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from wsi_pipeline.errors import UsageError
+from wsi_pipeline.dense import DenseScorer, dense_scorer
+from wsi_pipeline.errors import ModelError, UsageError
 from wsi_pipeline.geometry import Box
 from wsi_pipeline.grid import Block, Grid
 from wsi_pipeline.options import Field, options
-from wsi_pipeline.patches import read_blocks
+from wsi_pipeline.patches import load_blocks, read_blocks
 from wsi_pipeline.slide import Pixels
-from wsi_pipeline.stain import stain_tables
+from wsi_pipeline.stain import Tables, stain_tables
 
 if TYPE_CHECKING:  # torch takes seconds to import: it waits until something is classified
     import torch
 
     from wsi_pipeline.model import Model
+
+log = logging.getLogger(__name__)
 
 # Activations of this many patches stay in a CPU's cache; a GPU wants to be filled.
 CPU_BATCH = 128
@@ -43,6 +47,10 @@ class ClassifyOptions:
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: bf16 where the model card allows it and the device computes it natively, else fp32."""
 
+    dense: Literal["auto", "off", "require"] = "auto"
+    """Overlapping patches by one run over the whole block. auto: where the network's own scores come out, else one by
+    one; require: an error where they do not."""
+
 
 class Classifier:
     """A model on a device: uint8 patches in, probabilities of IDC out."""
@@ -59,6 +67,16 @@ class Classifier:
     def models(self) -> "tuple[Model, ...]":
         """The one model."""
         return (self.model,)
+
+    @property
+    def members(self) -> "tuple[Classifier, ...]":
+        """Itself alone."""
+        return (self,)
+
+    @property
+    def tables(self) -> Tables | None:
+        """What brings the slide's stain to the training data's, uint8 [3, 256]; None: nothing does."""
+        return None if self._tables is None else self._tables.cpu().numpy().reshape(3, 256)
 
     def adapted(self, densities: NDArray[np.floating]) -> "Classifier":
         """This classifier for one slide, whose patches have these optical densities, float [n, 3].
@@ -115,6 +133,11 @@ class Ensemble:
         """The members, in the order given."""
         return tuple(member.model for member in self._members)
 
+    @property
+    def members(self) -> tuple[Classifier, ...]:
+        """A classifier of each model."""
+        return tuple(self._members)
+
     def adapted(self, densities: NDArray[np.floating]) -> "Ensemble":
         """This ensemble for one slide, each member as its own card says."""
         adapted = copy(self)
@@ -143,8 +166,7 @@ class Ensemble:
                 torch.stack([member.forward(batch) for member in self._members])  # [members, n of the batch]
                 for batch in _batches(patches, self._members[0].batch_size, self.device)
             ]
-        each = torch.cat(parts, dim=1).cpu().numpy().astype(np.float64)  # [members, n]
-        return each.mean(axis=0).astype(np.float32), each.std(axis=0).astype(np.float32)
+        return _mean_and_spread(torch.cat(parts, dim=1).cpu().numpy())
 
 
 def classifier_of(
@@ -201,6 +223,11 @@ def classify_blocks(
     Both are float32 [n], NaN where unreadable; the spread is the standard deviation between the members. `read`
     gives the pixels of a box of the grid's plane, and is called from several threads.
     """
+    if options.dense != "off" and grid.stride_px < grid.patch_px:
+        blocks = list(blocks)
+        if dense := _dense_scorer(blocks, grid, read, classifier, options):
+            yield from _classify_densely(blocks, read, dense, options)
+            return
     for block, cut in read_blocks(blocks, grid, read, options.reader_threads):
         patches = cut.rgb if cut.readable.all() else cut.rgb[cut.readable]
         scores, spread = classifier.scores_and_spread(patches)
@@ -209,6 +236,42 @@ def classify_blocks(
             _among_all(scores, cut.readable),
             None if spread is None else _among_all(spread, cut.readable),
         )
+
+
+def _dense_scorer(
+    blocks: Sequence[Block],
+    grid: Grid,
+    read: Callable[[Box], Pixels],
+    classifier: Classifier | Ensemble,
+    options: ClassifyOptions,
+) -> DenseScorer | None:
+    """The scorer over whole blocks, compared with the patches one by one; None where they are to be scored so."""
+    if not blocks:
+        return None
+    try:
+        dense = dense_scorer(classifier.members, grid)
+        dense.compare(read(blocks[0].read_box), blocks[0])
+    except ModelError as error:
+        if options.dense == "require":
+            raise
+        log.info("patch by patch: %s", error)
+        return None
+    log.info("over whole blocks: the first one's scores are those of its patches")
+    return dense
+
+
+def _classify_densely(
+    blocks: Sequence[Block], read: Callable[[Box], Pixels], dense: DenseScorer, options: ClassifyOptions
+) -> Iterator[tuple[Block, NDArray[np.float32], NDArray[np.float32] | None]]:
+    for block, pixels in load_blocks(blocks, lambda block: read(block.read_box), options.reader_threads):
+        each = dense.scores(pixels, block)
+        yield block, *((each[0], None) if len(each) == 1 else _mean_and_spread(np.stack(each)))
+
+
+def _mean_and_spread(each: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Over members [members, n]: mean and standard deviation, both float32 [n]."""
+    exact = each.astype(np.float64)
+    return exact.mean(axis=0).astype(np.float32), exact.std(axis=0).astype(np.float32)
 
 
 def _among_all(values: NDArray[np.float32], readable: NDArray[np.bool_]) -> NDArray[np.float32]:

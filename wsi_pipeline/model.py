@@ -184,10 +184,15 @@ def idc_probability(network: nn.Module, card: ModelCard, patches: torch.Tensor) 
 
     Patches lie on the network's device. Autocast is the caller's.
     """
-    logits = network(normalised(patches, card.mean, card.std)).float() / card.temperature  # [N, classes]
+    return calibrated(network(normalised(patches, card.mean, card.std)).float(), card)  # [N]
+
+
+def calibrated(logits: torch.Tensor, card: ModelCard) -> torch.Tensor:
+    """Calibrated probability of IDC in [0, 1], [N, ...], of logits [N, classes, ...]."""
+    logits = logits / card.temperature
     idc = card.classes.index("idc")
-    others = torch.cat([logits[:, :idc], logits[:, idc + 1 :]], dim=1).logsumexp(dim=1)  # [N]
-    return torch.sigmoid(logits[:, idc] - others + card.log_odds_shift)  # [N]
+    others = torch.cat([logits[:, :idc], logits[:, idc + 1 :]], dim=1).logsumexp(dim=1)
+    return torch.sigmoid(logits[:, idc] - others + card.log_odds_shift)
 
 
 def normalised(patches: torch.Tensor, mean: Rgb, std: Rgb) -> torch.Tensor:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +14,8 @@ from PIL import Image
 from wsi_pipeline.geometry import Box
 from wsi_pipeline.grid import Block, Grid, Plan
 from wsi_pipeline.slide import Pixels, Slide
+
+T = TypeVar("T")
 
 # Threads that decode ahead of the PNG writer.
 EXPORT_THREADS = 2
@@ -31,14 +34,20 @@ def read_blocks(
 ) -> Iterator[tuple[Block, CutPatches]]:
     """Each block with its patches, in the blocks' order.
 
-    `read` gives the pixels of a box of the grid's plane, and is called from `threads` threads; at most
-    `threads` + 1 blocks are in memory beside the one given out. Raises what `read` raises.
+    `read` gives the pixels of a box of the grid's plane; see `load_blocks`.
     """
+    return load_blocks(blocks, lambda block: cut_patches(read(block.read_box), block, grid), threads)
 
-    def load(block: Block) -> CutPatches:
-        return cut_patches(read(block.read_box), block, grid)
 
-    waiting: deque[tuple[Block, Future[CutPatches]]] = deque()
+def load_blocks(
+    blocks: Iterable[Block], load: Callable[[Block], T], threads: int
+) -> Iterator[tuple[Block, T]]:
+    """Each block with what `load` makes of it, in the blocks' order.
+
+    `load` is called from `threads` threads; at most `threads` + 1 blocks are in memory beside the one given out.
+    Raises what `load` raises.
+    """
+    waiting: deque[tuple[Block, Future[T]]] = deque()
     todo = iter(blocks)
     with ThreadPoolExecutor(threads, thread_name_prefix="reader") as pool:
         try:
@@ -67,6 +76,17 @@ def cut_patches(pixels: Pixels, block: Block, grid: Grid) -> CutPatches:
         if not all_readable:
             readable[i] = pixels.readable[y : y + size, x : x + size].all()
     return CutPatches(rgb, readable)
+
+
+def readable_patches(pixels: Pixels, block: Block, grid: Grid) -> NDArray[np.bool_]:
+    """bool [n]: which of the block's patches can be read wholly in the pixels of its read box."""
+    if pixels.readable.all():
+        return np.ones(len(block.patches), np.bool_)
+    # Of a table of sums, four corners give the unreadable pixels of a patch.
+    lost = np.pad(np.cumsum(np.cumsum(~pixels.readable, axis=0), axis=1), ((1, 0), (1, 0)))
+    x, y = (block.patches * grid.stride_px - (block.read_box.x, block.read_box.y)).T
+    right, bottom = x + grid.patch_px, y + grid.patch_px
+    return np.asarray(lost[bottom, right] - lost[y, right] - lost[bottom, x] + lost[y, x] == 0)
 
 
 def patch_positions(plan: Plan) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.float32]]:
