@@ -72,7 +72,7 @@ def make_case(name: str, path: Path, model: Model, most_patches: int | None) -> 
     return Case(
         name,
         path,
-        _limited(slide, survey_slide(slide, config, config.grid).plan, most_patches),
+        first_blocks(slide, survey_slide(slide, config, config.grid).plan, most_patches),
         config,
         model,
     )
@@ -129,7 +129,7 @@ def new_store(case: Case, work: Path) -> SlideStore:
     )
 
 
-def _limited(slide: Slide, plan: Plan, most: int | None) -> Plan:
+def first_blocks(slide: Slide, plan: Plan, most: int | None) -> Plan:
     """The plan with the patches of its first blocks alone, as many blocks as hold `most`, and none over the edge."""
     size, grid = slide.size_on(plan.grid.plane), plan.grid
     rows, columns = np.indices(plan.kept.shape)
