@@ -41,9 +41,9 @@ from wsi_pipeline.training.options import load_train_options
 CPU = torch.device("cpu")
 CONFIGS = Path(__file__).parents[1] / "configs/train"
 STRIDES = (10, 5)
-ROUNDS, SIDE_PX = 3, 360
+ROUNDS, SIDE_PX = 3, 310
 # Of the first blocks, so that patch by patch ends.
-MOST_PATCHES = 4000
+MOST_PATCHES = 3000
 
 
 def main() -> int:
