@@ -14,7 +14,7 @@ from wsi_pipeline.slide import open_slide
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 
-from bench_cases import Setting, end_to_end, make_case, model_at, settings_of
+from bench_cases import Case, Setting, end_to_end, make_case, model_at, settings_of
 from bench_loop import corners_of, plain_loop
 from bench_memory import measure_peak
 from bench_page import page, targets
@@ -34,6 +34,12 @@ def slide(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def case(slide: Path, tmp_path_factory: pytest.TempPathFactory) -> Case:
+    """All its patches at 4 um/px."""
+    return make_case("tiled", slide, model_at(4.0, tmp_path_factory.mktemp("models")), None)
+
+
 def test_a_generated_slide_opens_at_its_size_and_scale_and_its_levels_show_one_scene(slide: Path) -> None:
     opened = open_slide(slide)
     assert (opened.size0.width, opened.size0.height) == (WIDTH, HEIGHT)
@@ -47,8 +53,7 @@ def test_a_generated_slide_opens_at_its_size_and_scale_and_its_levels_show_one_s
     assert opened.read(Box(0, 0, 64, 64), opened.plane_at(0.25)).min() > 230
 
 
-def test_the_loop_and_our_stage_score_the_same_patches_alike(slide: Path, tmp_path: Path) -> None:
-    case = make_case("tiled", slide, model_at(4.0, tmp_path), None)
+def test_the_loop_and_our_stage_score_the_same_patches_alike(case: Case, tmp_path: Path) -> None:
     assert case.patches > 20
     (setting,) = settings_of(["fp32"], case, torch.device("cpu"))
     assert isinstance(setting, Setting)
@@ -58,18 +63,17 @@ def test_the_loop_and_our_stage_score_the_same_patches_alike(slide: Path, tmp_pa
     np.testing.assert_allclose(ours, loop, rtol=0, atol=1e-5)
 
 
-def test_a_setting_that_is_not_there_is_left_out_with_the_reason(slide: Path, tmp_path: Path) -> None:
-    case = make_case("tiled", slide, model_at(4.0, tmp_path), None)
+def test_a_setting_that_is_not_there_is_left_out_with_the_reason(case: Case) -> None:
     (reason,) = settings_of(["no_engine:fp64"], case, torch.device("cpu"))
     assert isinstance(reason, str)
     assert "fp64" in reason
 
 
 def test_a_plan_is_limited_to_its_first_blocks(slide: Path, tmp_path: Path) -> None:
-    model = model_at(0.25, tmp_path)
-    case = make_case("tiled", slide, model, 10)
-    assert len(list(case.plan.blocks())) == 1
-    assert case.patches >= 10
+    limited = make_case("tiled", slide, model_at(0.25, tmp_path), 10)
+    counts = [len(block.patches) for block in limited.plan.blocks()]
+    assert sum(counts) == limited.patches
+    assert sum(counts[:-1]) < 10 <= sum(counts)
 
 
 def test_memory_is_that_of_the_process_measured_not_of_this_one(slide: Path, tmp_path: Path) -> None:

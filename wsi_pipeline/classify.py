@@ -223,9 +223,10 @@ def classify_blocks(
     Both are float32 [n], NaN where unreadable; the spread is the standard deviation between the members. `read`
     gives the pixels of a box of the grid's plane, and is called from several threads.
     """
-    if options.dense != "off" and grid.stride_px < grid.patch_px:
-        blocks = list(blocks)
-        if dense := _dense_scorer(blocks, grid, read, classifier, options):
+    if options.dense != "off" and grid.stride_px < grid.patch_px and (blocks := list(blocks)):
+        first = read(blocks[0].read_box)
+        read = _read_already(read, blocks[0].read_box, first)
+        if dense := _dense_scorer(first, blocks[0], grid, classifier, options):
             yield from _classify_densely(blocks, read, dense, options)
             return
     for block, cut in read_blocks(blocks, grid, read, options.reader_threads):
@@ -238,19 +239,19 @@ def classify_blocks(
         )
 
 
+def _read_already(read: Callable[[Box], Pixels], box: Box, pixels: Pixels) -> Callable[[Box], Pixels]:
+    """`read`, which need not decode `box` when it is next asked for it."""
+    kept = {box: pixels}
+    return lambda wanted: kept.pop(wanted, None) or read(wanted)
+
+
 def _dense_scorer(
-    blocks: Sequence[Block],
-    grid: Grid,
-    read: Callable[[Box], Pixels],
-    classifier: Classifier | Ensemble,
-    options: ClassifyOptions,
+    pixels: Pixels, block: Block, grid: Grid, classifier: Classifier | Ensemble, options: ClassifyOptions
 ) -> DenseScorer | None:
-    """The scorer over whole blocks, compared with the patches one by one; None where they are to be scored so."""
-    if not blocks:
-        return None
+    """The scorer over whole blocks, compared with patch by patch on this one; None where it is not the same."""
     try:
         dense = dense_scorer(classifier.members, grid)
-        dense.compare(read(blocks[0].read_box), blocks[0])
+        dense.compare(pixels, block)
     except ModelError as error:
         if options.dense == "require":
             raise
