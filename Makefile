@@ -2,6 +2,8 @@
 # make test           set up, then formatter, linter, types and every test
 # make results        set up, then measure the shipped model and write docs/results.md (needs ../shared)
 #                     BUDGET=60: also train every network for as many minutes each, and compare them
+# make bench          set up, then measure speed and memory beside a plain loop and write docs/performance.md (needs
+#                     ../shared; ten minutes on two quiet cores). BENCH='--device cuda --cores 0': with a GPU
 # make model          set up, then train the default model anew, step by step, into runs/model (hours)
 # make format         mend the formatting
 PYTHON ?= python3
@@ -14,7 +16,7 @@ SLIDE ?= demo/sample.tiff
 TEST_ENV := OMP_NUM_THREADS=1
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: setup demo test lint types format results model clean
+.PHONY: setup demo test lint types format results bench model clean
 
 setup: $(VENV)/.installed
 
@@ -47,6 +49,9 @@ test: lint types
 results: setup
 	$(BIN)/python scripts/results.py $(DATA)
 	$(if $(BUDGET),$(BIN)/python scripts/compare.py $(DATA)/idc --minutes $(BUDGET))
+
+bench: setup
+	$(BIN)/python scripts/benchmark.py --slide $(DATA)/slides/breast_40x.svs $(BENCH)
 
 # Each step goes on where it was broken off, and ends at once when it is done.
 model: setup

@@ -1,4 +1,4 @@
-"""Parts of docs/results.md that scripts write each for itself, between a pair of comments that names them."""
+"""Parts of the pages in docs that scripts write each for itself, between a pair of comments that names them."""
 
 import re
 from pathlib import Path

@@ -4,6 +4,7 @@ Blocks wait for each other in bounded queues. A batch never crosses a block, so 
 bits whatever was done before it.
 """
 
+import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import copy
@@ -12,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from wsi_pipeline.dense import DenseScorer, dense_scorer
 from wsi_pipeline.engines.lanes import Pending
 from wsi_pipeline.engines.options import ClassifyOptions as ClassifyOptions
-from wsi_pipeline.errors import UsageError
+from wsi_pipeline.errors import ModelError, UsageError
 from wsi_pipeline.geometry import Box
 from wsi_pipeline.grid import Block, Grid
-from wsi_pipeline.patches import read_blocks
+from wsi_pipeline.patches import load_blocks, read_blocks
 from wsi_pipeline.slide import Pixels
 from wsi_pipeline.stain import Tables, stain_tables
 
@@ -26,6 +28,8 @@ if TYPE_CHECKING:  # torch takes seconds to import: it waits until something is 
 
     from wsi_pipeline.engines.choice import Chosen
     from wsi_pipeline.model import Model
+
+log = logging.getLogger(__name__)
 
 
 class PendingScores:
@@ -40,10 +44,7 @@ class PendingScores:
         Of several, the score is the mean, the spread the standard deviation (population), 0 to 0.5.
         """
         each = [member.result() for member in self._members]
-        if len(each) == 1:
-            return each[0], None
-        stacked = np.stack(each).astype(np.float64)  # [members, n]
-        return stacked.mean(axis=0).astype(np.float32), stacked.std(axis=0).astype(np.float32)
+        return (each[0], None) if len(each) == 1 else _mean_and_spread(np.stack(each))
 
     def cancel(self) -> None:
         """Leave what has not begun."""
@@ -225,6 +226,12 @@ def classify_blocks(
     gives the pixels of a box of the grid's plane, and is called from several threads. While the caller keeps a block,
     the next ones are computed: no more than fill the device twice, and one.
     """
+    if options.dense != "off" and grid.stride_px < grid.patch_px and (blocks := list(blocks)):
+        first = read(blocks[0].read_box)
+        if dense := _dense_scorer(first, blocks[0], grid, classifier, options):
+            read = _read_already(read, blocks[0].read_box, first)
+            yield from _classify_densely(blocks, read, dense, options)
+            return
     begun: deque[tuple[Block, NDArray[np.bool_], PendingScores]] = deque()
     try:
         for block, cut in read_blocks(blocks, grid, read, options.reader_threads):
@@ -244,6 +251,42 @@ def _scored(
 ) -> tuple[Block, NDArray[np.float32], NDArray[np.float32] | None]:
     scores, spread = pending.result()
     return block, _among_all(scores, readable), None if spread is None else _among_all(spread, readable)
+
+
+def _read_already(read: Callable[[Box], Pixels], box: Box, pixels: Pixels) -> Callable[[Box], Pixels]:
+    """`read`, which need not decode `box` when it is next asked for it."""
+    kept = {box: pixels}
+    return lambda wanted: kept.pop(wanted, None) or read(wanted)
+
+
+def _dense_scorer(
+    pixels: Pixels, block: Block, grid: Grid, classifier: Classifier | Ensemble, options: ClassifyOptions
+) -> DenseScorer | None:
+    """The scorer over whole blocks, compared with patch by patch on this one; None where it is not the same."""
+    try:
+        dense = dense_scorer(classifier.members, grid)
+        dense.compare(pixels, block)
+    except ModelError as error:
+        if options.dense == "require":
+            raise
+        log.info("patch by patch: %s", error)
+        return None
+    log.info("over whole blocks: the first one's scores are those of its patches")
+    return dense
+
+
+def _classify_densely(
+    blocks: Sequence[Block], read: Callable[[Box], Pixels], dense: DenseScorer, options: ClassifyOptions
+) -> Iterator[tuple[Block, NDArray[np.float32], NDArray[np.float32] | None]]:
+    for block, pixels in load_blocks(blocks, lambda block: read(block.read_box), options.reader_threads):
+        each = dense.scores(pixels, block)
+        yield block, *((each[0], None) if len(each) == 1 else _mean_and_spread(np.stack(each)))
+
+
+def _mean_and_spread(each: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Over members [members, n]: mean and standard deviation, both float32 [n]."""
+    exact = each.astype(np.float64)
+    return exact.mean(axis=0).astype(np.float32), exact.std(axis=0).astype(np.float32)
 
 
 def _among_all(values: NDArray[np.float32], readable: NDArray[np.bool_]) -> NDArray[np.float32]:

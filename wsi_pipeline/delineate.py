@@ -13,7 +13,6 @@ from typing import Annotated, Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 import scipy.ndimage
-import scipy.signal
 import shapely
 from shapely.geometry.polygon import orient
 
@@ -308,8 +307,11 @@ def _disc(radius_x: float, radius_y: float) -> npt.NDArray[np.float64]:
 
 def _mean_in_disc(values: npt.NDArray[Any], disc: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """Weighted mean around each cell; beyond the edge counts as 0."""
-    padded = np.pad(values, [(n // 2, n // 2) for n in disc.shape])
-    return np.asarray(scipy.signal.fftconvolve(padded, disc, mode="valid"))
+    # By Fourier transforms; scipy.signal has one for it, but takes as long to import as a slide's regions take.
+    size = [n + m - 1 for n, m in zip(values.shape, disc.shape, strict=True)]
+    mean = np.fft.irfft2(np.fft.rfft2(values, size) * np.fft.rfft2(disc, size), size)
+    top, left = disc.shape[0] // 2, disc.shape[1] // 2
+    return np.asarray(mean[top : top + values.shape[0], left : left + values.shape[1]])
 
 
 def _mean_at(heatmap: FloatMap, disc: npt.NDArray[np.float64], row: int, column: int) -> float:

@@ -1,6 +1,7 @@
 """Whether tissue is stained like what a model was trained on: optical densities against those of its card."""
 
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -8,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsi_pipeline.grid import Plan
-from wsi_pipeline.slide import Slide
+from wsi_pipeline.slide import Pixels, Slide
 from wsi_pipeline.stain import DENSITY, FULLY_COUNTED
 
 if TYPE_CHECKING:  # model.py takes torch along
@@ -16,6 +17,7 @@ if TYPE_CHECKING:  # model.py takes torch along
 
 # Patches of a slide that are looked at, evenly over it: their mean is off by an eighth of a patch's own spread.
 SAMPLED_PATCHES = FULLY_COUNTED
+SAMPLE_THREADS = 2
 # Limits that the shipped model's validation patients and whole mounts keep, and an IHC slide exceeds: docs/using.md has
 # the figures, scripts/measure_checks.py measures them.
 MAX_SPREADS = 2.5
@@ -88,11 +90,14 @@ def sample_patches(slide: Slide, plan: Plan) -> NDArray[np.uint8]:
     """Patches spread evenly over those planned, uint8 [N, S, S, 3], 64 at most, unreadable ones left out."""
     rows, columns = np.nonzero(plan.scored)
     count = min(SAMPLED_PATCHES, len(rows))
-    patches = []
-    for index in np.linspace(0, len(rows) - 1, count).astype(int):
-        box = plan.grid.patch_box(int(columns[index]), int(rows[index]))
-        pixels = slide.read_readable(box, plan.grid.plane)
-        if pixels.readable.all():
-            patches.append(pixels.rgb)
+    chosen = np.linspace(0, len(rows) - 1, count).astype(int)
+
+    def read(index: int) -> Pixels:
+        return slide.read_readable(
+            plan.grid.patch_box(int(columns[index]), int(rows[index])), plan.grid.plane
+        )
+
+    with ThreadPoolExecutor(SAMPLE_THREADS, thread_name_prefix="stain") as pool:
+        patches = [pixels.rgb for pixels in pool.map(read, chosen.tolist()) if pixels.readable.all()]
     side = plan.grid.patch_px
     return np.stack(patches) if patches else np.empty((0, side, side, 3), np.uint8)

@@ -245,7 +245,8 @@ def _block_strides(slide: Slide, grid: Grid, options: GridOptions) -> int:
     index = slide.level_for(grid.plane)
     level = slide.levels[index].plane
     stride_level_px = grid.stride_px * grid.plane.downsample_x / level.downsample_x
-    most = max(1, int(options.block_px / stride_level_px))
+    # Where patches overlap, no more of them than would lie side by side: cut out, they fill as much memory.
+    most = max(1, min(int(options.block_px / stride_level_px), options.block_px // grid.patch_px))
     tile = slide.tile_sizes[index].width
     for strides in range(most, most // 2, -1):
         tiles = strides * stride_level_px / tile

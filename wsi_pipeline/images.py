@@ -15,6 +15,9 @@ SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp"}
 # All that Pillow raises at files that are not what they say.
 _FAILURES = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
 
+# Of zlib: half the time of its usual 6, for a sixth more bytes.
+PNG_LEVEL = 3
+
 
 def read_image(path: Path) -> NDArray[np.uint8]:
     """The file's first picture, uint8 [height, width, 3], RGB; what is transparent is laid on white.
@@ -36,7 +39,7 @@ def read_image(path: Path) -> NDArray[np.uint8]:
 def png_bytes(image: Image.Image) -> bytes:
     """The picture as a PNG file."""
     file = io.BytesIO()
-    image.save(file, format="PNG")
+    image.save(file, format="PNG", compress_level=PNG_LEVEL)
     return file.getvalue()
 
 

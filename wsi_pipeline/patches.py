@@ -117,6 +117,17 @@ def _squares(image: NDArray[Any], corners: NDArray[np.integer], side: int) -> ND
     return squares
 
 
+def readable_patches(pixels: Pixels, block: Block, grid: Grid) -> NDArray[np.bool_]:
+    """bool [n]: which of the block's patches can be read wholly in the pixels of its read box."""
+    if pixels.readable.all():
+        return np.ones(len(block.patches), np.bool_)
+    # Of a table of sums, four corners give the unreadable pixels of a patch.
+    lost = np.pad(np.cumsum(np.cumsum(~pixels.readable, axis=0), axis=1), ((1, 0), (1, 0)))
+    x, y = (block.patches * grid.stride_px - (block.read_box.x, block.read_box.y)).T
+    right, bottom = x + grid.patch_px, y + grid.patch_px
+    return np.asarray(lost[bottom, right] - lost[y, right] - lost[bottom, x] + lost[y, x] == 0)
+
+
 def patch_positions(plan: Plan) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.float32]]:
     """Level-0 x0 and y0 (floored) of each kept patch, int32 [n], and its tissue share, float32 [n].
 

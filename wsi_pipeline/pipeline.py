@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -214,10 +215,13 @@ def infer_slide(
             slide, survey, models, shown.kind, threshold, counts, regions, uncertainty, warnings
         )
         render_heatmap(folder / "heatmap.png", heatmap)
-        render_overlay(folder / "overlay.png", rgb, thumbnail_plane, heatmap, plane, regions, shown.kind)
-        render_report(
-            folder / "report.png", rgb, thumbnail_plane, heatmap, plane, slide.mpp, regions, fields, facts
-        )
+        overlay, report = folder / "overlay.png", folder / "report.png"
+        with ThreadPoolExecutor(1) as beside:
+            drawn = beside.submit(
+                render_overlay, overlay, rgb, thumbnail_plane, heatmap, plane, regions, shown.kind
+            )
+            render_report(report, rgb, thumbnail_plane, heatmap, plane, slide.mpp, regions, fields, facts)
+            drawn.result()
     summary = summarise(slide, survey, recipe, counts, watch, warnings) | {
         "device": {
             "name": str(classifier.device),

@@ -87,8 +87,8 @@ def render_overlay(
     """
     sampled = sample(heatmap, heatmap_plane, thumbnail_plane, (thumbnail.shape[0], thumbnail.shape[1]))
     scored = np.isfinite(sampled)
-    opacity = np.where(scored, 0.12 + 0.35 * np.clip(np.nan_to_num(sampled), 0, 1), 0)[:, :, None]
-    blended = thumbnail * (1 - opacity) + colour(sampled)[:, :, :3] * opacity
+    opacity = np.where(scored, 0.12 + 0.35 * np.clip(np.nan_to_num(sampled), 0, 1), 0).astype(np.float32)
+    blended = thumbnail + (colour(sampled)[:, :, :3] - thumbnail.astype(np.float32)) * opacity[:, :, None]
     factor = _enlargement(thumbnail.shape)
     picture = _enlarge(np.round(blended).astype(np.uint8), factor).copy()
     picture[_rim(_enlarge(scored, factor), 1)] = _rgb(GREY)

@@ -111,7 +111,9 @@ def render_report(
     page.text(y=0.5, text=f"wsi_pipeline {facts.version}, {facts.date}", color="#444444", **right)
 
     slide = _draw_panel(page, layout.slide, ground, "Slide")
-    slide.imshow(thumbnail, extent=ground.extent_mm, aspect="auto", interpolation="antialiased")
+    slide.imshow(
+        _fitted(thumbnail, layout.slide), extent=ground.extent_mm, aspect="auto", interpolation="nearest"
+    )
     _draw_outlines(slide, regions, ground)
     _draw_fields(slide, fields, ground, layout.slide)
     chart = _draw_panel(page, layout.map, ground, "Map")
@@ -267,6 +269,12 @@ def _draw_panel(page: _Page, frame: _Frame, ground: _Ground, title: str) -> Axes
     page.paper.plot([x, x + length_in], [y, y], color=BLACK, linewidth=3, solid_capstyle="butt")
     page.text(x + length_in + 0.1, y + 0.05, f"{length_mm:g} mm")
     return axes
+
+
+def _fitted(picture: Rgb, frame: _Frame) -> Rgb:
+    """The picture at the page's own pixels, so that matplotlib need not resample it, which takes it longer."""
+    size = (max(1, round(frame.width * DPI)), max(1, round(frame.height * DPI)))
+    return np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BICUBIC))
 
 
 def _round_length(longest: float) -> float:

@@ -66,6 +66,7 @@ def survey_slide(slide: Slide, config: TileConfig | InferConfig, grid: GridOptio
         raise UnreadableSlideError(too_unreadable(slide, share, config.max_unreadable))
     seen, mask_plane = _reduced(thumbnail, plane, slide.plane_at(config.tissue.mpp), slide)
     mpp = (mask_plane.downsample_x * slide.mpp[0], mask_plane.downsample_y * slide.mpp[1])
+    thumbnail, plane = _no_larger(thumbnail, plane, slide)
     tissue = find_tissue(seen.rgb, mask_plane, mpp, config.tissue, seen.readable)
     quality = find_artefacts(seen.rgb, mask_plane, mpp, tissue.mask & seen.readable, config.quality)
     plan = plan_patches(slide, tissue.mask, quality.rejected, mask_plane, grid)
@@ -94,7 +95,7 @@ def _thumbnail_mpp(slide: Slide, tissue_mpp: float) -> float:
 
 
 def _reduced(pixels: Pixels, plane: Plane, wanted: Plane, slide: Slide) -> tuple[Pixels, Plane]:
-    """The thumbnail's pixels on the tissue plane, without reading again."""
+    """The pixels on a coarser plane, without reading again."""
     if plane == wanted:
         return pixels, plane
     size = slide.size_on(wanted)
@@ -103,6 +104,17 @@ def _reduced(pixels: Pixels, plane: Plane, wanted: Plane, slide: Slide) -> tuple
     lost = np.repeat(np.where(pixels.readable, 0, 255).astype(np.uint8)[..., None], 3, axis=2)
     readable = resample(lost, size.width, size.height, (0, 0), step)[..., 0] == 0
     return Pixels(rgb, readable), wanted
+
+
+def _no_larger(thumbnail: Pixels, plane: Plane, slide: Slide) -> tuple[Pixels, Plane]:
+    """The thumbnail reduced to THUMBNAIL_PX along its longer side, where the tissue plane of a large slide has more."""
+    longest_um = max(slide.bounds.width * slide.mpp[0], slide.bounds.height * slide.mpp[1])
+    wanted = slide.plane_at(longest_um / THUMBNAIL_PX)
+    return (
+        _reduced(thumbnail, plane, wanted, slide)
+        if wanted.downsample_x > plane.downsample_x
+        else (thumbnail, plane)
+    )
 
 
 def too_unreadable(slide: Slide, share: float, allowed: float) -> str:

@@ -22,3 +22,7 @@ class ClassifyOptions:
     """auto: bf16 where the model card allows it, the device computes it natively and it moves the slide's sample by no
     more than 1e-2; else fp32. bf16: wherever it is not plainly wrong. int8: fastest on a CPU, moves single patches by
     some 0.03 (docs/performance.md), and is calibrated on each slide's own sample; never taken unless asked for."""
+
+    dense: Literal["auto", "off", "require"] = "auto"
+    """Overlapping patches by one run over the whole block. auto: where the network's own scores come out, else one by
+    one; require: an error where they do not."""

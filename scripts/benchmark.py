@@ -1,0 +1,218 @@
+"""How fast infer-slide is, and how much memory it takes, beside a plain loop; writes docs/performance.md.
+
+    python scripts/benchmark.py --slide ../shared/data/slides/breast_40x.svs             # on two cores, ten minutes
+    python scripts/benchmark.py --slide ... --patches 2000 --loop-patches 500 --repeats 1 --no-docs     # a try
+    python scripts/benchmark.py --slide ... --device cuda --cores 0                      # with the GPU, on all cores
+
+All is measured in one run, in turns, so that what else the machine does slows every row alike. Figures also go to
+runs/bench/bench.json; generated slides stay in runs/bench.
+"""
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+SETTINGS = ("fp32", "bf16", "openvino:fp32", "openvino:bf16", "openvino:int8")
+SIDES = (10_000, 100_000)
+WHOLE = (117_000, 55_000)
+
+
+def main() -> int:
+    """Measure and write; gives the exit code."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--slide", type=Path, required=True, help="a real 40x slide, also the others' texture"
+    )
+    parser.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1")
+    parser.add_argument("--cores", type=int, default=2, help="CPU cores to use, 0 for all (default: 2)")
+    parser.add_argument("--settings", nargs="*", default=SETTINGS, help="precision, or engine:precision")
+    parser.add_argument(
+        "--patches", type=int, default=13_000, help="of a slide at 40x (default: its first 13,000)"
+    )
+    parser.add_argument("--loop-patches", type=int, default=3000, help="that the loop is timed on")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--work", type=Path, default=Path("runs/bench"))
+    parser.add_argument("--out", type=Path, default=Path("docs/performance.md"))
+    parser.add_argument("--no-docs", action="store_true", help="leave docs/performance.md as it is")
+    args = parser.parse_args()
+    if args.cores:
+        # Before torch counts them; processes that are started inherit it.
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.cores])
+    found = measure(args)
+    args.work.mkdir(parents=True, exist_ok=True)
+    (args.work / "bench.json").write_text(json.dumps(found, indent=2) + "\n")
+
+    from bench_page import page
+    from doc_sections import put_section
+
+    print(page(found))
+    if not args.no_docs:
+        put_section(args.out, "benchmark", page(found))
+    return 0
+
+
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    """Everything, as it goes into bench.json."""
+    import torch
+    from bench_cases import make_case, model_at
+    from bench_gpu import jpeg_speeds
+    from tiled_slide import densest_square
+
+    from wsi_pipeline.classify import choose_device
+
+    device = choose_device(args.device)
+    square = densest_square(args.slide)
+    slides = {side: generated(args.work, side, side, square) for side in SIDES}
+    whole = generated(args.work, *WHOLE, square)
+    fine, coarse = model_at(0.25, args.work), model_at(4.0, args.work)
+    cases = [
+        make_case(f"{args.slide.name} at 40x (0.25 um/px)", args.slide, fine, args.patches),
+        make_case(f"{args.slide.name} at 4 um/px", args.slide, coarse, None),
+        make_case("generated slide of 100,000 x 100,000 px at 40x", slides[SIDES[-1]], fine, args.patches),
+    ]
+    found: dict[str, Any] = {
+        "device": str(device),
+        "repeats": args.repeats,
+        "machine": machine_facts(torch.__version__),
+        "cases": [measure_case(case, args, device) for case in cases],
+        "memory": measure_memory(slides, args),
+        "shell": measure_shell(whole, args),
+    }
+    if device.type == "cuda":
+        found["jpeg"] = jpeg_speeds(square, device)
+    return found
+
+
+def measure_case(case: Any, args: argparse.Namespace, device: Any) -> dict[str, Any]:
+    """Patches a second of the loop, of decode alone, and of each setting, and how its map differs from the loop's."""
+    import numpy as np
+    from bench_cases import Setting, decode, end_to_end, settings_of
+    from bench_gpu import busy_share
+    from bench_loop import corners_of, plain_loop
+
+    settings = []
+    for setting in settings_of(args.settings, case, device):
+        if isinstance(setting, Setting):
+            settings.append(setting)
+        else:
+            print(f"left out: {setting}", flush=True)
+    places, corners, level = corners_of(case, args.loop_patches)
+    in_memory = np.concatenate(decode(case))
+    seconds: dict[str, list[float]] = {}
+    maps: dict[str, Any] = {}
+    busy: dict[str, list[float]] = {setting.name: [] for setting in settings}
+
+    def timed(name: str, work: Callable[[], Any]) -> Any:
+        start = time.perf_counter()
+        result = work()
+        seconds.setdefault(name, []).append(time.perf_counter() - start)
+        return result
+
+    for repeat in range(args.repeats):
+        print(f"{case.name}: {case.patches:,} patches, repeat {repeat + 1} of {args.repeats}", flush=True)
+        loop = timed("loop", lambda: plain_loop(case, corners, level, device))
+        timed("decode", lambda: decode(case))
+        for setting in settings:
+            timed(f"network {setting.name}", lambda s=setting: s.classifier.scores_and_spread(in_memory))
+            with busy_share(device) as samples:
+                maps[setting.name] = timed(
+                    f"end to end {setting.name}", lambda s=setting: end_to_end(case, s, args.work)
+                )
+            busy[setting.name] += samples
+
+    def rate(name: str, patches: int) -> float:
+        return patches / statistics.median(seconds[name])
+
+    threshold = case.model.card.threshold
+    rows = {}
+    for setting in settings:
+        ours = maps[setting.name][places[:, 1], places[:, 0]]
+        rows[setting.name] = {
+            "end_to_end": rate(f"end to end {setting.name}", case.patches),
+            "network": rate(f"network {setting.name}", case.patches),
+            "largest_difference": float(np.abs(ours - loop).max()),
+            "across": float(((ours >= threshold) != (loop >= threshold)).mean()),
+            "gpu_busy": statistics.mean(busy[setting.name]) if busy[setting.name] else None,
+        }
+    return {
+        "name": case.name,
+        "patches": case.patches,
+        "loop_patches": len(places),
+        "loop": rate("loop", len(places)),
+        "decode": rate("decode", case.patches),
+        "settings": rows,
+        "seconds": seconds,
+    }
+
+
+def measure_memory(slides: dict[int, Path], args: argparse.Namespace) -> dict[str, Any]:
+    """Peaks by scale and side of the slide; at 40x of the first patches only."""
+    from bench_memory import measure_peak
+
+    found: dict[str, Any] = {}
+    for scale, mpp, patches in (
+        ("4 um/px, all patches", 4.0, None),
+        ("40x, the first patches", 0.25, args.patches),
+    ):
+        for side, slide in slides.items():
+            peak = measure_peak(slide, mpp, patches, args.device, args.work)
+            print(f"memory, {scale}, {side:,}: {peak}", flush=True)
+            row = {"model_mb": peak.model_mb, "peak_mb": peak.peak_mb, "beyond_mb": peak.beyond_mb}
+            found.setdefault(scale, {})[f"{side:,}"] = row
+    return found
+
+
+def measure_shell(slide: Path, args: argparse.Namespace) -> dict[str, Any]:
+    """Seconds of the command infer-slide on a whole slide, from the shell, as a user starts it."""
+    out, seconds = args.work / "maps", []
+    command = [sys.executable, "-m", "wsi_pipeline.cli.infer_slide", str(slide), "--out", str(out)]
+    for _ in range(args.repeats):
+        shutil.rmtree(out, ignore_errors=True)
+        start = time.perf_counter()
+        subprocess.run([*command, "--device", args.device], check=True, stdout=subprocess.DEVNULL)
+        seconds.append(time.perf_counter() - start)
+    summary = json.loads((out / slide.stem / "summary.json").read_text())
+    return {
+        "slide": slide.name,
+        "seconds": statistics.median(seconds),
+        "patches": summary["counts"]["patches"],
+        "stages": summary["seconds"],
+    }
+
+
+def generated(work: Path, width: int, height: int, square: Any) -> Path:
+    """The generated slide of that size, made by an earlier run or now."""
+    from tiled_slide import write_tiled_slide
+
+    path = work / f"generated_{width}_{height}.tiff"
+    if not path.exists():
+        write_tiled_slide(path, width, height, square)
+    return path
+
+
+def machine_facts(torch_version: str) -> dict[str, Any]:
+    """What the figures belong to."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+    return {
+        "processor": names[0] if names and names[0] else platform.machine(),
+        "cores": len(os.sched_getaffinity(0)),
+        "torch": torch_version,
+        "commit": commit.stdout.strip() or "unknown",
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())
