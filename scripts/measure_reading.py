@@ -3,7 +3,7 @@
     python scripts/measure_reading.py ../shared/data/slides/breast_40x.svs --doc docs/performance.md
 
 Each way reads the same patches of the slide's tissue, taking turns; medians of several turns are told. With --large,
-slides from small to large, made of the same slide's tiles (large_slide.py), are opened, looked at and read as
+slides from small to large, that repeat a part of the same slide (tiled_slide.py), are opened, looked at and read as
 infer-slide does instead, each by a process of its own, for its seconds and its memory.
 """
 
@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import openslide
 from doc_sections import put_section
-from large_slide import write_large
+from tiled_slide import MPP, densest_square, write_tiled_slide
 
 from wsi_pipeline.config import TileConfig
 from wsi_pipeline.grid import Block, GridOptions, Plan
@@ -34,8 +34,6 @@ from wsi_pipeline.survey import survey_slide
 SINGLE_PATCHES = 1000
 PATCH_PX = 50
 THREADS = (1, 2)
-# Of a real scanner: 4 um/px is then no level of the pyramid, and is reduced from a finer one.
-LARGE_MPP = 0.2528
 LARGE = ((10_000, 10_000), (117_000, 55_000), (100_000, 100_000))
 
 
@@ -111,16 +109,17 @@ def read_large(source: Path) -> str:
     """A table of slides of several sizes, each read at its own scale and at 4 um/px."""
     rows = []
     with tempfile.TemporaryDirectory() as folder:
+        square = densest_square(source)
         for width, height in LARGE:
-            path = Path(folder) / f"{width}x{height}.svs"
-            write_large(source, path, width, height, LARGE_MPP)
-            for mpp in (4.0, LARGE_MPP):
+            path = Path(folder) / f"{width}x{height}.tiff"
+            write_tiled_slide(path, width, height, square)
+            for mpp in (4.0, MPP):
                 command = [sys.executable, __file__, str(path), "--patch-mpp", str(mpp)]
                 row = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
                 rows.append(f"| {width:,} x {height:,} | {mpp:g} {row}")
     return "\n".join(
         [
-            f"Slides made of its tiles, {LARGE_MPP} um/px, opened, looked at (thumbnail, tissue, artefacts, plan) and "
+            f"Slides made of its tiles, {MPP} um/px, opened, looked at (thumbnail, tissue, artefacts, plan) and "
             f"read on {max(THREADS)} threads:",
             "",
             "| slide, px | um/px read | patches | open and look, s | read, s | both, processor s | peak, MB |",
