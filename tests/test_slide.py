@@ -119,6 +119,20 @@ def test_each_storage_tile_is_decoded_once_when_blocks_share_tiles(make_slide: M
     assert (decoded == 1).all()
 
 
+def test_pixels_between_those_stored_do_not_depend_on_the_box_they_are_read_with(
+    make_slide: MakeSlide,
+) -> None:
+    path = make_slide(
+        "a.tiff", noise(1021, 2043), factors=(1, 4), tile=64
+    )  # no whole quarters: a downsample of 3.998
+    levels = TiledLevels(OpenSlideReader(path))
+    size = OpenSlideReader(path).level_sizes[1]
+    whole = levels.read(1, Box(0, 0, size.width, size.height))[0]
+    for box in (Box(100, 70, 90, 110), Box(64, 64, 64, 64), Box(301, 0, 200, size.height)):
+        part = TiledLevels(OpenSlideReader(path)).read(1, box)[0]
+        assert np.array_equal(part, whole[box.y : box.bottom, box.x : box.right])
+
+
 def test_threads_that_share_tiles_read_the_same_pixels_and_decode_none_twice(make_slide: MakeSlide) -> None:
     image = noise(1024, 1024)
     reads: list[Box] = []

@@ -61,14 +61,15 @@ class TiffReader:
         return self._openslide.read(level, box)
 
     def tile_decoder(self, level: int) -> TileDecoder | None:
-        """What decodes one storage tile of the level, once it has proved itself; None: read by box.
+        """What decodes one storage tile of the level, once it has proved itself, else as OpenSlide's.
 
         The first call for a level reads a handful of tiles twice.
         """
         with self._lock:
-            if level not in self._decoders:
-                self._decoders[level] = None if self._stepped_aside else self._proved(level)
-            return None if self._stepped_aside else self._decoders[level]
+            if level not in self._decoders and not self._stepped_aside:
+                self._decoders[level] = self._proved(level)
+            proved = None if self._stepped_aside else self._decoders[level]
+            return proved or self._openslide.tile_decoder(level)
 
     def _proved(self, level: int) -> TileDecoder | None:
         if self._pages is None:
