@@ -53,8 +53,12 @@ def s3_server(folder: Path) -> Iterator[dict[str, str]]:
         _make_bucket(process, environment, folder / "log")
         yield environment
     finally:
-        process.kill()
-        process.wait()
+        process.terminate()  # it takes its sockets away, which a kill leaves
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
 
 
 def _make_bucket(process: "subprocess.Popen[bytes]", environment: dict[str, str], log: Path) -> None:

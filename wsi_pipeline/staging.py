@@ -7,11 +7,12 @@ of when the process ends, however it ends: what a killed process left is removed
 import fcntl
 import logging
 import os
+import queue
 import shutil
 import tempfile
 import threading
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,7 +62,10 @@ class Stager:
         self._copies: dict[Path, _Copy] = {}
         self._changed = threading.Condition()
         self._closed = False
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="stager")
+        self._todo: queue.SimpleQueue[_Copy | None] = queue.SimpleQueue()
+        # A process that ends without closing does not wait for copies.
+        self._thread = threading.Thread(target=self._work, name="stager", daemon=True)
+        self._thread.start()
 
     def __enter__(self) -> "Stager":
         return self
@@ -74,19 +78,24 @@ class Stager:
         with self._changed:
             self._closed = True
             self._changed.notify_all()
-        self._thread.shutdown(wait=True, cancel_futures=True)
+            self._todo.put(None)
+        self._thread.join()
         shutil.rmtree(self._folder, ignore_errors=True)
         with suppress(FileNotFoundError):
             os.unlink(self._lock.name)  # noqa: PTH108
         self._lock.close()
 
-    def begin(self, path: Path) -> None:
-        """Copy this slide too, once there is room; returns at once."""
+    def begin(self, path: Path) -> "Future[Path | None]":
+        """Copy this slide too, once there is room; returns at once what will be its copy's first file, or None."""
         with self._changed:
-            if path not in self._copies and not self._closed:
+            if path not in self._copies:
                 copy = _Copy(path, Future(), self._folder / f"{os.urandom(6).hex()}")
+                if self._closed:
+                    copy.future.set_result(None)
+                    return copy.future
                 self._copies[path] = copy
-                self._thread.submit(self._bring, copy)
+                self._todo.put(copy)
+            return self._copies[path].future
 
     @contextmanager
     def copy_of(self, path: Path) -> Iterator[Path | None]:
@@ -112,17 +121,26 @@ class Stager:
             if copy := self._copies.pop(path, None):
                 self._drop(copy)
 
+    def _work(self) -> None:
+        while (copy := self._todo.get()) is not None:
+            self._bring(copy)
+
     def _bring(self, copy: _Copy) -> None:
         """On the thread: copy the slide, if it may be."""
+        if self._closed:
+            self._give_up(copy)
+            return
+        first = None
         try:
-            copy.future.set_result(self._copied(copy))
+            first = self._copied(copy)
         except (OSError, SlideError) as error:
             # A full disk, or a slide that cannot be read: whoever opens it in place says why, if it matters.
             log.warning("%s: not staged, read in place: %s", copy.path, error)
-            self._give_up(copy)
-        except BaseException as error:
-            copy.future.set_exception(error)
-            raise
+        finally:
+            if first is None:
+                self._give_up(copy)
+            else:
+                copy.future.set_result(first)
 
     def _copied(self, copy: _Copy) -> Path | None:
         first = slide_file(copy.path)
@@ -130,7 +148,6 @@ class Stager:
         before = [os.stat(file) for file in files]  # noqa: PTH116
         size = sum(state.st_size for state in before)
         if not self._make_room(copy, size):
-            self._give_up(copy)
             return None
         for file in files:
             self._copy_file(file, copy.folder / file.relative_to(first.parent))
@@ -180,8 +197,7 @@ class Stager:
             if not copy.wanted:  # asked for later, it is tried again
                 self._copies.pop(copy.path, None)
             self._drop(copy)
-        if not copy.future.done():
-            copy.future.set_result(None)
+        copy.future.set_result(None)
 
     def _drop(self, copy: _Copy) -> None:
         shutil.rmtree(copy.folder, ignore_errors=True)
