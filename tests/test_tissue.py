@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import openslide
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -80,6 +80,7 @@ class TestFindTissue:
 
     @laws
     @given(glass=glasses, stain=st.sampled_from([*STAINS]), od=st.floats(0.15, 1.5), noise=st.floats(0, 3))
+    @example(glass=(255, 255, 255), stain="DAB", od=0.15, noise=0)
     def test_stained_pieces_are_found_on_any_glass(self, glass, stain, od, noise):
         rgb, where = scene(glass=glass, stain=stain, od=od, noise=noise)
         found = find(rgb)

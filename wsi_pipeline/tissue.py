@@ -134,6 +134,7 @@ def find_glass(rgb: Rgb | Floats, seen: Mask) -> Glass:
         return Glass(USUAL_GLASS, 0.0)
     brightest, darkest = sample.max(axis=1), sample.min(axis=1)
     not_pink = sample[:, 1] >= (sample[:, 0] + sample[:, 2]) / 2 - 6
+    not_pink &= sample[:, 1] >= sample[:, 0] - 9  # nor the brown of pale DAB
     like_glass = (brightest >= 190) & (brightest - darkest <= 28) & not_pink
     for candidates in (like_glass & (darkest < 253.5), like_glass):
         if candidates.sum() >= MIN_GLASS_SHARE * len(sample):
