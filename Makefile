@@ -59,7 +59,10 @@ model: setup
 	$(BIN)/train-model --config configs/train/idc_default.yaml --data $(DATA)/idc --out runs/model/first
 	$(BIN)/train-model --config configs/default_model/wide.yaml --data $(DATA)/idc --out runs/model/wide
 	$(BIN)/train-model --config configs/default_model/taught.yaml --data $(DATA)/idc --out runs/model/taught
-	$(BIN)/train-context --config configs/default_model/context.yaml --model runs/model/taught/idc_default.safetensors \
+	$(BIN)/train-model --config configs/default_model/turned.yaml --data $(DATA)/idc --out runs/model/turned
+	$(BIN)/train-model --config configs/default_model/again.yaml --data $(DATA)/idc --out runs/model/again
+	$(BIN)/train-model --config configs/default_model/last.yaml --data $(DATA)/idc --out runs/model/last
+	$(BIN)/train-context --config configs/default_model/context.yaml --model runs/model/last/idc_default.safetensors \
 		--slides runs/results/slides --manifest $(DATA)/idc/manifest.csv --out runs/model/idc_default
 
 format: setup
