@@ -175,15 +175,5 @@ class InferJob:
         models = load_models(list(self.models))
         card = models[0].card
         config = replace(self.config, grid=grid_for_model(self.config.grid, card.patch_px, card.mpp))
-        classifier = classifier_of(models, choose_device(device_of(self.device, worker)), config.classify)
+        classifier = classifier_of(models, choose_device(self.device, worker), config.classify)
         return config, classifier
-
-
-def device_of(name: str, worker: int) -> str:
-    """The device of one of several workers of a machine: its GPUs by turns, unless `name` says which."""
-    import torch
-
-    gpus = torch.cuda.device_count()
-    if name in ("auto", "cuda") and gpus > 1:
-        return f"cuda:{worker % gpus}"
-    return name

@@ -190,15 +190,20 @@ def classifier_of(
     return Classifier(models[0], device, options) if len(models) == 1 else Ensemble(models, device, options)
 
 
-def choose_device(name: str) -> "torch.device":
+def choose_device(name: str, worker: int = 0) -> "torch.device":
     """The device that 'auto', 'cpu', 'cuda' or 'cuda:1' names; auto takes a GPU where there is one.
+
+    Of a machine with several GPUs, its workers, counted from 0, get them by turns, unless `name` says which.
 
     Raises UsageError when it names a GPU that is not there.
     """
     import torch
 
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name in ("auto", "cuda") and gpus > 1:
+        return torch.device(f"cuda:{worker % gpus}")
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return torch.device("cuda" if gpus else "cpu")
     try:
         device = torch.device(name)
     except RuntimeError:
