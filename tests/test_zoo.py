@@ -12,7 +12,7 @@ from wsi_pipeline.models.cost import network_cost
 from wsi_pipeline.models.inputs import PreparedInput
 from wsi_pipeline.models.torchvision_guard import torchvision
 from wsi_pipeline.train import load_train_options
-from wsi_pipeline.training.pretrained import load_pretrained
+from wsi_pipeline.training.pretrained import load_average, load_pretrained
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "train"
 
@@ -136,6 +136,17 @@ def test_weights_of_ours_are_taken_with_their_last_layer_also_behind_other_steps
     network = build_network("residual_cnn", widths=[4, 8], blocks=[1, 1])
     assert load_pretrained(network, "residual_cnn", tmp_path / "ours.safetensors") is True
     assert torch.equal(network.head.weight, theirs.network.head.weight)
+
+
+def test_of_several_files_the_mean_of_the_weights_is_taken(tmp_path):
+    networks = [build_network("residual_cnn", widths=[4], blocks=[1]) for _ in range(2)]
+    for i, network in enumerate(networks):
+        save_file(network.state_dict(), tmp_path / f"{i}.safetensors")
+    mean = build_network("residual_cnn", widths=[4], blocks=[1])
+    assert load_average(mean, "residual_cnn", [tmp_path / f"{i}.safetensors" for i in range(2)])
+    for name, tensor in mean.state_dict().items():
+        first, second = (network.state_dict()[name] for network in networks)
+        torch.testing.assert_close(tensor, (first + second) / 2 if tensor.is_floating_point() else first)
 
 
 def test_densenets_of_older_files_are_understood(tmp_path):

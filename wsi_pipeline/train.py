@@ -44,7 +44,7 @@ from wsi_pipeline.training.optimise import (
 )
 from wsi_pipeline.training.options import TrainOptions as TrainOptions
 from wsi_pipeline.training.options import load_train_options as load_train_options
-from wsi_pipeline.training.pretrained import load_pretrained
+from wsi_pipeline.training.pretrained import load_average, pretrained_files
 from wsi_pipeline.training.ranks import Ranks
 from wsi_pipeline.training.teachers import load_teachers, teachers_answer
 
@@ -260,9 +260,10 @@ def _set_up(
     train_side, val_side = (_restained(side, stain, options) for side in (train_side, val_side))
     torch.manual_seed(options.seed)
     network = build_network(options.architecture, classes=len(CLASSES), **options.architecture_options)
-    if options.pretrained:
-        with_head = load_pretrained(network, options.architecture, Path(options.pretrained))
-        logger.info("starting from %s%s", options.pretrained, "" if with_head else ", with a new last layer")
+    if files := pretrained_files(options.pretrained):
+        with_head = load_average(network, options.architecture, files)
+        names = " and ".join(map(str, files))
+        logger.info("starting from %s%s", names, "" if with_head else ", with a new last layer")
     cost = network_cost(network, options.patch_px)
     network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     logger.info(

@@ -20,6 +20,7 @@ from wsi_pipeline.models.inputs import IMAGENET_MEAN, IMAGENET_STD
 from wsi_pipeline.options import options_to_dict
 from wsi_pipeline.stain import DENSITY
 from wsi_pipeline.training.options import TrainOptions
+from wsi_pipeline.training.pretrained import pretrained_files
 from wsi_pipeline.training.teachers import describe_teachers
 
 CLASSES = ("not_idc", "idc")
@@ -33,7 +34,7 @@ def blank_card(
 ) -> ModelCard:
     """The card as far as it is known before the first epoch; `stain` is that of the patches as scanned."""
     mean, std = _normalisation(options, train)
-    config = options_to_dict(options)
+    config, files = options_to_dict(options), pretrained_files(options.pretrained)
     for text in ("data", "licence", "intended_use", "limits"):  # these have their own place on the card
         del config[text]
     return ModelCard(
@@ -60,7 +61,7 @@ def blank_card(
             "config": config,
         }
         | ({"teachers": describe_teachers(options)} if options.teachers else {})
-        | ({"pretrained": _described(Path(options.pretrained))} if options.pretrained else {}),
+        | ({"pretrained": [_described(file) for file in files]} if files else {}),
         licence=options.licence,
         intended_use=options.intended_use,
         limits=options.limits,

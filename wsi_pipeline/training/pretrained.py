@@ -1,7 +1,7 @@
 """Weights to start from, out of a file that the user has: torchvision's or our own. Nothing is fetched."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from pickle import UnpicklingError
 
@@ -14,6 +14,29 @@ from wsi_pipeline.models.zoo import core_of, head_of
 
 # DenseNets of torchvision's older files say norm.1 where its networks have norm1.
 _OLD_DENSENET = re.compile(r"(.*denselayer\d+\.(?:norm|relu|conv))\.((?:[12])\..*)")
+
+
+def pretrained_files(pretrained: str | Sequence[str] | None) -> list[Path]:
+    """The files that the option names."""
+    return [Path(name) for name in ([pretrained] if isinstance(pretrained, str) else pretrained or ())]
+
+
+def load_average(network: nn.Module, architecture: str, paths: Sequence[Path]) -> bool:
+    """Put the mean of the files' weights into the network; whether all their last layers came along.
+
+    Trainings that went on from one start often lie in one valley, whose middle generalises better than its sides
+    (model soups; Wortsman et al., ICML 2022). Raises ModelError as `load_pretrained`.
+    """
+    with_heads, states = [], []
+    for path in paths:
+        with_heads.append(load_pretrained(network, architecture, path))
+        states.append({name: tensor.clone() for name, tensor in network.state_dict().items()})
+    means = {
+        name: torch.stack([state[name] for state in states]).mean(0) if first.is_floating_point() else first
+        for name, first in states[0].items()
+    }
+    network.load_state_dict(means)
+    return all(with_heads)
 
 
 def load_pretrained(network: nn.Module, architecture: str, path: Path) -> bool:
