@@ -21,7 +21,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-SETTINGS = ("fp32", "bf16", "openvino:fp32", "openvino:bf16", "openvino:int8")
+SETTINGS = ("torch:fp32", "torch:bf16", "openvino:fp32", "openvino:bf16", "openvino:int8")
+# The network alone is timed on so many patches: its rate does not depend on how many more there are.
+NETWORK_PATCHES = 10_000
 SIDES = (10_000, 100_000)
 WHOLE = (117_000, 55_000)
 
@@ -38,7 +40,7 @@ def main() -> int:
     parser.add_argument("--cores", type=int, default=2, help="CPU cores to use, 0 for all (default: 2)")
     parser.add_argument("--settings", nargs="*", default=SETTINGS, help="precision, or engine:precision")
     parser.add_argument(
-        "--patches", type=int, default=13_000, help="of a slide at 40x (default: its first 13,000)"
+        "--patches", type=int, default=36_000, help="of a slide at 40x (default: its first 36,000)"
     )
     parser.add_argument("--loop-patches", type=int, default=3000, help="that the loop is timed on")
     parser.add_argument("--repeats", type=int, default=3)
@@ -108,7 +110,7 @@ def measure_case(case: Any, args: argparse.Namespace, device: Any) -> dict[str, 
         else:
             print(f"left out: {setting}", flush=True)
     places, corners, level = corners_of(case, args.loop_patches)
-    in_memory = np.concatenate(decode(case))
+    in_memory = np.concatenate(decode(case))[:NETWORK_PATCHES].copy()
     seconds: dict[str, list[float]] = {}
     maps: dict[str, Any] = {}
     busy: dict[str, list[float]] = {setting.name: [] for setting in settings}
@@ -140,7 +142,7 @@ def measure_case(case: Any, args: argparse.Namespace, device: Any) -> dict[str, 
         ours = maps[setting.name][places[:, 1], places[:, 0]]
         rows[setting.name] = {
             "end_to_end": rate(f"end to end {setting.name}", case.patches),
-            "network": rate(f"network {setting.name}", case.patches),
+            "network": rate(f"network {setting.name}", len(in_memory)),
             "largest_difference": float(np.abs(ours - loop).max()),
             "across": float(((ours >= threshold) != (loop >= threshold)).mean()),
             "gpu_busy": statistics.mean(busy[setting.name]) if busy[setting.name] else None,

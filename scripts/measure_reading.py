@@ -44,7 +44,7 @@ def main() -> int:
     )
     parser.add_argument("slide", type=Path)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--blocks", type=int, default=8, help="so many blocks of 4096 px at most")
+    parser.add_argument("--blocks", type=int, default=32, help="so many blocks of 2048 px at most")
     parser.add_argument("--large", action="store_true", help="read slides of several sizes instead")
     parser.add_argument("--doc", type=Path, help="write what was measured into this page")
     parser.add_argument(

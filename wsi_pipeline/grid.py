@@ -45,8 +45,9 @@ class GridOptions:
     max_upsampling: Annotated[float, Field(ge=1)] = 2.1
     """How far a slide may be enlarged to reach `mpp`; 2.1 lets a 20x slide be cut at 40x, with a warning."""
 
-    block_px: Annotated[int, Field(ge=256)] = 4096
-    """Side of what is decoded at once, in pixels of the level read: 50 MB, tens of storage tiles."""
+    block_px: Annotated[int, Field(ge=256)] = 2048
+    """Side of what is decoded at once, in pixels of the level read, and of a chunk of the map in patches: 13 MB, some tens
+    of storage tiles. At most one is done twice after a kill."""
 
 
 # A map of more cells than this a patch side would be larger than the slide's own low levels.

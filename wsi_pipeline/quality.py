@@ -17,7 +17,7 @@ from scipy import ndimage
 
 from wsi_pipeline.geometry import Plane
 from wsi_pipeline.options import Field, options
-from wsi_pipeline.tissue import Mask, Rgb, channel_od, find_glass, without_small
+from wsi_pipeline.tissue import Mask, Rgb, channel_od, find_glass, strips, without_small
 
 
 @options
@@ -69,14 +69,16 @@ def find_artefacts(
     tissue: what was found to be tissue, and could be read; nothing else is rejected.
     """
     glass = find_glass(rgb, np.ones_like(tissue))
-    red, green, blue = channel_od(rgb, glass)
-    found: dict[str, Mask] = {}
-    if options.check_pen:
-        found["pen"] = red - green > options.min_pen_od
-    if options.check_dark:
-        mean = (red + green + blue) / 3
-        spread = np.maximum(np.maximum(red, green), blue) - np.minimum(np.minimum(red, green), blue)
-        found["dark"] = (mean > options.min_dark_od) & (spread <= options.max_grey_share * mean)
+    checked = {"pen": options.check_pen, "dark": options.check_dark}
+    found = {reason: np.zeros_like(tissue) for reason, wanted in checked.items() if wanted}
+    for rows in strips(len(rgb)):
+        red, green, blue = channel_od(rgb[rows], glass)
+        if options.check_pen:
+            found["pen"][rows] = red - green > options.min_pen_od
+        if options.check_dark:
+            mean = (red + green + blue) / 3
+            spread = np.maximum(np.maximum(red, green), blue) - np.minimum(np.minimum(red, green), blue)
+            found["dark"][rows] = (mean > options.min_dark_od) & (spread <= options.max_grey_share * mean)
 
     rejected = np.zeros_like(tissue)
     areas_mm2 = {}

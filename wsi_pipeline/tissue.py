@@ -13,6 +13,7 @@ What this makes of fat: the thin walls of fat cells are stained and the cells ar
 `max_hole_um2`, so fat counts as tissue where its walls are seen, and as glass where they are not.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -31,6 +32,8 @@ Floats = NDArray[np.float32]
 USUAL_GLASS = np.array([243, 243, 243], np.float32)
 # Added to every value before the logarithm: near black, the scanner's noise would look like colour.
 DARK_NOISE = 10.0
+# Rows of the plane looked at together: what is worked out on the way takes several times the memory of the picture.
+STRIP_ROWS = 256
 # Fewer pixels like glass than this, of all, may be anything.
 MIN_GLASS_SHARE = 0.002
 
@@ -142,6 +145,12 @@ def find_glass(rgb: Rgb | Floats, seen: Mask) -> Glass:
     return Glass(USUAL_GLASS, 0.0)
 
 
+def strips(rows: int) -> Iterator[slice]:
+    """The rows of a plane, so many at a time that what is worked out of them takes little memory."""
+    for top in range(0, rows, STRIP_ROWS):
+        yield slice(top, top + STRIP_ROWS)
+
+
 def channel_od(rgb: Rgb | Floats, glass: Glass) -> tuple[Floats, Floats, Floats]:
     """Optical density of red, green and blue relative to the glass, each [row, col]; 0 where brighter."""
     red, green, blue = (
@@ -152,10 +161,13 @@ def channel_od(rgb: Rgb | Floats, glass: Glass) -> tuple[Floats, Floats, Floats]
 
 
 def _is_stained(rgb: Floats, glass: Glass, threshold_od: float, options: TissueOptions) -> Mask:
-    red, green, blue = channel_od(rgb, glass)
-    spread = np.maximum(np.maximum(red, green), blue) - np.minimum(np.minimum(red, green), blue)
-    share = options.min_stain_share / 3 * (red + green + blue)
-    return np.asarray(spread > np.maximum(share, threshold_od))
+    stained = np.empty(rgb.shape[:2], np.bool_)
+    for rows in strips(len(rgb)):
+        red, green, blue = channel_od(rgb[rows], glass)
+        spread = np.maximum(np.maximum(red, green), blue) - np.minimum(np.minimum(red, green), blue)
+        share = options.min_stain_share / 3 * (red + green + blue)
+        stained[rows] = spread > np.maximum(share, threshold_od)
+    return stained
 
 
 def _brightest_common(sample: Floats) -> Glass:
@@ -180,10 +192,13 @@ def _smoothed(rgb: Rgb, seen: Mask, mpp: tuple[float, float], options: TissueOpt
     def blur(channel: NDArray[Any]) -> Floats:
         return np.asarray(ndimage.gaussian_filter(channel.astype(np.float32), sigma_px, mode="nearest"))
 
-    if seen.all():
-        return np.stack([blur(rgb[..., c]) for c in range(3)], axis=-1)
-    weight = np.maximum(blur(seen), 1e-6)
-    return np.stack([blur(np.where(seen, rgb[..., c], 0)) / weight for c in range(3)], axis=-1)
+    smooth = np.empty(rgb.shape, np.float32)
+    weight = None if seen.all() else np.maximum(blur(seen), 1e-6)
+    for c in range(3):
+        smooth[..., c] = (
+            blur(rgb[..., c]) if weight is None else blur(np.where(seen, rgb[..., c], 0)) / weight
+        )
+    return smooth
 
 
 def _outside_scan(rgb: Rgb, readable: Mask, mpp: tuple[float, float], options: TissueOptions) -> Mask:
