@@ -46,8 +46,8 @@ class GridOptions:
     """How far a slide may be enlarged to reach `mpp`; 2.1 lets a 20x slide be cut at 40x, with a warning."""
 
     block_px: Annotated[int, Field(ge=256)] = 2048
-    """Side of what is decoded at once, in pixels of the level read, and of a chunk of the map in patches: 13 MB, some tens
-    of storage tiles. At most one is done twice after a kill."""
+    """Side of what is decoded at once, in pixels of the level read: 13 MB, tens of storage tiles. A chunk of the map holds
+    its patches; one at most is done twice after a kill."""
 
 
 # A map of more cells than this a patch side would be larger than the slide's own low levels.
