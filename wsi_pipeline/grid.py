@@ -46,8 +46,8 @@ class GridOptions:
     """How far a slide may be enlarged to reach `mpp`; 2.1 lets a 20x slide be cut at 40x, with a warning."""
 
     block_px: Annotated[int, Field(ge=256)] = 2048
-    """Side of what is decoded at once, in pixels of the level read: 13 MB, tens of storage tiles. Its patches are a chunk
-    of the map; one at most is done twice after a kill."""
+    """Side of what is decoded at once, in pixels of the level read: 13 MB, tens of storage tiles. Its patches are one
+    chunk of the map; one at most is done twice after a kill."""
 
 
 # A map of more cells than this a patch side would be larger than the slide's own low levels.
