@@ -1,6 +1,5 @@
 """What the benchmark times: a slide, a scale, so many of its patches, and the pieces of infer-slide on them."""
 
-import inspect
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 from wsi_pipeline import pipeline
 from wsi_pipeline.classify import Classifier, Ensemble, classifier_of
 from wsi_pipeline.config import InferConfig
-from wsi_pipeline.drift import patch_densities
+from wsi_pipeline.drift import patch_densities, sample_patches
 from wsi_pipeline.errors import WsiError
 from wsi_pipeline.grid import Plan
 from wsi_pipeline.model import Model, load_model, save_model
@@ -28,7 +27,6 @@ from wsi_pipeline.survey import survey_slide
 # Level 0 of every slide here counts as 40x: patches of 0.25 and of 4 um/px are then pixels of a level as they are,
 # which is all that a loop of read_region reads.
 MPP0 = 0.25
-SAMPLED = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,10 +96,14 @@ def settings_of(names: list[str], case: Case, device: torch.device) -> Iterator[
             yield Setting(name, classifier)
 
 
-def end_to_end(case: Case, setting: Setting, work: Path) -> NDArray[np.float32]:
-    """The classify stage of infer-slide: read, cut, classify, write to the store; gives the map's cells."""
-    store, slide = new_store(case, work), open_slide(case.path, MPP0)
+def end_to_end(case: Case, setting: Setting, store: SlideStore) -> None:
+    """The classify stage of infer-slide: open, read, cut, classify, write to the store, which is a new one."""
+    slide = open_slide(case.path, MPP0)
     pipeline._fill(store, slide, case.plan, setting.classifier, case.config, None)
+
+
+def map_of(store: SlideStore) -> NDArray[np.float32]:
+    """What was written, float32 [row, column]."""
     return np.asarray(store.array(f"{store.scores}/0"))
 
 
@@ -150,11 +152,8 @@ def first_blocks(slide: Slide, plan: Plan, most: int | None) -> Plan:
 
 def _adapted(classifier: Classifier | Ensemble, case: Case) -> Classifier | Ensemble:
     """The classifier for the case's slide, as the pipeline makes it."""
-    sample = next(_decoded(case, 1))[:SAMPLED]
-    densities = patch_densities(sample)
-    # Engines that are calibrated on the slide take the sample too.
-    takes_sample = "sample" in inspect.signature(classifier.adapted).parameters
-    return classifier.adapted(densities, sample) if takes_sample else classifier.adapted(densities)  # type: ignore[call-arg]
+    sample = sample_patches(open_slide(case.path, MPP0), case.plan)
+    return classifier.adapted(patch_densities(sample), sample)
 
 
 def _decoded(case: Case, threads: int) -> Iterator[NDArray[np.uint8]]:

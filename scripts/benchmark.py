@@ -40,7 +40,7 @@ def main() -> int:
     parser.add_argument("--cores", type=int, default=2, help="CPU cores to use, 0 for all (default: 2)")
     parser.add_argument("--settings", nargs="*", default=SETTINGS, help="precision, or engine:precision")
     parser.add_argument(
-        "--patches", type=int, default=36_000, help="of a slide at 40x (default: its first 36,000)"
+        "--patches", type=int, default=24_000, help="of a slide at 40x (default: its first 24,000)"
     )
     parser.add_argument("--loop-patches", type=int, default=3000, help="that the loop is timed on")
     parser.add_argument("--repeats", type=int, default=3)
@@ -99,7 +99,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 def measure_case(case: Any, args: argparse.Namespace, device: Any) -> dict[str, Any]:
     """Patches a second of the loop, of decode alone, and of each setting, and how its map differs from the loop's."""
     import numpy as np
-    from bench_cases import Setting, decode, end_to_end, settings_of
+    from bench_cases import Setting, decode, end_to_end, map_of, new_store, settings_of
     from bench_gpu import busy_share
     from bench_loop import corners_of, plain_loop
 
@@ -127,10 +127,10 @@ def measure_case(case: Any, args: argparse.Namespace, device: Any) -> dict[str, 
         timed("decode", lambda: decode(case))
         for setting in settings:
             timed(f"network {setting.name}", lambda s=setting: s.classifier.scores_and_spread(in_memory))
+            store = new_store(case, args.work)
             with busy_share(device) as samples:
-                maps[setting.name] = timed(
-                    f"end to end {setting.name}", lambda s=setting: end_to_end(case, s, args.work)
-                )
+                timed(f"end to end {setting.name}", lambda s=setting, t=store: end_to_end(case, s, t))
+            maps[setting.name] = map_of(store)
             busy[setting.name] += samples
 
     def rate(name: str, patches: int) -> float:
