@@ -14,7 +14,7 @@ from wsi_pipeline.slide import open_slide
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 
-from bench_cases import Case, Setting, end_to_end, make_case, model_at, settings_of
+from bench_cases import Case, Setting, end_to_end, make_case, map_of, model_at, new_store, settings_of
 from bench_loop import corners_of, plain_loop
 from bench_memory import measure_peak
 from bench_page import page, targets
@@ -59,7 +59,9 @@ def test_the_loop_and_our_stage_score_the_same_patches_alike(case: Case, tmp_pat
     assert isinstance(setting, Setting)
     places, corners, level = corners_of(case, 20)
     loop = plain_loop(case, corners, level, torch.device("cpu"))
-    ours = end_to_end(case, setting, tmp_path)[places[:, 1], places[:, 0]]
+    store = new_store(case, tmp_path)
+    end_to_end(case, setting, store)
+    ours = map_of(store)[places[:, 1], places[:, 0]]
     np.testing.assert_allclose(ours, loop, rtol=0, atol=1e-5)
 
 
