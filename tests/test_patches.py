@@ -46,7 +46,7 @@ def test_patches_far_apart_in_a_block_are_read_without_what_lies_between(
     slide = open_slide(make_slide("a.tiff", image, factors=(1,)))
     mask = np.zeros((100, 100), np.bool_)
     mask[:20, :20] = mask[70:, 80:] = True
-    options = GridOptions(patch_px=50, mpp=0.5, stride_px=stride, min_tissue=1)
+    options = GridOptions(patch_px=50, mpp=0.5, stride_px=stride, min_tissue=1, block_px=4096)
     plan = plan_patches(slide, mask, np.zeros_like(mask), Plane(10, 10), options)
     boxes: list[Box] = []
 

@@ -8,8 +8,9 @@ process can do, on NFS too. While a lock is held, a thread of its process writes
 - else when another process has watched it for `STALE_S` seconds without seeing a new beat. Whoever watches
   measures that time by its own clock: clocks of machines are never compared.
 
-Taking over renames the stale file away, which again only one process can do. A process that was only asleep finds at
-its next beat that the lock is another's, and its work ends with a LockLostError at its next report of progress.
+One process at a time clears a stale file away (a guard beside it sees to that), and looks once more before it does.
+A process that was only asleep finds at its next beat that the lock is another's, and its work ends with a LockLostError
+at its next report of progress.
 
 Files are read by opening them, which on NFS shows what was last closed (close-to-open consistency); their times
 are not used. An object store has neither links nor renames: there, and wherever else `folder` cannot be a local
@@ -38,6 +39,8 @@ log = logging.getLogger(__name__)
 BEAT_S = 15.0
 # Four beats missed: an NFS client that waits for its server has mostly come back by then.
 STALE_S = 4 * BEAT_S
+# A stale lock is cleared away in much less.
+GUARD_POLL_S = 0.02
 
 
 @dataclass(frozen=True)
@@ -111,14 +114,7 @@ def hold(path: Path) -> Iterator[Held]:
 
 def _take(path: Path) -> Held:
     while True:
-        owner = Owner(
-            uuid.uuid4().hex,
-            socket.gethostname(),
-            os.getpid(),
-            _place(),
-            _start_of(os.getpid()),
-            time.strftime("%Y-%m-%d %H:%M:%S"),
-        )
+        owner = _new_owner()
         if _create(path, owner):
             return Held(path, owner)
         holder, beat = _read(path)
@@ -128,6 +124,17 @@ def _take(path: Path) -> Held:
             raise Busy(f"{holder or 'another process'} works on it ({path})")
         log.warning("%s: taken over from %s, which is gone", path, holder or "a holder that wrote no name")
         _clear_away(path, holder)
+
+
+def _new_owner() -> Owner:
+    return Owner(
+        uuid.uuid4().hex,
+        socket.gethostname(),
+        os.getpid(),
+        _place(),
+        _start_of(os.getpid()),
+        time.strftime("%Y-%m-%d %H:%M:%S"),
+    )
 
 
 def _create(path: Path, owner: Owner) -> bool:
@@ -149,14 +156,33 @@ def _create(path: Path, owner: Owner) -> bool:
 
 
 def _clear_away(path: Path, holder: Owner | None) -> None:
-    """Take the stale lock off its name, unless another process was quicker."""
+    """Take the stale lock off its name, unless another process was quicker.
+
+    One process at a time, by a guard beside the lock: who had found the lock stale, and came late, would else take
+    the next holder's away. A guard whose process died is stale as a lock is.
+    """
+    guard = path.with_name(f"{path.name}.guard")
+    if not _create(guard, _new_owner()):
+        keeper, beat = _read(guard)
+        if (keeper or beat) and _is_stale(guard, keeper, beat):
+            guard.unlink(missing_ok=True)
+        time.sleep(GUARD_POLL_S)
+        return
+    try:
+        if _read(path)[0] == holder:
+            _move_away(path, holder)
+    finally:
+        guard.unlink(missing_ok=True)
+
+
+def _move_away(path: Path, holder: Owner | None) -> None:
     aside = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
     try:
         path.rename(aside)
     except FileNotFoundError:
         return
     moved, _ = _read(aside)
-    if moved != holder:  # what went was the quicker one's: give it back
+    if moved != holder:  # its holder woke and released it, and this one is the next holder's: give it back
         with suppress(OSError):
             os.link(aside, path)
     aside.unlink()
