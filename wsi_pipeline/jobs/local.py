@@ -97,8 +97,9 @@ class _Crew(Generic[Item, Result]):
     def leave(self) -> None:
         """Tell every worker to go, and end those that do not."""
         for worker in self._workers.values():
-            worker.pipe.close()
-            worker.process.terminate()
+            worker.pipe.close()  # who waits for an item leaves by itself
+            if worker.task or not worker.ready:
+                worker.process.terminate()
         end = time.monotonic() + LEAVE_S
         for worker in self._workers.values():
             worker.process.join(max(0.0, end - time.monotonic()))
