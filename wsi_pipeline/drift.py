@@ -98,6 +98,6 @@ def sample_patches(slide: Slide, plan: Plan) -> NDArray[np.uint8]:
         )
 
     with ThreadPoolExecutor(SAMPLE_THREADS, thread_name_prefix="stain") as pool:
-        patches = [pixels.rgb for pixels in pool.map(read, chosen.tolist()) if pixels.readable.all()]
+        patches = [pixels.rgb for pixels in pool.map(read, chosen.tolist()) if pixels.unreadable is None]
     side = plan.grid.patch_px
     return np.stack(patches) if patches else np.empty((0, side, side, 3), np.uint8)

@@ -91,10 +91,10 @@ def cut_patches(pixels: Pixels, block: Block, grid: Grid) -> CutPatches:
     """The block's patches out of the pixels of its read box."""
     corners = block.patches * grid.stride_px - (block.read_box.x, block.read_box.y)
     rgb = _squares(pixels.rgb, corners, grid.patch_px)
-    if pixels.readable.all():
+    if pixels.unreadable is None:
         return CutPatches(rgb, np.ones(len(corners), np.bool_))
-    readable = np.asarray(_squares(pixels.readable, corners, grid.patch_px).all(axis=(1, 2)), np.bool_)
-    return CutPatches(rgb, readable)
+    lost = np.asarray(_squares(pixels.unreadable, corners, grid.patch_px).any(axis=(1, 2)), np.bool_)
+    return CutPatches(rgb, ~lost)
 
 
 def _common_box(patches: NDArray[np.integer], grid: Grid) -> Box:
@@ -119,10 +119,10 @@ def _squares(image: NDArray[Any], corners: NDArray[np.integer], side: int) -> ND
 
 def readable_patches(pixels: Pixels, block: Block, grid: Grid) -> NDArray[np.bool_]:
     """bool [n]: which of the block's patches can be read wholly in the pixels of its read box."""
-    if pixels.readable.all():
+    if pixels.unreadable is None:
         return np.ones(len(block.patches), np.bool_)
     # Of a table of sums, four corners give the unreadable pixels of a patch.
-    lost = np.pad(np.cumsum(np.cumsum(~pixels.readable, axis=0), axis=1), ((1, 0), (1, 0)))
+    lost = np.pad(np.cumsum(np.cumsum(pixels.unreadable, axis=0), axis=1), ((1, 0), (1, 0)))
     x, y = (block.patches * grid.stride_px - (block.read_box.x, block.read_box.y)).T
     right, bottom = x + grid.patch_px, y + grid.patch_px
     return np.asarray(lost[bottom, right] - lost[y, right] - lost[bottom, x] + lost[y, x] == 0)

@@ -54,15 +54,20 @@ class Level:
     plane: Plane
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Pixels:
-    """What was read: uint8 RGB [row, column, 3], and bool [row, column], False where undecodable.
+    """What was read: uint8 RGB [row, column, 3], and bool [row, column], True where undecodable; None: nowhere.
 
     Pixels that could not be decoded are white in `rgb` and mean nothing.
     """
 
     rgb: NDArray[np.uint8]
-    readable: NDArray[np.bool_]
+    unreadable: NDArray[np.bool_] | None = None
+
+    @property
+    def readable(self) -> NDArray[np.bool_]:
+        """bool [row, column], False where undecodable."""
+        return np.ones(self.rgb.shape[:2], np.bool_) if self.unreadable is None else ~self.unreadable
 
 
 class Slide:
@@ -115,7 +120,7 @@ class Slide:
         Raises RegionReadError when any storage tile it needs cannot be decoded.
         """
         pixels = self.read_readable(box, plane)
-        if not pixels.readable.all():
+        if pixels.unreadable is not None:
             lost = plane.to_level0(box)
             raise RegionReadError(
                 f"{self.path}: storage tiles between level-0 points ({lost.left:.0f}, {lost.top:.0f}) and "
@@ -138,28 +143,30 @@ class Slide:
         rgb, lost = self._tiles.read(index, source)
         start = (_snap(wanted.left - source.x), _snap(wanted.top - source.y))
         out = resample(rgb, box.width, box.height, start, (_snap(step_x), _snap(step_y)))
-        readable = np.ones(out.shape[:2], np.bool_)
+        if not lost:
+            return Pixels(out)
+        unreadable = np.zeros(out.shape[:2], np.bool_)
         for tile in lost:
             touched = _touched(tile, source, start, (step_x, step_y)).intersect(
                 Box(0, 0, box.width, box.height)
             )
-            readable[touched.y : touched.bottom, touched.x : touched.right] = False
-        if lost:
-            out[~readable] = 255
-        return Pixels(out, readable)
+            unreadable[touched.y : touched.bottom, touched.x : touched.right] = True
+        out[unreadable] = 255
+        return Pixels(out, unreadable if unreadable.any() else None)
 
     def read_whole(self, plane: Plane) -> Pixels:
         """The scanned area on a low-power plane, read piece by piece."""
         size = self.size_on(plane)
         rgb = np.empty((size.height, size.width, 3), np.uint8)
-        readable = np.empty((size.height, size.width), np.bool_)
+        unreadable = np.zeros((size.height, size.width), np.bool_)
         index = self.level_for(plane, LEAST_REDUCTION_OF_WHOLE)
         boxes = list(_pieces(size, plane, self.levels[index].plane))
         with ThreadPoolExecutor(PIECE_THREADS, thread_name_prefix="reader") as pool:
             for box, part in zip(boxes, pool.map(lambda b: self._read(b, plane, index), boxes), strict=True):
                 rgb[box.y : box.bottom, box.x : box.right] = part.rgb
-                readable[box.y : box.bottom, box.x : box.right] = part.readable
-        return Pixels(rgb, readable)
+                if part.unreadable is not None:
+                    unreadable[box.y : box.bottom, box.x : box.right] = part.unreadable
+        return Pixels(rgb, unreadable if unreadable.any() else None)
 
     def fingerprint(self) -> str:
         """What tells this slide's content from another's: file size, its ends, and OpenSlide's quickhash.

@@ -64,9 +64,13 @@ class PatchTable:
 class SlideStore:
     """An open slide.zarr."""
 
-    def __init__(self, path: OutPath):
-        """Raises RecipeError when what lies at `path` is no store of this package."""
+    def __init__(self, path: OutPath, is_new: bool = False):
+        """A new one was just created: no block of it is written.
+
+        Raises RecipeError when what lies at `path` is no store of this package.
+        """
         self.path = path
+        self._is_new = is_new
         try:
             self._root = zarr.open_group(zarr_store(path), mode="r+", zarr_format=3)
             self.attributes: dict[str, Any] = dict(self._root.attrs[ATTRIBUTES])  # type: ignore[arg-type]
@@ -74,6 +78,7 @@ class SlideStore:
             raise RecipeError(
                 f"{path}: not a slide store of this package ({error}); use another --out or --overwrite"
             ) from error
+        self._arrays: dict[str, zarr.Array[Any]] = {}
         # What is filled block by block: where a context step follows, the heatmap comes after.
         self.scores = "patch_heatmap" if "patch_heatmap" in self._root else "heatmap"
 
@@ -97,6 +102,8 @@ class SlideStore:
 
     def unfinished(self, blocks: Iterable[Block]) -> list[Block]:
         """Those of the blocks that are not committed: something in them is still planned."""
+        if self._is_new:  # a large slide's status takes the better part of a second to read
+            return list(blocks)
         status = self.array("labels/status/0")
         return [block for block in blocks if (status[_slices(block.cells)] == Status.PLANNED).any()]
 
@@ -112,6 +119,7 @@ class SlideStore:
         The values are on the disk before the status is written: that holds after a power cut too. `spread` goes to
         the store's uncertainty, which it must have. Raises OutputError.
         """
+        self._is_new = False
         with writing(self.path):
             self._array(f"{self.scores}/0")[_slices(cells)] = values
             written = [self._chunk_path(f"{self.scores}/0", cells)]
@@ -160,9 +168,11 @@ class SlideStore:
         return self.path / name / array.metadata.encode_chunk_key(chunk)
 
     def _array(self, name: str) -> "zarr.Array[Any]":
-        array = self._root[name]
-        assert isinstance(array, zarr.Array)
-        return array
+        if name not in self._arrays:
+            array = self._root[name]
+            assert isinstance(array, zarr.Array)
+            self._arrays[name] = array
+        return self._arrays[name]
 
 
 def create_store(
@@ -207,7 +217,7 @@ def create_store(
     with new_tree(path, {name: part.to_bytes() for name, part in contents.items()}, ROOT_FILE):
         if clear:
             clear()
-    return SlideStore(path)
+    return SlideStore(path, is_new=True)
 
 
 def _create_maps(

@@ -101,9 +101,10 @@ def _reduced(pixels: Pixels, plane: Plane, wanted: Plane, slide: Slide) -> tuple
     size = slide.size_on(wanted)
     step = (wanted.downsample_x / plane.downsample_x, wanted.downsample_y / plane.downsample_y)
     rgb = resample(pixels.rgb, size.width, size.height, (0, 0), step)
-    lost = np.repeat(np.where(pixels.readable, 0, 255).astype(np.uint8)[..., None], 3, axis=2)
-    readable = resample(lost, size.width, size.height, (0, 0), step)[..., 0] == 0
-    return Pixels(rgb, readable), wanted
+    if pixels.unreadable is None:
+        return Pixels(rgb), wanted
+    lost = np.repeat(np.where(pixels.unreadable, 255, 0).astype(np.uint8)[..., None], 3, axis=2)
+    return Pixels(rgb, resample(lost, size.width, size.height, (0, 0), step)[..., 0] > 0), wanted
 
 
 def _no_larger(thumbnail: Pixels, plane: Plane, slide: Slide) -> tuple[Pixels, Plane]:
