@@ -3,7 +3,7 @@
 # make results        set up, then measure the shipped model and write docs/results.md (needs ../shared)
 #                     BUDGET=60: also train every network for as many minutes each, and compare them
 # make bench          set up, then measure speed and memory beside a plain loop and write docs/performance.md (needs
-#                     ../shared; ten minutes on two quiet cores). BENCH='--device cuda --cores 0': with a GPU
+#                     ../shared; a quarter of an hour on two quiet cores). BENCH='--device cuda --cores 0': with a GPU
 # make model          set up, then train the default model anew, step by step, into runs/model (hours)
 # make format         mend the formatting
 PYTHON ?= python3

@@ -89,7 +89,7 @@ def _conditions(found: Found) -> str:
     return (
         f"{machine['processor']}, {machine['cores']} cores, {found['device']}; torch {machine['torch']}, commit "
         f"{machine['commit']}. Medians of {found['repeats']} repeats, interleaved. The loop: a DataLoader of one "
-        f"read_region a patch, float32, batches of 256, two workers. All rows take the shipped weights as if trained "
+        f"read_region a patch, float32, batches of 256, two workers. Of 40x, the first patches are taken, whole blocks of them. All rows take the shipped weights as if trained "
         f"at the scale named, without context step and without bringing stains together, which the loop does not do "
         f"either. Generated slides are few distinct tiles repeated, so they come from the disk's cache. Written by "
         f"`make bench`, which leaves the figures in runs/bench/bench.json too."
@@ -103,7 +103,7 @@ def both(case: Found, setting: Found) -> float:
 
 def _case_table(case: Found, on_gpu: bool) -> list[str]:
     lines = [
-        f"{case['name']}: the first {case['patches']:,} patches, patches a second."
+        f"{case['name']}: {case['patches']:,} patches, patches a second."
         + (
             ""
             if on_gpu
