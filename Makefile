@@ -33,7 +33,7 @@ demo: setup $(SLIDE)
 	@echo "The pictures:"
 	@ls -1 demo/tiles/*/tissue.png demo/maps/*/*.png
 
-demo/sample.tiff: scripts/make_sample_slide.py | setup
+demo/sample.tiff: scripts/make_sample_slide.py $(wildcard scripts/sample_*.py) | setup
 	$(BIN)/python scripts/make_sample_slide.py $@
 
 lint: setup

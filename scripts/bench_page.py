@@ -89,7 +89,8 @@ def _conditions(found: Found) -> str:
     return (
         f"{machine['processor']}, {machine['cores']} cores, {found['device']}; torch {machine['torch']}, commit "
         f"{machine['commit']}. Medians of {found['repeats']} repeats, interleaved. The loop: a DataLoader of one "
-        f"read_region a patch, float32, batches of 256, two workers. Of 40x, the first patches are taken, whole blocks of them. All rows take the shipped weights as if trained "
+        f"read_region a patch, float32, batches of 256, two workers. At 40x the first patches are taken, whole blocks "
+        f"of them. All rows take the shipped weights as if trained "
         f"at the scale named, without context step and without bringing stains together, which the loop does not do "
         f"either. Generated slides are few distinct tiles repeated, so they come from the disk's cache. Written by "
         f"`make bench`, which leaves the figures in runs/bench/bench.json too."

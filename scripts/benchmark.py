@@ -1,6 +1,6 @@
 """How fast infer-slide is, and how much memory it takes, beside a plain loop; writes docs/performance.md.
 
-    python scripts/benchmark.py --slide ../shared/data/slides/breast_40x.svs             # on two cores, a quarter of an hour
+    python scripts/benchmark.py --slide ../shared/data/slides/breast_40x.svs      # two cores: a quarter of an hour
     python scripts/benchmark.py --slide ... --patches 2000 --loop-patches 500 --repeats 1 --no-docs     # a try
     python scripts/benchmark.py --slide ... --device cuda --cores 0                      # with the GPU, on all cores
 

@@ -1,24 +1,20 @@
 """The benchmark: its generated slide, its loop beside ours, and which targets its page calls met."""
 
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import noise
-from PIL import Image
-
-from wsi_pipeline.geometry import Box
-from wsi_pipeline.slide import open_slide
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
-
 from bench_cases import Case, Setting, end_to_end, make_case, map_of, model_at, new_store, settings_of
 from bench_loop import corners_of, plain_loop
 from bench_memory import measure_peak
 from bench_page import page, targets
+from conftest import noise
+from PIL import Image
 from tiled_slide import SQUARE_PX, write_tiled_slide
+
+from wsi_pipeline.geometry import Box
+from wsi_pipeline.slide import open_slide
 
 # Whole numbers of 16: a level that is cut off has another downsample to OpenSlide, and is read between pixels.
 WIDTH, HEIGHT = 12_512, 9_008

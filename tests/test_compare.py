@@ -1,20 +1,16 @@
 """The comparison of networks: its splits, its differences, and its place in the page."""
 
 import csv
-import sys
 from pathlib import Path
-
-import numpy as np
-import pytest
-from test_data import GROUPS, PX, write_sheets
-
-from wsi_pipeline.data import LabelledPatches, SplitOptions, load_split
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 
 import compare
 import compare_table
+import numpy as np
+import pytest
 from doc_sections import kept_section, put_section
+from test_data import GROUPS, PX, write_sheets
+
+from wsi_pipeline.data import LabelledPatches, SplitOptions, load_split
 
 
 def test_a_section_is_put_once_and_then_replaced_and_the_rest_left_alone(tmp_path: Path) -> None:

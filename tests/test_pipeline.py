@@ -410,7 +410,6 @@ def test_outlines_label_the_patches(shared: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_same_scene_at_any_scale_gives_the_same_map(tmp_path: Path) -> None:
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
     from make_sample_slide import make_sample_slide
 
     from wsi_pipeline.model import load_model

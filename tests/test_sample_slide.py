@@ -1,28 +1,15 @@
 """The sample slide: true scale, exact levels, truth in place, the same scene at any scale."""
 
-import importlib.util
 import json
-import sys
-from pathlib import Path
 
 import numpy as np
 import openslide
 import pytest
+from make_sample_slide import make_sample_slide
 from PIL import Image, ImageDraw
+from sample_scan import truth_geojson, truth_png
 
-SCRIPT = Path(__file__).parents[1] / "scripts" / "make_sample_slide.py"
 WIDTH_MM, HEIGHT_MM = 1.0, 0.72
-
-
-def load_script():
-    spec = importlib.util.spec_from_file_location("make_sample_slide", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-sample = load_script()
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +21,7 @@ def slide_at(tmp_path_factory):
         key = (mpp, name, seed, compression)
         if key not in made:
             path = folder / str(len(made)) / name
-            made[key] = sample.make_sample_slide(path, WIDTH_MM, HEIGHT_MM, mpp, seed, compression)
+            made[key] = make_sample_slide(path, WIDTH_MM, HEIGHT_MM, mpp, seed, compression)
         return made[key]
 
     return make
@@ -71,9 +58,7 @@ def test_the_scene_is_the_same_at_any_scale(slide_at, mpp):
 
 def test_the_same_seed_gives_the_same_pixels_and_another_seed_others(slide_at, tmp_path):
     first = slide_at(0.5)
-    again = sample.make_sample_slide(
-        tmp_path / "again.tiff", WIDTH_MM, HEIGHT_MM, 0.5, 1, "deflate", workers=1
-    )
+    again = make_sample_slide(tmp_path / "again.tiff", WIDTH_MM, HEIGHT_MM, 0.5, 1, "deflate", workers=1)
     assert first.read_bytes() == again.read_bytes()
     assert np.abs(pixels_at_4um(first) - pixels_at_4um(slide_at(0.5, seed=2))).mean() > 5
 
@@ -81,7 +66,7 @@ def test_the_same_seed_gives_the_same_pixels_and_another_seed_others(slide_at, t
 def test_the_truth_lies_on_the_tissue_it_names(slide_at):
     """Glass is where the slide is bright and carcinoma is bluer than the tissue around it."""
     path = slide_at(0.5)
-    truth = np.asarray(Image.open(sample.truth_png(path)))
+    truth = np.asarray(Image.open(truth_png(path)))
     red, green = np.moveaxis(pixels_at_4um(path), -1, 0)[:2]
     truth = truth[: red.shape[0], : red.shape[1]]
     assert set(np.unique(truth)) == {0, 1, 255}
@@ -91,9 +76,9 @@ def test_the_truth_lies_on_the_tissue_it_names(slide_at):
 
 def test_the_outlines_enclose_the_carcinoma_of_the_truth_picture(slide_at):
     path = slide_at((0.5, 0.525))
-    truth = np.asarray(Image.open(sample.truth_png(path)))
+    truth = np.asarray(Image.open(truth_png(path)))
     inside = np.zeros(truth.shape, bool)
-    for feature in json.loads(sample.truth_geojson(path).read_text())["features"]:
+    for feature in json.loads(truth_geojson(path).read_text())["features"]:
         assert feature["properties"]["classification"]["name"] == "Tumor"
         x0, y0 = np.array(feature["geometry"]["coordinates"][0]).T
         image = Image.new("1", truth.shape[::-1])
@@ -113,4 +98,4 @@ def test_the_outlines_enclose_the_carcinoma_of_the_truth_picture(slide_at):
 )
 def test_arguments_without_meaning_are_refused(tmp_path, change, words):
     with pytest.raises(ValueError, match=words):
-        sample.make_sample_slide(tmp_path / "slide.svs", **{"width_mm": 1.0, "height_mm": 1.0, **change})
+        make_sample_slide(tmp_path / "slide.svs", **{"width_mm": 1.0, "height_mm": 1.0, **change})
