@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,14 +15,14 @@ from wsi_pipeline.classify import Classifier, Ensemble, classify_blocks
 from wsi_pipeline.config import InferConfig, TileConfig
 from wsi_pipeline.context import ContextStep, apply_context
 from wsi_pipeline.delineate import choose_fields, delineate, qupath_origin0, rasterise, regions_to_geojson
-from wsi_pipeline.drift import patch_densities, sample_patches, stain_drift
+from wsi_pipeline.drift import StainDrift, patch_densities, sample_patches, stain_drift
 from wsi_pipeline.errors import ScaleError, UnreadableSlideError
 from wsi_pipeline.files import OutPath, write_json
 from wsi_pipeline.grid import GridOptions, Plan
 from wsi_pipeline.options import options_to_dict
 from wsi_pipeline.patches import patch_positions, write_patches
-from wsi_pipeline.render import render_heatmap, render_overlay, render_tissue, render_uncertainty
-from wsi_pipeline.report import render_report
+from wsi_pipeline.pictures import FinishedMap, draw_map
+from wsi_pipeline.render import render_tissue
 from wsi_pipeline.run_folder import EXPORT_FOLDER, SlideResult, clear_outputs, find_run, finished_result
 from wsi_pipeline.slide import Slide, open_slide
 from wsi_pipeline.stain import stain_gain_of
@@ -37,7 +36,6 @@ from wsi_pipeline.summary import (
     model_facts,
     recipe_key,
     region_facts,
-    report_facts,
     slide_facts,
     store_attributes,
     summarise,
@@ -141,46 +139,26 @@ def infer_slide(
     card = models[0].card  # an ensemble's members are all of its scale
     config = replace(config, grid=grid_for_model(config.grid, card.patch_px, card.mpp))
     shown = choose_map(models, config)
-    threshold = shown.threshold
     with watch("open"):
         slide = ahead.slide() if ahead else open_slide(path, mpp, name)
-        recipe = {
-            "command": "infer-slide",
-            "slide": slide_facts(slide),
-            **model_facts(models),
-            # How patches are computed does not decide the map, within the tolerances of engines/choice.py ...
-            "options": {name: value for name, value in options_to_dict(config).items() if name != "classify"},
-            # ... but for integers: they move it so far that maps of both must not be taken for one.
-            **({"precision": "int8"} if config.classify.precision == "int8" else {}),
-            "map": shown.kind,
-            "threshold": threshold,
-        }
+        recipe = _map_recipe(slide, models, config, shown)
         folder = out / slide.name
         store = find_run(folder, recipe_key(recipe), overwrite)
         if store and store.is_complete:
             return finished_result(folder)
     with watch("survey"), slide.steady():
         survey = ahead.survey(config, config.grid) if ahead else survey_slide(slide, config, config.grid)
-        plan, plane = survey.plan, survey.plan.grid.map_plane
+        plan = survey.plan
     with watch("write"):
         if store is None:
-            table = PatchTable(*patch_positions(plan), label=None)
-            store = _new_store(
-                folder,
-                recipe,
-                slide,
-                survey,
-                table,
-                initial_status(plan),
-                with_context=shown.step is not None,
-                with_uncertainty=len(models) > 1,
-            )
+            table, status = PatchTable(*patch_positions(plan), label=None), initial_status(plan)
+            with_context, with_uncertainty = shown.step is not None, len(models) > 1
+            store = _new_store(folder, recipe, slide, survey, table, status, with_context, with_uncertainty)
         _render_survey(folder, survey)
     with watch("stain"), slide.steady():
         sample = sample_patches(slide, plan)
         densities = patch_densities(sample)
-        drifts = [drift for model in models if (drift := stain_drift(densities, model.card.stain))]
-        drift = max(drifts, key=lambda d: (d.is_far, d.spreads), default=None)
+        drift = _furthest_drift(models, densities)
     with watch("classify"), slide.steady():
         classifier = classifier.adapted(densities, sample)
         _fill(store, slide, plan, classifier, config, progress)
@@ -191,53 +169,28 @@ def infer_slide(
     with watch("stitch"):
         store.write_pyramid()
     with watch("delineate"):
-        heatmap, status = store.array("heatmap/0"), store.array("labels/status/0")
-        counts = count(plan, status)
-        _check_unreadable(slide, counts["cells"], config.max_unreadable)
-        regions = delineate(heatmap, plane, slide.mpp, threshold, config.delineate)
-        fields = choose_fields(heatmap, plane, slide.mpp, regions, config.delineate)
-        origin0 = qupath_origin0(slide.properties, slide.size0)
-        write_json(folder / "regions.geojson", regions_to_geojson(regions, fields, origin0))
-    warnings = [*survey.warnings, *shown.warnings]
-    if drift and drift.is_far:
-        warnings.append(drift.warning)
-    if lost := counts["cells"]["unreadable"]:
-        warnings.append(f"{lost} cells of the map could not be decoded and are not scored")
+        finished = _finished_map(store, slide, plan, shown, len(models), config)
+        _write_regions(folder, slide, finished)
+    warnings = [*survey.warnings, *shown.warnings, *_map_warnings(finished, drift)]
     with watch("render"):
-        rgb, thumbnail_plane = survey.thumbnail.rgb, survey.thumbnail_plane
-        uncertainty = None
-        if len(models) > 1:
-            deviation, in_regions = store.array("uncertainty/0"), rasterise(regions, plane, heatmap.shape)
-            uncertainty = mean_uncertainty(len(models), deviation, in_regions)
-            picture = folder / "uncertainty.png"
-            render_uncertainty(picture, rgb, thumbnail_plane, deviation, plane, regions, len(models))
-        facts = report_facts(
-            slide, survey, models, shown.kind, threshold, counts, regions, uncertainty, warnings
-        )
-        render_heatmap(folder / "heatmap.png", heatmap)
-        overlay, report = folder / "overlay.png", folder / "report.png"
-        with ThreadPoolExecutor(1) as beside:
-            drawn = beside.submit(
-                render_overlay, overlay, rgb, thumbnail_plane, heatmap, plane, regions, shown.kind
-            )
-            render_report(report, rgb, thumbnail_plane, heatmap, plane, slide.mpp, regions, fields, facts)
-            drawn.result()
-    summary = summarise(slide, survey, recipe, counts, watch, warnings) | {
+        draw_map(folder, slide, survey, models, finished, warnings)
+    summary = summarise(slide, survey, recipe, finished.counts, watch, warnings) | {
         "device": {
             "name": str(classifier.device),
             "precision": classifier.precision,
             "engines": classifier.engine_facts,
         },
         "map_kind": shown.kind,
-        "threshold": threshold,
+        "threshold": shown.threshold,
         "stain": asdict(drift) if drift else None,
         "stain_gain": [stain_gain_of(model.card, densities) for model in models],
-        **region_facts(regions),
+        **region_facts(finished.regions),
     }
-    if uncertainty:
-        summary |= model_facts(models) | {"uncertainty": asdict(uncertainty)}
+    if finished.uncertainty:
+        summary |= model_facts(models) | {"uncertainty": asdict(finished.uncertainty)}
     _finish(folder, store, summary)
-    return SlideResult(folder, False, counts["patches"], summary["idc_mm2"], watch.total, tuple(warnings))
+    patches, idc_mm2 = finished.counts["patches"], summary["idc_mm2"]
+    return SlideResult(folder, False, patches, idc_mm2, watch.total, tuple(warnings))
 
 
 @dataclass(frozen=True)
@@ -291,6 +244,29 @@ def grid_for_model(grid: GridOptions, patch_px: int, mpp: float) -> GridOptions:
     return replace(grid, patch_px=patch_px, mpp=mpp)
 
 
+def _map_recipe(
+    slide: Slide, models: "Sequence[Model]", config: InferConfig, shown: ShownMap
+) -> dict[str, Any]:
+    """All that decides the slide's map; `config.grid` is settled."""
+    return {
+        "command": "infer-slide",
+        "slide": slide_facts(slide),
+        **model_facts(models),
+        # How patches are computed does not decide the map, within the tolerances of engines/choice.py ...
+        "options": {name: value for name, value in options_to_dict(config).items() if name != "classify"},
+        # ... but for integers: they move it so far that maps of both must not be taken for one.
+        **({"precision": "int8"} if config.classify.precision == "int8" else {}),
+        "map": shown.kind,
+        "threshold": shown.threshold,
+    }
+
+
+def _furthest_drift(models: "Sequence[Model]", densities: NDArray[np.float64]) -> StainDrift | None:
+    """How far the slide's stain is from the training data of the model that it is furthest from."""
+    drifts = [drift for model in models if (drift := stain_drift(densities, model.card.stain))]
+    return max(drifts, key=lambda drift: (drift.is_far, drift.spreads), default=None)
+
+
 def _fill(
     store: SlideStore,
     slide: Slide,
@@ -322,6 +298,37 @@ def _fill(
         done += len(block.patches)
         if progress:
             progress(done, total)
+
+
+def _finished_map(
+    store: SlideStore, slide: Slide, plan: Plan, shown: ShownMap, models: int, config: InferConfig
+) -> FinishedMap:
+    """The map that the store holds, made by so many models, and what lies above the threshold on it.
+
+    Raises UnreadableSlideError where more of it than the config allows could not be decoded.
+    """
+    heatmap, plane = store.array("heatmap/0"), plan.grid.map_plane
+    counts = count(plan, store.array("labels/status/0"))
+    _check_unreadable(slide, counts["cells"], config.max_unreadable)
+    regions = delineate(heatmap, plane, slide.mpp, shown.threshold, config.delineate)
+    fields = choose_fields(heatmap, plane, slide.mpp, regions, config.delineate)
+    finished = FinishedMap(heatmap, plane, shown.kind, shown.threshold, regions, fields, counts)
+    if models == 1:
+        return finished
+    deviation, in_regions = store.array("uncertainty/0"), rasterise(regions, plane, heatmap.shape)
+    return replace(finished, deviation=deviation, uncertainty=mean_uncertainty(models, deviation, in_regions))
+
+
+def _write_regions(folder: OutPath, slide: Slide, finished: FinishedMap) -> None:
+    origin0 = qupath_origin0(slide.properties, slide.size0)
+    write_json(folder / "regions.geojson", regions_to_geojson(finished.regions, finished.fields, origin0))
+
+
+def _map_warnings(finished: FinishedMap, drift: StainDrift | None) -> list[str]:
+    warnings = [drift.warning] if drift and drift.is_far else []
+    if lost := finished.counts["cells"]["unreadable"]:
+        warnings.append(f"{lost} cells of the map could not be decoded and are not scored")
+    return warnings
 
 
 def _new_store(
