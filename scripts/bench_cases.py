@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from wsi_pipeline import pipeline
-from wsi_pipeline.classify import Classifier, Ensemble, classifier_of
+from wsi_pipeline.classify import Classifier, Ensemble, classifier_of, reader_threads
 from wsi_pipeline.config import InferConfig
 from wsi_pipeline.drift import patch_densities, sample_patches
 from wsi_pipeline.errors import WsiError
@@ -107,9 +107,10 @@ def map_of(store: SlideStore) -> NDArray[np.float32]:
     return np.asarray(store.array(f"{store.scores}/0"))
 
 
-def decode(case: Case) -> list[NDArray[np.uint8]]:
-    """Read and cut alone, without a network: the patches of each block."""
-    return list(_decoded(case, case.config.classify.reader_threads))
+def decode(case: Case, device: torch.device) -> list[NDArray[np.uint8]]:
+    """Read and cut alone, without a network, on as many threads as before one: the patches of each block."""
+    threads = reader_threads(case.config.classify, device)
+    return list(_decoded(case, threads))
 
 
 def new_store(case: Case, work: Path) -> SlideStore:

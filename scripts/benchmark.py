@@ -111,7 +111,7 @@ def measure_case(case: Any, args: argparse.Namespace, device: Any) -> dict[str, 
         else:
             print(f"left out: {setting}", flush=True)
     places, corners, level = corners_of(case, args.loop_patches)
-    in_memory = np.concatenate(decode(case))[:NETWORK_PATCHES].copy()
+    in_memory = np.concatenate(decode(case, device))[:NETWORK_PATCHES].copy()
     seconds: dict[str, list[float]] = {}
     maps: dict[str, Any] = {}
     busy: dict[str, list[float]] = {setting.name: [] for setting in settings}
@@ -125,7 +125,7 @@ def measure_case(case: Any, args: argparse.Namespace, device: Any) -> dict[str, 
     for repeat in range(args.repeats):
         print(f"{case.name}: {case.patches:,} patches, repeat {repeat + 1} of {args.repeats}", flush=True)
         loop = timed("loop", lambda: plain_loop(case, corners, level, device))
-        timed("decode", lambda: decode(case))
+        timed("decode", lambda: decode(case, device))
         for setting in settings:
             timed(f"network {setting.name}", lambda s=setting: s.classifier.scores_and_spread(in_memory))
             store = new_store(case, args.work)

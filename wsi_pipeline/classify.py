@@ -5,6 +5,7 @@ bits whatever was done before it.
 """
 
 import logging
+import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import copy
@@ -30,6 +31,8 @@ if TYPE_CHECKING:  # torch takes seconds to import: it waits until something is 
     from wsi_pipeline.model import Model
 
 log = logging.getLogger(__name__)
+
+READERS_BESIDE_NETWORK, READERS_BEFORE_GPU = 2, 8
 
 
 class PendingScores:
@@ -218,6 +221,13 @@ def choose_device(name: str, worker: int = 0) -> "torch.device":
     return device
 
 
+def reader_threads(options: ClassifyOptions, device: "torch.device") -> int:
+    """Threads that decode ahead of a network on that device."""
+    if options.reader_threads is not None:
+        return options.reader_threads
+    return READERS_BESIDE_NETWORK if device.type == "cpu" else min(READERS_BEFORE_GPU, os.cpu_count() or 1)
+
+
 def classify_blocks(
     blocks: Iterable[Block],
     grid: Grid,
@@ -235,11 +245,12 @@ def classify_blocks(
         first = read(blocks[0].read_box)
         if dense := _dense_scorer(first, blocks[0], grid, classifier, options):
             read = _read_already(read, blocks[0].read_box, first)
-            yield from _classify_densely(blocks, read, dense, options)
+            threads = reader_threads(options, classifier.device)
+            yield from _classify_densely(blocks, read, dense, threads)
             return
     begun: deque[tuple[Block, NDArray[np.bool_], PendingScores]] = deque()
     try:
-        for block, cut in read_blocks(blocks, grid, read, options.reader_threads):
+        for block, cut in read_blocks(blocks, grid, read, reader_threads(options, classifier.device)):
             patches = cut.rgb if cut.readable.all() else cut.rgb[cut.readable]
             begun.append((block, cut.readable, classifier.start(patches)))
             while sum(len(readable) for _, readable, _ in list(begun)[1:]) >= classifier.appetite:
@@ -281,9 +292,9 @@ def _dense_scorer(
 
 
 def _classify_densely(
-    blocks: Sequence[Block], read: Callable[[Box], Pixels], dense: DenseScorer, options: ClassifyOptions
+    blocks: Sequence[Block], read: Callable[[Box], Pixels], dense: DenseScorer, threads: int
 ) -> Iterator[tuple[Block, NDArray[np.float32], NDArray[np.float32] | None]]:
-    for block, pixels in load_blocks(blocks, lambda block: read(block.read_box), options.reader_threads):
+    for block, pixels in load_blocks(blocks, lambda block: read(block.read_box), threads):
         each = dense.scores(pixels, block)
         yield block, *((each[0], None) if len(each) == 1 else _mean_and_spread(np.stack(each)))
 

@@ -12,8 +12,9 @@ class ClassifyOptions:
     batch_size: Annotated[int, Field(gt=0)] | None = None
     """Patches a forward pass; none: 64 or 128 on a CPU (16 of a heavy network), 2048 on a GPU."""
 
-    reader_threads: Annotated[int, Field(gt=0)] = 2
-    """Threads that decode blocks ahead of the network."""
+    reader_threads: Annotated[int, Field(gt=0)] | None = None
+    """Threads that decode blocks ahead of the network; none: 2 beside a network on the CPU, which needs the cores
+    itself, 8 before a GPU, or as many as there are cores."""
 
     engine: Literal["auto", "torch", "openvino"] = "auto"
     """auto: OpenVINO on a CPU where it is installed and says what torch says, else torch."""
