@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch.utils.flop_counter import FlopCounterMode
 
 from wsi_pipeline.errors import ModelError
 from wsi_pipeline.model import build_network
@@ -117,6 +118,14 @@ def test_cost_counts_parameters_and_two_operations_a_product():
     assert cost.parameters == 3 * 9 * 4 + 4 + 400 * 2 + 2
     assert cost.mflop == pytest.approx((2 * 100 * 27 * 4 + 2 * 800) / 1e6)
     assert network.training
+
+
+@pytest.mark.parametrize("architecture", ["residual_cnn", "resnet18"])
+def test_cost_is_what_torch_counts(architecture):
+    network = build_network(architecture)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network.eval()(torch.zeros(1, 3, 50, 50))
+    assert network_cost(network, 50).mflop == counter.get_total_flops() / 1e6
 
 
 def test_weights_of_torchvision_are_taken_but_for_their_1000_classes(tmp_path):
