@@ -53,9 +53,10 @@ class ContextTrainOptions:
     # Maps drawn of each mount, each of another view, its scores jittered as below; the first is the map itself.
     draws: Annotated[int, Field(ge=1)] = 6
     # Of each drawn map, the log odds are multiplied by exp of a normal value of this deviation ...
-    temperature_jitter: Annotated[float, Field(ge=0)] = 0.15
-    # ... and shifted by one of this: on other slides the network is as sure, but not as right.
-    shift_jitter: Annotated[float, Field(ge=0)] = 0.4
+    temperature_jitter: Annotated[float, Field(ge=0)] = 0.04
+    # ... and shifted by one of this. Little of both: how high a section's log odds lie as a whole says how far to
+    # believe them, and four times as much blurs that (docs/training.md).
+    shift_jitter: Annotated[float, Field(ge=0)] = 0.1
     # Shares of cells that are taken out of a drawn map; one of them is drawn: tissue has other holes elsewhere.
     dropped: tuple[Annotated[float, Field(ge=0, lt=1)], ...] = (0.0, 0.05, 0.15)
     # Perceptrons, each trained by itself and then averaged, and hidden values in each of their two layers.
@@ -63,8 +64,8 @@ class ContextTrainOptions:
     hidden: Annotated[int, Field(gt=0)] = 16
     # Share of what a perceptron sees, and of its hidden values, that is left out at each step.
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    steps: Annotated[int, Field(gt=0)] = 500
-    batch_size: Annotated[int, Field(gt=0)] = 4096
+    steps: Annotated[int, Field(gt=0)] = 300
+    batch_size: Annotated[int, Field(gt=0)] = 2048
     learning_rate: Annotated[float, Field(gt=0)] = 0.005
     weight_decay: Annotated[float, Field(ge=0)] = 0.05
     # Outlines are coarse: no cell of a region's edge is certain.
