@@ -107,10 +107,22 @@ def map_of(store: SlideStore) -> NDArray[np.float32]:
     return np.asarray(store.array(f"{store.scores}/0"))
 
 
-def decode(case: Case, device: torch.device) -> list[NDArray[np.uint8]]:
-    """Read and cut alone, without a network, on as many threads as before one: the patches of each block."""
-    threads = reader_threads(case.config.classify, device)
-    return list(_decoded(case, threads))
+def decode(case: Case, device: torch.device) -> int:
+    """Read and cut alone, without a network, on as many threads as before one; the patches that were read.
+
+    Nothing is kept, as infer-slide keeps nothing: memory that is touched for the first time takes as long as decoding.
+    """
+    return sum(len(patches) for patches in _decoded(case, reader_threads(case.config.classify, device)))
+
+
+def patches_in_memory(case: Case, most: int) -> NDArray[np.uint8]:
+    """The case's first patches, uint8 [n, S, S, 3], at most so many."""
+    kept: list[NDArray[np.uint8]] = []
+    for patches in _decoded(case, 1):
+        kept.append(patches)
+        if sum(map(len, kept)) >= most:
+            break
+    return np.concatenate(kept)[:most].copy()
 
 
 def new_store(case: Case, work: Path) -> SlideStore:

@@ -100,7 +100,15 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 def measure_case(case: Any, args: argparse.Namespace, device: Any) -> dict[str, Any]:
     """Patches a second of the loop, of decode alone, and of each setting, and how its map differs from the loop's."""
     import numpy as np
-    from bench_cases import Setting, decode, end_to_end, map_of, new_store, settings_of
+    from bench_cases import (
+        Setting,
+        decode,
+        end_to_end,
+        map_of,
+        new_store,
+        patches_in_memory,
+        settings_of,
+    )
     from bench_gpu import busy_share
     from bench_loop import corners_of, plain_loop
 
@@ -111,7 +119,7 @@ def measure_case(case: Any, args: argparse.Namespace, device: Any) -> dict[str, 
         else:
             print(f"left out: {setting}", flush=True)
     places, corners, level = corners_of(case, args.loop_patches)
-    in_memory = np.concatenate(decode(case, device))[:NETWORK_PATCHES].copy()
+    in_memory = patches_in_memory(case, NETWORK_PATCHES)
     seconds: dict[str, list[float]] = {}
     maps: dict[str, Any] = {}
     busy: dict[str, list[float]] = {setting.name: [] for setting in settings}
