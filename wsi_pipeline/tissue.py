@@ -15,7 +15,7 @@ What this makes of fat: the thin walls of fat cells are stained and the cells ar
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
@@ -117,6 +117,7 @@ def find_tissue(
     by_noise_od = min(options.noise_sigmas * glass.noise_od, options.max_stain_od)
     threshold_od = max(by_noise_od, options.min_stain_od)
     stained = _is_stained(smooth, glass, threshold_od, options) & seen
+    del smooth  # of a large slide the most that a survey holds
     mask = _tidied(stained, mpp, options)
     mask[~seen] = False
     mask |= _surrounded(mask, readable)
@@ -189,15 +190,19 @@ def _smoothed(rgb: Rgb, seen: Mask, mpp: tuple[float, float], options: TissueOpt
     """The plane [row, col, 3] under a Gaussian that takes nothing from pixels not seen."""
     sigma_px = (options.smooth_um / mpp[1], options.smooth_um / mpp[0])
 
-    def blur(channel: NDArray[Any]) -> Floats:
-        return np.asarray(ndimage.gaussian_filter(channel.astype(np.float32), sigma_px, mode="nearest"))
+    def blur(channel: NDArray[np.uint8], out: Floats) -> Floats:
+        return np.asarray(ndimage.gaussian_filter(channel, sigma_px, output=out, mode="nearest"))
 
     smooth = np.empty(rgb.shape, np.float32)
-    weight = None if seen.all() else np.maximum(blur(seen), 1e-6)
+    if seen.all():
+        for c in range(3):
+            blur(rgb[..., c], smooth[..., c])
+        return smooth
+    weight = blur(seen.view(np.uint8), np.empty(seen.shape, np.float32))
+    np.maximum(weight, 1e-6, out=weight)
     for c in range(3):
-        smooth[..., c] = (
-            blur(rgb[..., c]) if weight is None else blur(np.where(seen, rgb[..., c], 0)) / weight
-        )
+        blur(rgb[..., c] * seen, smooth[..., c])
+        smooth[..., c] /= weight
     return smooth
 
 
