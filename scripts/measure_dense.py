@@ -43,7 +43,7 @@ CONFIGS = Path(__file__).parents[1] / "configs/train"
 STRIDES = (10, 5)
 ROUNDS, SIDE_PX = 3, 310
 # Of the first blocks, so that patch by patch ends.
-MOST_PATCHES = 3000
+MOST_PATCHES = 30_000
 
 
 def main() -> int:
