@@ -141,7 +141,8 @@ def _gpu_lines(found: Found) -> list[str]:
     if not found["device"].startswith("cuda"):
         return [
             "No GPU was at hand: nothing here says how fast one is. On a machine that has one, "
-            "`make bench BENCH='--device cuda'` measures the same, how busy the GPU is, and JPEG tiles decoded on it.",
+            "`make bench BENCH='--device cuda --cores 0'` measures the same, how busy the GPU is, and JPEG tiles "
+            "decoded on it.",
             "",
         ]
     busy = "; ".join(

@@ -1,3 +1,4 @@
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from wsi_pipeline.classify import (
     choose_device,
     classifier_of,
     classify_blocks,
+    reader_threads,
 )
 from wsi_pipeline.drift import patch_densities
 from wsi_pipeline.errors import UsageError
@@ -154,3 +156,10 @@ def test_a_slide_is_seen_in_the_stain_that_the_card_wants():
     assert not np.array_equal(plain.adapted(densities).scores(patches), plain.scores(patches))
     off = Classifier(brightness_model(), torch.device("cpu"), ClassifyOptions())
     assert np.array_equal(off.adapted(densities).scores(patches), off.scores(patches))
+
+
+def test_more_threads_decode_before_a_gpu_unless_a_number_is_asked_for() -> None:
+    gpu = torch.device("cuda")  # named only: none is needed
+    assert reader_threads(ClassifyOptions(), torch.device("cpu")) == 2
+    assert reader_threads(ClassifyOptions(), gpu) == min(8, os.cpu_count() or 1)
+    assert reader_threads(ClassifyOptions(reader_threads=3), gpu) == 3

@@ -97,6 +97,18 @@ def test_with_a_context_step_blocks_fill_the_patch_heatmap_and_the_map_comes_aft
     assert group.attrs["ome"]["multiscales"][0]["datasets"][0]["path"] == "heatmap/0"
 
 
+def test_what_is_unfinished_is_the_same_of_a_new_store_and_of_one_opened_again(tmp_path: Path) -> None:
+    store, plan = made(tmp_path / "slide.zarr")
+    blocks = list(plan.blocks())
+    for written in (0, 1):
+        for block in blocks[:written]:
+            shape = (block.cells.height, block.cells.width)
+            store.write_block(block.cells, np.zeros(shape, np.float32), np.ones(shape, np.uint8))
+        left = [block.cells for block in blocks[written:]]
+        for found in (store, SlideStore(store.path)):
+            assert [block.cells for block in found.unfinished(blocks)] == left
+
+
 def test_an_ensembles_store_holds_its_uncertainty_beside_the_map(tmp_path: Path) -> None:
     store, plan = made(tmp_path / "slide.zarr", with_uncertainty=True)
     block = next(iter(plan.blocks())).cells
