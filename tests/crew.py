@@ -43,6 +43,11 @@ class Doubler:
             os._exit(3)
         if fate == "sleeps":
             time.sleep(600)
+        if fate == "meets another":  # who works at the same time, elsewhere
+            until = time.monotonic() + 60
+            while len(list(self.folder.glob("meets another *.tries"))) < 2:
+                assert time.monotonic() < until, "nobody else came"
+                time.sleep(0.02)
         if fate == "waits for the file":
             while not (self.folder / "go").exists():
                 time.sleep(0.02)

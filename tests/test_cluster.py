@@ -92,10 +92,11 @@ def test_the_workers_of_a_cluster_give_the_outcomes_of_this_process(
     shared_cluster: Cluster, tmp_path: Path
 ) -> None:
     ears = Ears()
-    items = [*(f" {i}" for i in range(8)), "raises 8", "raises oddly 9", "busy once 10"]
+    numbers = ["meets another 0", "meets another 1", *(f" {i}" for i in range(2, 8))]
+    items = [*numbers, "raises 8", "raises oddly 9", "busy once 10"]
     outcomes = by_item(list(run_cluster(Doubling(tmp_path), items, str(shared_cluster.file), ears)))
     assert {i: o.result for i, o in outcomes.items() if o.result is not None} == {
-        **{f" {i}": 2 * i for i in range(8)},
+        **{number: 2 * i for i, number in enumerate(numbers)},
         "busy once 10": 20,
     }
     assert outcomes["raises 8"].reason == "/full/8: No space left on device"

@@ -21,7 +21,7 @@ from wsi_pipeline.engines.eager import EagerEngine
 from wsi_pipeline.engines.lanes import Lanes, Precision, batch_slices
 from wsi_pipeline.engines.openvino import Graphs, OpenVinoEngine
 from wsi_pipeline.model import Model, ModelCard, build_network, load_model
-from wsi_pipeline.stain import Tables, restained
+from wsi_pipeline.stain import Tables, restained, tables_of
 
 MakeSlide = Callable[..., Path]
 CPU = torch.device("cpu")
@@ -164,7 +164,7 @@ def test_int8_is_never_taken_unasked(shipped: Model) -> None:
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
 def test_lanes_change_no_bit(precision: Precision, shipped: Model) -> None:
     graphs, patches = Graphs(shipped, OPENVINO_BATCH), made_patches(shipped.card, 300)
-    ranges = graphs.ranges(patches[:50]) if precision == "int8" else None
+    ranges = graphs.ranges(patches[:50], None) if precision == "int8" else None
     one, three = (
         Lanes(OpenVinoEngine(graphs, precision, lanes, ranges)).start(patches).result() for lanes in (1, 3)
     )
@@ -238,6 +238,17 @@ def test_each_member_of_an_ensemble_has_its_own_engine(shipped: Model) -> None:
     assert [facts["precision"] for facts in both.engine_facts] == [both._members[0].precision, "fp32"]
     scores, spread = both.scores_and_spread(sample)
     assert scores.shape == spread.shape == (20,)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_graph_sees_the_stain_that_the_tables_give(precision: Precision, shipped: Model) -> None:
+    lanes = Lanes(OpenVinoEngine(Graphs(shipped, OPENVINO_BATCH), precision, 2))
+    patches = made_patches(shipped.card, 80)
+    for gain in ((1.3, 0.8, 1.1), (0.9, 1.2, 0.7)):
+        tables = tables_of(np.array(gain))
+        stained = lanes.start(restained(patches, tables)).result()
+        assert np.array_equal(lanes.start(patches, tables).result(), stained)
+        assert np.abs(lanes.start(patches).result() - stained).max() > 0.01
 
 
 def test_stain_tables_are_looked_up_byte_by_byte() -> None:

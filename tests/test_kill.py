@@ -9,6 +9,8 @@ import pytest
 from conftest import write_slide
 from test_pipeline import section
 
+from wsi_pipeline.stitch import WRITERS
+
 TORTURE = Path(__file__).resolve().parents[1] / "scripts/torture.py"
 
 
@@ -36,6 +38,6 @@ def test_killed_at_any_instant_and_started_again_the_results_are_those_of_a_run_
     assert found["wrong"] == 0
     assert found["kills"] >= 8
     assert found["blocks of the slide"] > 5
-    assert found["blocks done twice"] <= found["kills"]
+    assert found["blocks done twice"] <= WRITERS * found["kills"]
     # A stage may be over before the signal comes: not every one is hit by so few.
     assert len(found["kills by stage"]) >= 3

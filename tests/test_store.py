@@ -1,3 +1,4 @@
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -7,10 +8,10 @@ import zarr
 from ome_zarr_models.v05.image import Image
 from ome_zarr_models.v05.image_label import ImageLabel
 
-from wsi_pipeline.errors import RecipeError
+from wsi_pipeline.errors import RecipeError, SlideChangedError
 from wsi_pipeline.geometry import Box, Plane
 from wsi_pipeline.grid import Grid, Plan
-from wsi_pipeline.stitch import initial_status
+from wsi_pipeline.stitch import Status, commit_blocks, initial_status
 from wsi_pipeline.store import PatchTable, SlideStore, create_store
 
 MPP0 = (0.25, 0.26)
@@ -107,6 +108,58 @@ def test_what_is_unfinished_is_the_same_of_a_new_store_and_of_one_opened_again(t
         left = [block.cells for block in blocks[written:]]
         for found in (store, SlideStore(store.path)):
             assert [block.cells for block in found.unfinished(blocks)] == left
+
+
+def test_blocks_are_brought_into_the_store_side_by_side_and_told_in_their_order(tmp_path: Path) -> None:
+    store, plan = made(tmp_path / "slide.zarr")
+    blocks = list(plan.blocks())
+    scores = [np.full(len(block.patches), i / 16, np.float32) for i, block in enumerate(blocks)]
+    scored = [(block, values, None) for block, values in zip(blocks, scores, strict=True)]
+    assert list(commit_blocks(scored, plan, store, lambda: None)) == blocks
+    assert SlideStore(store.path).unfinished(blocks) == []
+    heatmap = SlideStore(store.path).array("heatmap/0")
+    for block, values in zip(blocks, scores, strict=True):
+        cells = heatmap[block.cells.y : block.cells.bottom, block.cells.x : block.cells.right]
+        assert np.isin(cells[~np.isnan(cells)], values).all()
+
+
+def test_of_blocks_that_cannot_be_committed_the_others_are_whole(tmp_path: Path) -> None:
+    store, plan = made(tmp_path / "slide.zarr")
+    blocks = list(plan.blocks())
+    assert len(blocks) > 2
+    calls = itertools.count()
+
+    def changed() -> None:
+        if next(calls) == 1:
+            raise SlideChangedError("another file")
+
+    scored = ((block, np.zeros(len(block.patches), np.float32), None) for block in blocks)
+    committed = commit_blocks(scored, plan, store, changed)
+    with pytest.raises(SlideChangedError, match="another file"):
+        list(committed)
+    left = SlideStore(store.path).unfinished(blocks)
+    assert 1 <= len(left) < len(blocks)
+    status = store.array("labels/status/0")
+    for block in blocks:
+        cells = status[block.cells.y : block.cells.bottom, block.cells.x : block.cells.right]
+        assert (cells == Status.PLANNED).any() == (block in left)
+
+
+def test_a_chunk_is_the_bytes_that_zarr_writes(tmp_path: Path) -> None:
+    ours, plan = made(tmp_path / "ours.zarr")
+    theirs, _ = made(tmp_path / "theirs.zarr")
+    heatmap = zarr.open_array(theirs.path / "heatmap/0", mode="r+")
+    rng = np.random.default_rng(0)
+    for block in plan.blocks():
+        box = block.cells
+        values = rng.random((box.height, box.width)).astype(np.float32)
+        values[0, 0] = np.nan
+        ours.write_block(box, values, np.ones(values.shape, np.uint8))
+        heatmap[box.y : box.bottom, box.x : box.right] = values
+    files = sorted(p.relative_to(theirs.path) for p in (theirs.path / "heatmap/0").rglob("*") if p.is_file())
+    assert len(files) == len(list(plan.blocks())) + 1
+    for name in files:
+        assert (ours.path / name).read_bytes() == (theirs.path / name).read_bytes(), name
 
 
 def test_an_ensembles_store_holds_its_uncertainty_beside_the_map(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from wsi_pipeline.render import render_tissue
 from wsi_pipeline.run_folder import EXPORT_FOLDER, SlideResult, clear_outputs, find_run, finished_result
 from wsi_pipeline.slide import Slide, open_slide
 from wsi_pipeline.stain import stain_gain_of
-from wsi_pipeline.stitch import Status, initial_status, stitch_block
+from wsi_pipeline.stitch import Status, commit_blocks, initial_status
 from wsi_pipeline.store import STORE_NAME, PatchTable, SlideStore, create_store
 from wsi_pipeline.summary import (
     Stopwatch,
@@ -279,22 +279,15 @@ def _fill(
     grid = plan.grid
     blocks = list(plan.blocks())
     todo = store.unfinished(blocks)
-    untouched = initial_status(plan)
     # A rim that blocks share counts in each: progress is of work, not of distinct patches.
     total = sum(len(block.patches) for block in blocks)
     done = total - sum(len(block.patches) for block in todo)
     if progress:
         progress(done, total)
-    for block, scores, spread in classify_blocks(
+    scored = classify_blocks(
         todo, grid, lambda box: slide.read_readable(box, grid.plane), classifier, config.classify
-    ):
-        log.debug("done block %d, %d", block.cells.x, block.cells.y)
-        cells = block.cells
-        before = untouched[cells.y : cells.bottom, cells.x : cells.right]
-        values, status = stitch_block(grid, block, scores, before)
-        deviation = None if spread is None else stitch_block(grid, block, spread, before)[0]
-        slide.check_unchanged()
-        store.write_block(cells, values, status, deviation)
+    )
+    for block in commit_blocks(scored, plan, store, slide.check_unchanged):
         done += len(block.patches)
         if progress:
             progress(done, total)

@@ -19,14 +19,16 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from typing import Any
 
+import numcodecs
 import numpy as np
 import zarr
 from numpy.typing import NDArray
+from zarr.codecs import ZstdCodec
 from zarr.core.buffer import Buffer
 from zarr.storage import MemoryStore
 
 from wsi_pipeline.errors import RecipeError
-from wsi_pipeline.files import OutPath, new_tree, sync_files, sync_tree, writing, zarr_store
+from wsi_pipeline.files import OutPath, new_tree, sync_files, sync_tree, write_bytes, writing, zarr_store
 from wsi_pipeline.geometry import Box, Plane, Size
 from wsi_pipeline.grid import Block, Plan
 from wsi_pipeline.stitch import Status
@@ -41,6 +43,8 @@ SMALLEST_LEVEL = 64
 # Chunks of arrays that are not written block by block: planes, and lists of patches.
 FLAT_CHUNK = 1024
 PATCH_CHUNK = 2**18
+# Every chunk: the values, little-endian, in zstd's own default.
+ZSTD_LEVEL = 0
 
 STATUS_COLOURS = {
     Status.BACKGROUND: (0, 0, 0, 0),
@@ -117,17 +121,13 @@ class SlideStore:
         """Commit a chunk: its values, then its status, so that a chunk whose status says scored is.
 
         The values are on the disk before the status is written: that holds after a power cut too. `spread` goes to
-        the store's uncertainty, which it must have. Raises OutputError.
+        the store's uncertainty, which it must have. Several threads may write different chunks. Raises OutputError.
         """
         self._is_new = False
-        with writing(self.path):
-            self._array(f"{self.scores}/0")[_slices(cells)] = values
-            written = [self._chunk_path(f"{self.scores}/0", cells)]
-            if spread is not None:
-                self._array("uncertainty/0")[_slices(cells)] = spread
-                written.append(self._chunk_path("uncertainty/0", cells))
-            sync_files(written)
-            self._array("labels/status/0")[_slices(cells)] = status
+        self._write_chunk(f"{self.scores}/0", cells, values)
+        if spread is not None:
+            self._write_chunk("uncertainty/0", cells, spread)
+        self._write_chunk("labels/status/0", cells, status, durable=False)
 
     def write_heatmap(self, values: NDArray[np.float32]) -> None:
         """The whole map after the context step, [row, column]; the patch-alone map stays as it is."""
@@ -161,11 +161,18 @@ class SlideStore:
             self._root.attrs[ATTRIBUTES] = self.attributes
             sync_files([self.path / ROOT_FILE])
 
-    def _chunk_path(self, name: str, cells: Box) -> OutPath:
-        """The file of the chunk that begins where `cells` do."""
+    def _write_chunk(self, name: str, cells: Box, values: NDArray[Any], durable: bool = True) -> None:
+        """Write the chunk that begins where `cells` do.
+
+        Not by way of zarr: for a few kilobytes that takes several times as long, most of it holding Python's lock, for
+        which readers and network then wait.
+        """
         array = self._array(name)
-        chunk = (cells.y // array.chunks[0], cells.x // array.chunks[1])
-        return self.path / name / array.metadata.encode_chunk_key(chunk)
+        chunk = np.full(array.chunks, array.fill_value, array.dtype.newbyteorder("<"))
+        chunk[: cells.height, : cells.width] = values
+        place = (cells.y // array.chunks[0], cells.x // array.chunks[1])
+        path = self.path / name / array.metadata.encode_chunk_key(place)
+        write_bytes(path, numcodecs.Zstd(ZSTD_LEVEL).encode(chunk), durable)
 
     def _array(self, name: str) -> "zarr.Array[Any]":
         if name not in self._arrays:
@@ -274,7 +281,13 @@ def _create_array(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # zero-length arrays: a slide without tissue has them
         return group.create_array(
-            name, shape=shape, chunks=chunks, dtype=dtype, fill_value=fill, dimension_names=axes
+            name,
+            shape=shape,
+            chunks=chunks,
+            dtype=dtype,
+            fill_value=fill,
+            compressors=ZstdCodec(level=ZSTD_LEVEL),
+            dimension_names=axes,
         )
 
 

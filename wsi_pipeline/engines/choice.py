@@ -19,7 +19,7 @@ from wsi_pipeline.engines.lanes import Engine, Lanes, Precision
 from wsi_pipeline.engines.options import ClassifyOptions
 from wsi_pipeline.model import Model, ModelCard, has_bf16
 from wsi_pipeline.models.cost import network_cost
-from wsi_pipeline.stain import Tables, restained
+from wsi_pipeline.stain import Tables
 
 if TYPE_CHECKING:
     from wsi_pipeline.engines.openvino import Graphs
@@ -78,7 +78,7 @@ class _Attempt:
     name: str
     precision: Precision
     tolerance: Tolerance
-    build: Callable[[NDArray[np.uint8] | None], Lanes]
+    build: Callable[[], Lanes]
 
 
 @dataclass
@@ -110,14 +110,13 @@ class Engines:
         if sample is not None and not len(sample):
             sample = None
         patches = made_patches(self.model.card, self.openvino_batch + 3) if sample is None else sample
-        seen = None if sample is None else restained(sample, tables)
         with self._lock:
             plain = self._lanes("torch, unfolded", "fp32", lambda: self._torch("fp32", fold=False))
             expected = plain.start(patches, tables).result()
             refused: list[str] = []
-            for attempt in self._attempts():
+            for attempt in self._attempts(sample, tables):
                 try:
-                    lanes = attempt.build(seen)
+                    lanes = attempt.build()
                     moved = np.abs(lanes.start(patches, tables).result() - expected)
                 except (
                     Exception
@@ -153,7 +152,7 @@ class Engines:
         )
         return chosen
 
-    def _attempts(self) -> Iterator[_Attempt]:
+    def _attempts(self, sample: NDArray[np.uint8] | None, tables: Tables | None) -> Iterator[_Attempt]:
         """What might do, the fastest first."""
         asked, engine = self.options.precision, self.options.engine
         wanted: list[Precision] = [asked] if asked in ("bf16", "int8") else []
@@ -167,14 +166,20 @@ class Engines:
             if engine == "openvino" and self.device.type != "cpu":
                 yield _Attempt("openvino", precision, tolerance, _only_on_cpu)
             elif engine != "torch" and self.device.type == "cpu":
-                yield self._openvino_attempt(precision, tolerance)
+                yield self._openvino_attempt(precision, tolerance, sample, tables)
             if precision != "int8":
                 yield from self._torch_attempts(precision, tolerance)
 
-    def _openvino_attempt(self, precision: Precision, tolerance: Tolerance) -> _Attempt:
-        def build(seen: NDArray[np.uint8] | None) -> Lanes:
+    def _openvino_attempt(
+        self,
+        precision: Precision,
+        tolerance: Tolerance,
+        sample: NDArray[np.uint8] | None,
+        tables: Tables | None,
+    ) -> _Attempt:
+        def build() -> Lanes:
             if precision == "int8":
-                return self._calibrated(seen)
+                return self._calibrated(sample, tables)
             return self._lanes("openvino", precision, lambda: self._openvino(precision))
 
         return _Attempt("openvino", precision, tolerance, build)
@@ -188,7 +193,7 @@ class Engines:
                 name,
                 precision,
                 tolerance,
-                lambda _, name=name, fold=fold: self._lanes(  # type: ignore[misc]
+                lambda name=name, fold=fold: self._lanes(  # type: ignore[misc]
                     name, precision, lambda: self._torch(precision, fold)
                 ),
             )
@@ -214,14 +219,14 @@ class Engines:
 
         return OpenVinoEngine(self._proven_graphs(), precision, torch.get_num_threads())
 
-    def _calibrated(self, seen: NDArray[np.uint8] | None) -> Lanes:
-        """OpenVINO in int8, its steps told by these patches, in the stain that the network sees."""
-        if seen is None:
+    def _calibrated(self, sample: NDArray[np.uint8] | None, tables: Tables | None) -> Lanes:
+        """OpenVINO in int8, its steps told by these patches, their stain by `tables`."""
+        if sample is None:
             raise ValueError("needs patches of a slide to be calibrated on; found none")
         graphs = self._proven_graphs()
         from wsi_pipeline.engines.openvino import OpenVinoEngine
 
-        return Lanes(OpenVinoEngine(graphs, "int8", torch.get_num_threads(), graphs.ranges(seen)))
+        return Lanes(OpenVinoEngine(graphs, "int8", torch.get_num_threads(), graphs.ranges(sample, tables)))
 
     def _proven_graphs(self) -> "Graphs":
         """The network's graphs, once computed in float32 as eager torch does; raises why not."""
@@ -281,9 +286,9 @@ def _mflop(model: Model) -> float:
     return network_cost(model.network, model.card.patch_px).mflop if has_weights else 0.0
 
 
-def _no_int8(_: NDArray[np.uint8] | None) -> Lanes:
+def _no_int8() -> Lanes:
     raise ValueError("only OpenVINO computes int8, on a CPU")
 
 
-def _only_on_cpu(_: NDArray[np.uint8] | None) -> Lanes:
+def _only_on_cpu() -> Lanes:
     raise ValueError("it is used on a CPU only")

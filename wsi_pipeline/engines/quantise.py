@@ -5,6 +5,7 @@ off there. Post-training quantisation as of Jacob et al., CVPR 2018; OpenVINO ma
 """
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import openvino
@@ -17,8 +18,10 @@ LEVELS = 256
 Ranges = Sequence[tuple[float, float]]
 
 
-def conv_ranges(core: openvino.Core, graph: openvino.Model, batches: Iterable[NDArray[np.uint8]]) -> Ranges:
-    """Over all batches, each of the graph's own shape, computed in float32."""
+def conv_ranges(
+    core: openvino.Core, graph: openvino.Model, batches: Iterable[Sequence[NDArray[Any]]]
+) -> Ranges:
+    """Over all batches, each the graph's own inputs, computed in float32."""
     graph = graph.clone()
     results = []
     for conv in _convolutions(graph):
@@ -28,7 +31,7 @@ def conv_ranges(core: openvino.Core, graph: openvino.Model, batches: Iterable[ND
     probe = openvino.Model(results, graph.get_parameters())
     request = core.compile_model(probe, "CPU", {"INFERENCE_PRECISION_HINT": "f32"}).create_infer_request()
     found = np.array(
-        [list(request.infer([batch]).values()) for batch in batches], float
+        [list(request.infer(list(batch)).values()) for batch in batches], float
     )  # [batches, 2 convs]
     return list(zip(found[:, 0::2].min(axis=0).tolist(), found[:, 1::2].max(axis=0).tolist(), strict=True))
 
