@@ -14,12 +14,15 @@ from wsi_pipeline import pipeline
 from wsi_pipeline.classify import Classifier, Ensemble, classifier_of, reader_threads
 from wsi_pipeline.config import InferConfig
 from wsi_pipeline.drift import patch_densities, sample_patches
+from wsi_pipeline.engines.choice import Chosen
+from wsi_pipeline.engines.lanes import Lanes
 from wsi_pipeline.errors import WsiError
 from wsi_pipeline.grid import Plan
 from wsi_pipeline.model import Model, load_model, save_model
 from wsi_pipeline.options import options_from_dict
 from wsi_pipeline.patches import patch_positions, read_blocks
 from wsi_pipeline.slide import Slide, open_slide
+from wsi_pipeline.stain import Tables
 from wsi_pipeline.stitch import initial_status
 from wsi_pipeline.store import PatchTable, SlideStore, create_store
 from wsi_pipeline.survey import survey_slide
@@ -96,9 +99,38 @@ def settings_of(names: list[str], case: Case, device: torch.device) -> Iterator[
             yield Setting(name, classifier)
 
 
-def end_to_end(case: Case, setting: Setting, store: SlideStore) -> None:
-    """The classify stage of infer-slide: open, read, cut, classify, write to the store, which is a new one."""
+def without_network(case: Case) -> Setting:
+    """As if a device computed the network in no time: what reading, cutting and writing can carry."""
+    return Setting("no network", _WithoutNetwork(case.model, torch.device("cpu"), case.config.classify))
+
+
+class _WithoutNetwork(Classifier):
+    @property
+    def chosen(self) -> Chosen:
+        return _NO_NETWORK
+
+
+class _OnePixel:
+    """For a score, the red of one pixel of each patch."""
+
+    name, precision, lanes, batch_sizes = "no network", "fp32", 2, (2048,)
+
+    def probabilities(self, batch: NDArray[np.uint8], _: Tables | None) -> NDArray[np.float32]:
+        return batch[:, 0, 0, 0] / np.float32(255)
+
+
+_NO_NETWORK = Chosen(Lanes(_OnePixel()), 0.0, 0)
+
+
+def looked_at(case: Case) -> Slide:
+    """The case's slide, newly opened, as infer-slide has it before it classifies: some patches were read already."""
     slide = open_slide(case.path, MPP0)
+    sample_patches(slide, case.plan)
+    return slide
+
+
+def end_to_end(case: Case, slide: Slide, setting: Setting, store: SlideStore) -> None:
+    """The classify stage of infer-slide: read, cut, classify, write to the store, which is a new one."""
     pipeline._fill(store, slide, case.plan, setting.classifier, case.config, None)
 
 
@@ -107,18 +139,19 @@ def map_of(store: SlideStore) -> NDArray[np.float32]:
     return np.asarray(store.array(f"{store.scores}/0"))
 
 
-def decode(case: Case, device: torch.device) -> int:
+def decode(case: Case, slide: Slide, device: torch.device) -> int:
     """Read and cut alone, without a network, on as many threads as before one; the patches that were read.
 
     Nothing is kept, as infer-slide keeps nothing: memory that is touched for the first time takes as long as decoding.
     """
-    return sum(len(patches) for patches in _decoded(case, reader_threads(case.config.classify, device)))
+    threads = reader_threads(case.config.classify, device)
+    return sum(len(patches) for patches in _decoded(case, slide, threads))
 
 
 def patches_in_memory(case: Case, most: int) -> NDArray[np.uint8]:
     """The case's first patches, uint8 [n, S, S, 3], at most so many."""
     kept: list[NDArray[np.uint8]] = []
-    for patches in _decoded(case, 1):
+    for patches in _decoded(case, looked_at(case), 1):
         kept.append(patches)
         if sum(map(len, kept)) >= most:
             break
@@ -169,8 +202,8 @@ def _adapted(classifier: Classifier | Ensemble, case: Case) -> Classifier | Ense
     return classifier.adapted(patch_densities(sample), sample)
 
 
-def _decoded(case: Case, threads: int) -> Iterator[NDArray[np.uint8]]:
-    slide, plane = open_slide(case.path, MPP0), case.plan.grid.plane
+def _decoded(case: Case, slide: Slide, threads: int) -> Iterator[NDArray[np.uint8]]:
+    plane = case.plan.grid.plane
     for _, cut in read_blocks(
         case.plan.blocks(), case.plan.grid, lambda box: slide.read_readable(box, plane), threads
     ):

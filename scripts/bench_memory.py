@@ -64,7 +64,7 @@ def main() -> int:
     parser.add_argument("--work", type=Path, required=True)
     args = parser.parse_args()
 
-    from bench_cases import end_to_end, make_case, model_at, new_store, settings_of
+    from bench_cases import end_to_end, looked_at, make_case, model_at, new_store, settings_of
 
     from wsi_pipeline.classify import choose_device
 
@@ -73,7 +73,7 @@ def main() -> int:
     case = make_case("memory", args.slide, model, args.patches)
     (setting,) = settings_of(["auto"], case, choose_device(args.device))
     assert not isinstance(setting, str), setting
-    end_to_end(case, setting, new_store(case, args.work))
+    end_to_end(case, looked_at(case), setting, new_store(case, args.work))
     print(resident_mb("VmHWM"))
     return 0
 

@@ -5,7 +5,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from bench_cases import Case, Setting, end_to_end, make_case, map_of, model_at, new_store, settings_of
+from bench_cases import (
+    Case,
+    Setting,
+    decode,
+    end_to_end,
+    looked_at,
+    make_case,
+    map_of,
+    model_at,
+    new_store,
+    settings_of,
+    without_network,
+)
 from bench_loop import corners_of, plain_loop
 from bench_memory import measure_peak
 from bench_page import page, targets
@@ -56,9 +68,18 @@ def test_the_loop_and_our_stage_score_the_same_patches_alike(case: Case, tmp_pat
     places, corners, level = corners_of(case, 20)
     loop = plain_loop(case, corners, level, torch.device("cpu"))
     store = new_store(case, tmp_path)
-    end_to_end(case, setting, store)
+    end_to_end(case, looked_at(case), setting, store)
     ours = map_of(store)[places[:, 1], places[:, 0]]
     np.testing.assert_allclose(ours, loop, rtol=0, atol=1e-5)
+
+
+def test_what_is_decoded_and_what_is_carried_without_a_network_are_all_patches(
+    case: Case, tmp_path: Path
+) -> None:
+    assert decode(case, looked_at(case), torch.device("cpu")) == case.patches
+    store = new_store(case, tmp_path)
+    end_to_end(case, looked_at(case), without_network(case), store)
+    assert np.isfinite(map_of(store)).sum() == case.patches
 
 
 def test_a_setting_that_is_not_there_is_left_out_with_the_reason(case: Case) -> None:
@@ -86,6 +107,7 @@ def found(end_to_end: float, across: float, difference: float, seconds: float) -
     setting = {
         "end_to_end": end_to_end,
         "network": 1000.0,
+        "share": end_to_end / 1000,
         "largest_difference": difference,
         "across": across,
         "gpu_busy": None,
@@ -96,6 +118,7 @@ def found(end_to_end: float, across: float, difference: float, seconds: float) -
         "loop_patches": 5,
         "loop": 100.0,
         "decode": 5000.0,
+        "without_network": 4600.0,
         "settings": {"x": setting},
     }
     peaks = {"peak_mb": 900.0, "beyond_mb": 500.0}

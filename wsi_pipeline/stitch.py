@@ -41,9 +41,10 @@ def initial_status(plan: Plan) -> NDArray[np.uint8]:
     size = plan.grid.map_size
     status = np.full((size.height, size.width), Status.BACKGROUND, np.uint8)
     for flags, value in ((plan.rejected, Status.REJECTED), (plan.scored, Status.PLANNED)):
-        rows, columns = np.nonzero(flags)
-        for y, x in _cells_of(plan.grid, columns, rows):
-            status[y, x] = value
+        rows, columns = flags.shape
+        for dy, dx in np.ndindex(plan.grid.patch_cells, plan.grid.patch_cells):
+            cells = status[dy :: plan.grid.stride_cells, dx :: plan.grid.stride_cells][:rows, :columns]
+            cells[flags] = value
     return status
 
 

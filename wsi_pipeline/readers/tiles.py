@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from wsi_pipeline.errors import RegionReadError
 from wsi_pipeline.geometry import Box, Size
 
-BORDER_CACHE_BYTES = 256 * 2**20
+# A row of tiles of a slide of 120,000 px.
+BORDER_CACHE_BYTES = 96 * 2**20
 
 TileKey = tuple[int, int, int]  # level, column, row of the storage tile
 Tile = NDArray[np.uint8] | None  # None: cannot be decoded
