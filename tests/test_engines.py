@@ -166,7 +166,8 @@ def test_lanes_change_no_bit(precision: Precision, shipped: Model) -> None:
     graphs, patches = Graphs(shipped, OPENVINO_BATCH), made_patches(shipped.card, 300)
     ranges = graphs.ranges(patches[:50], None) if precision == "int8" else None
     one, three = (
-        Lanes(OpenVinoEngine(graphs, precision, lanes, ranges)).start(patches).result() for lanes in (1, 3)
+        Lanes(OpenVinoEngine(graphs, precision, threads, ranges)).start(patches).result()
+        for threads in (1, 3)
     )
     assert np.array_equal(one, three)
 

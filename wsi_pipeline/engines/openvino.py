@@ -3,7 +3,7 @@
 Stain and normalisation are one table, looked up inside of the graph: bringing a slide's stain to the training data's
 costs nothing there, where it took Pillow a twentieth of the batch's time before.
 A batch has a fixed size in a compiled graph: a short one is filled up, and what the filling gives is dropped.
-Each lane computes on one thread, so that a batch gives the same bits however many there are.
+Each batch is computed on one thread, so that it gives the same bits however many there are.
 """
 
 import threading
@@ -26,6 +26,8 @@ from wsi_pipeline.stain import Tables
 
 # What is left of a block goes in batches this much smaller.
 SMALLER = 4
+# Batches handed over for each thread that computes: while one ends and the next is made ready, no core may wait.
+LANES_A_THREAD = 2
 
 
 class Graphs:
@@ -74,11 +76,11 @@ class OpenVinoEngine:
 
     name = "openvino"
 
-    def __init__(self, graphs: Graphs, precision: Precision, lanes: int, ranges: Ranges | None = None):
+    def __init__(self, graphs: Graphs, precision: Precision, threads: int, ranges: Ranges | None = None):
         self.precision: Precision = precision
-        self.lanes = lanes
+        self.lanes = LANES_A_THREAD * threads
         self.batch_sizes = graphs.batch_sizes
-        self._graphs, self._ranges = graphs, ranges
+        self._graphs, self._ranges, self._threads = graphs, ranges, threads
         self._lock = threading.Lock()
         self._compiled: dict[int, openvino.CompiledModel] = {}
         self._own = threading.local()
@@ -114,8 +116,8 @@ class OpenVinoEngine:
         half = self.precision == "bf16" or (self.precision == "int8" and has_bf16())
         properties = {
             "INFERENCE_PRECISION_HINT": "bf16" if half else "f32",
-            "NUM_STREAMS": self.lanes,
-            "INFERENCE_NUM_THREADS": self.lanes,
+            "NUM_STREAMS": self._threads,
+            "INFERENCE_NUM_THREADS": self._threads,
             "ENABLE_CPU_PINNING": False,  # several processes would be pinned to the same cores
         }
         return self._graphs.core.compile_model(graph, "CPU", properties)
