@@ -69,7 +69,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Everything, as it goes into bench.json."""
     import torch
     from bench_cases import make_case, model_at
-    from bench_gpu import jpeg_speeds
+    from bench_decoders import measure_decoders
     from tiled_slide import densest_square
 
     from wsi_pipeline.classify import choose_device
@@ -85,17 +85,15 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         make_case("generated slide of 100,000 x 100,000 px at 40x", slides[SIDES[-1]], fine, args.patches),
         make_case("generated slide of 117,000 x 55,000 px at 4 um/px", whole, coarse, None),
     ]
-    found: dict[str, Any] = {
+    return {
         "device": str(device),
         "repeats": args.repeats,
         "machine": machine_facts(torch.__version__),
         "cases": [measure_case(case, args, device) for case in cases],
         "memory": measure_memory(slides, args),
         "shell": measure_shell(whole, args),
+        "decoders": measure_decoders(args.slide, device, args.repeats),
     }
-    if device.type == "cuda":
-        found["jpeg"] = jpeg_speeds(square, device)
-    return found
 
 
 def measure_case(case: Any, args: argparse.Namespace, device: Any) -> dict[str, Any]:

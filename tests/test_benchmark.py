@@ -1,5 +1,7 @@
 """The benchmark: its generated slide, its loop beside ours, and which targets its page calls met."""
 
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,7 @@ from bench_cases import (
     settings_of,
     without_network,
 )
+from bench_decoders import Decoded, measure_decoders, tile_streams
 from bench_loop import corners_of, plain_loop
 from bench_memory import measure_peak
 from bench_page import page, targets
@@ -103,6 +106,20 @@ def test_memory_is_that_of_the_process_measured_not_of_this_one(slide: Path, tmp
     assert ballast[0] == 1
 
 
+def test_decoders_are_compared_by_speed_and_by_what_they_change(shared: Path) -> None:
+    slide = shared / "data/slides/breast_40x.svs"  # its chroma is stored at half the size
+    as_read, repeated = measure_decoders(slide, torch.device("cpu"), 1).values()
+    assert as_read["tiles_per_s"] > 100
+    assert as_read["pixels"] == as_read["moved"] == as_read["across"] == 0
+    assert repeated["pixels"] > 2
+    assert repeated["moved"] > 1e-3
+
+
+def test_a_slide_without_jpeg_tiles_cannot_compare_decoders(make_slide: Callable[..., Path]) -> None:
+    with pytest.raises(ValueError, match="no JPEG tiles"):
+        tile_streams(make_slide("a.tiff", noise(300, 300), compression="deflate", factors=(1,)), 1)
+
+
 def found(end_to_end: float, across: float, difference: float, seconds: float) -> dict[str, object]:
     setting = {
         "end_to_end": end_to_end,
@@ -129,6 +146,7 @@ def found(end_to_end: float, across: float, difference: float, seconds: float) -
         "cases": [case],
         "memory": {"4 um/px": {"10,000": peaks, "100,000": peaks | {"peak_mb": 1000.0}}},
         "shell": {"slide": "w", "patches": 7, "seconds": seconds},
+        "decoders": {"d": asdict(Decoded(tiles_per_s=9.0, pixels=1.0, moved=0.5, across=0.25, patches=8))},
     }
 
 

@@ -97,22 +97,35 @@ def tiles_of(page: "TiffPage") -> TilesOfPage | None:
     return tiles if len(tiles.offsets) == len(tiles.byte_counts) == n else None
 
 
-def _jpeg_decoder(page: "TiffPage") -> Callable[[bytes, int], NDArray[np.uint8]]:
-    from simplejpeg import decode_jpeg
+def jpeg_stream(page: "TiffPage") -> Callable[[bytes], bytes]:
+    """Makes of a JPEG tile's bytes a stream that any decoder takes: with the page's tables, and the colours it means.
 
+    What it gives raises ValueError where the bytes are no JPEG's.
+    """
     tables = page.jpegtables
     head = SOI if tables is None else tables[: tables.rfind(EOI)]
     stored_as_rgb = page.photometric == RGB
     if stored_as_rgb:
         head += STORED_AS_RGB
 
-    def decode(data: bytes, _: int) -> NDArray[np.uint8]:
+    def whole(data: bytes) -> bytes:
         if not data.startswith(SOI):
             raise ValueError(f"not a JPEG tile: it starts with 0x{data[:2].hex()}")
         start = len(SOI)
         if stored_as_rgb and data[2:4] == APP0:  # a JFIF segment would mean YCbCr
             start += 2 + int.from_bytes(data[4:6], "big")
-        pixels: NDArray[np.uint8] = decode_jpeg(head + data[start:], strict=True)
+        return head + data[start:]
+
+    return whole
+
+
+def _jpeg_decoder(page: "TiffPage") -> Callable[[bytes, int], NDArray[np.uint8]]:
+    from simplejpeg import decode_jpeg
+
+    whole = jpeg_stream(page)
+
+    def decode(data: bytes, _: int) -> NDArray[np.uint8]:
+        pixels: NDArray[np.uint8] = decode_jpeg(whole(data), strict=True)
         return pixels
 
     return decode
