@@ -141,8 +141,8 @@ def _memory_table(memory: Found) -> list[str]:
 def _decoder_table(decoders: dict[str, Found]) -> list[str]:
     patches = next(iter(decoders.values()))["patches"]
     lines = [
-        "JPEG tiles of 256 px decoded from memory: tiles of the real slide a second, at 40x; and on "
-        f"{patches:,} patches of its level at 4 um/px how far from libjpeg-turbo's pixels (of 255) and scores they are.",
+        "JPEG tiles of 256 px decoded from memory: tiles of the real slide a second, at 40x; and on patches of its "
+        f"level at 4 um/px ({patches:,}) how far each is from libjpeg-turbo, in pixels (of 255) and in scores.",
         "",
         "| | tiles | pixels off by | scores off by | across the threshold |",
         "| --- | --- | --- | --- | --- |",
