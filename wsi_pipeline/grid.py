@@ -47,7 +47,7 @@ class GridOptions:
 
     block_px: Annotated[int, Field(ge=256)] = 2048
     """Side of what is decoded at once, in pixels of the level read: 13 MB, tens of storage tiles. Its patches are one
-    chunk of the map; one at most is done twice after a kill."""
+    chunk of the map; those being written, four at most, are done twice after a kill."""
 
 
 # A map of more cells than this a patch side would be larger than the slide's own low levels.
