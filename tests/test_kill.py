@@ -38,6 +38,7 @@ def test_killed_at_any_instant_and_started_again_the_results_are_those_of_a_run_
     assert found["wrong"] == 0
     assert found["kills"] >= 8
     assert found["blocks of the slide"] > 5
-    assert found["blocks done twice"] <= WRITERS * found["kills"]
+    at_once = WRITERS if command == "infer-slide" else 1
+    assert found["blocks done twice"] <= at_once * found["kills"]
     # A stage may be over before the signal comes: not every one is hit by so few.
     assert len(found["kills by stage"]) >= 3

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize, minimize_scalar
-from scipy.special import expit, logsumexp
 from scipy.stats import rankdata
+
+from wsi_pipeline.calibration import log_odds, probability
 
 Floats = NDArray[np.floating[Any]]
 Labels = NDArray[np.integer[Any]]
@@ -137,7 +138,7 @@ def fit_temperature(logits: Floats, labels: Labels, idc: int = 1) -> Calibration
     odds, sign = logits.astype(float), np.where(labels == 1, -1.0, 1.0)
 
     def loss(log_temperature: float) -> float:
-        return float(np.logaddexp(0, sign * _log_odds(odds / math.exp(log_temperature), idc)).mean())
+        return float(np.logaddexp(0, sign * log_odds(odds / math.exp(log_temperature), idc)).mean())
 
     return Calibration(math.exp(minimize_scalar(loss, bounds=(-3, 3), method="bounded").x), 0.0)
 
@@ -152,7 +153,7 @@ def fit_calibration(logits: Floats, labels: Labels, idc: int = 1) -> Calibration
     logits = logits.astype(float)  # in float32 the loss has steps, and no slope to follow
 
     def loss(parameters: Floats) -> float:
-        odds = _log_odds(logits / math.exp(parameters[0]), idc) + parameters[1]
+        odds = log_odds(logits / math.exp(parameters[0]), idc) + parameters[1]
         return float(np.logaddexp(0, np.where(labels == 1, -odds, odds)).mean())
 
     log_temperature, shift = minimize(loss, np.zeros(2), method="L-BFGS-B", bounds=[(-3, 3), (-5, 5)]).x
@@ -161,8 +162,7 @@ def fit_calibration(logits: Floats, labels: Labels, idc: int = 1) -> Calibration
 
 def calibrated(logits: Floats, calibration: Calibration, idc: int = 1) -> Floats:
     """Probability of IDC [N] of logits [N, C]."""
-    odds = _log_odds(logits / calibration.temperature, idc) + calibration.log_odds_shift
-    return np.asarray(expit(odds), dtype=float)
+    return probability(logits, calibration.temperature, calibration.log_odds_shift, idc)
 
 
 def choose_threshold(probability: Floats, labels: Labels) -> float:
@@ -253,12 +253,6 @@ def crossfit(
         probability[held] = calibrated(logits[held], calibration, idc)
         called[held] = probability[held] >= threshold
     return probability, called
-
-
-def _log_odds(logits: Floats, idc: int) -> Floats:
-    """Log odds of the class `idc` against all others."""
-    others = np.delete(logits, idc, axis=1)
-    return np.asarray(logits[:, idc] - logsumexp(others, axis=1))
 
 
 def sweep(probability: Floats, labels: Labels) -> tuple[Floats, Floats, Floats]:

@@ -97,7 +97,7 @@ def _look_at(slide: Slide, config: TileConfig | InferConfig, grid: GridOptions) 
 
 
 def _give_back_memory() -> None:
-    """To the system, what was needed for a moment: of a large slide 100 MB, which the C library would keep."""
+    """To the system, what was needed for a moment: the C library would keep it."""
     with suppress(AttributeError, OSError, TypeError):  # not GNU's C library
         ctypes.CDLL(None).malloc_trim(0)
 

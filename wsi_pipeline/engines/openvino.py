@@ -1,14 +1,14 @@
 """OpenVINO: the network's graph compiled for this CPU, in float32, bfloat16 or 8-bit integers.
 
-Stain and normalisation are one table, looked up inside of the graph: bringing a slide's stain to the training data's
-costs nothing there, where it took Pillow a twentieth of the batch's time before.
+Stain and normalisation are one table, looked up inside of the graph: so a slide's stain is brought to the training
+data's at no cost.
 A batch has a fixed size in a compiled graph: a short one is filled up, and what the filling gives is dropped.
 Each batch is computed on one thread, so that it gives the same bits however many there are.
 """
 
 import threading
 import warnings
-from functools import cached_property, reduce
+from functools import cached_property
 
 import numpy as np
 import openvino
@@ -18,6 +18,7 @@ from openvino.frontend import FrontEndManager
 from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 from torch import nn
 
+from wsi_pipeline.calibration import probability
 from wsi_pipeline.engines.eager import folded
 from wsi_pipeline.engines.lanes import Precision
 from wsi_pipeline.engines.quantise import Ranges, conv_ranges, quantised
@@ -90,12 +91,15 @@ class OpenVinoEngine:
         size = min(size for size in self.batch_sizes if size >= len(batch))
         patches = np.ascontiguousarray(filled(batch, size))
         request = self._request(size)
-        # Cold, as it is between two batches, what wraps all of this in one call takes a hundredth of the batch's time.
+        # One call would do all of this, and take longer for it than the steps by themselves.
         for i, values in enumerate((patches, self._graphs.table_of(tables))):
             request.set_input_tensor(i, openvino.Tensor(values, shared_memory=True))
         request.start_async()
         request.wait()
-        return _calibrated(request.get_output_tensor().data, self._graphs.model.card)[: len(batch)]
+        logits, card = request.get_output_tensor().data[: len(batch)], self._graphs.model.card
+        # Not `model.calibrated`: torch takes longer to begin, and a last bit hangs on the patch's place in the batch.
+        found = probability(logits, card.temperature, card.log_odds_shift, card.classes.index("idc"))
+        return found.astype(np.float32)
 
     def _request(self, size: int) -> openvino.InferRequest:
         """This thread's own."""
@@ -121,15 +125,6 @@ class OpenVinoEngine:
             "ENABLE_CPU_PINNING": False,  # several processes would be pinned to the same cores
         }
         return self._graphs.core.compile_model(graph, "CPU", properties)
-
-
-def _calibrated(logits: NDArray[np.float32], card: ModelCard) -> NDArray[np.float32]:
-    """As `model.calibrated`; torch takes half a millisecond to begin, and hangs one bit on the patch's place."""
-    scaled = logits / np.float64(card.temperature)  # [n, classes]
-    idc = card.classes.index("idc")
-    others = [scaled[:, i] for i in range(scaled.shape[1]) if i != idc]
-    odds = scaled[:, idc] - reduce(np.logaddexp, others) + card.log_odds_shift
-    return (1 / (1 + np.exp(-odds))).astype(np.float32)
 
 
 def filled(patches: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
