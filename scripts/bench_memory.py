@@ -26,8 +26,13 @@ class Peak:
         return self.peak_mb - self.model_mb
 
 
-def measure_peak(slide: Path, mpp: float, patches: int | None, device: str, work: Path) -> Peak:
-    """The peak of a process that surveys the slide and classifies the first so many patches; None: all."""
+def measure_peak(
+    slide: Path, mpp: float, patches: int | None, device: str, work: Path, network: bool = True
+) -> Peak:
+    """The peak of a process that surveys the slide and classifies the first so many patches; None: all.
+
+    Without a network, one pixel of each patch is its score: millions of patches are then a matter of seconds.
+    """
     command = [
         sys.executable,
         __file__,
@@ -39,6 +44,8 @@ def measure_peak(slide: Path, mpp: float, patches: int | None, device: str, work
         "--work",
         str(work),
     ]
+    if not network:
+        command.append("--no-network")
     if patches:
         command += ["--patches", str(patches)]
     told = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.split()
@@ -60,19 +67,31 @@ def main() -> int:
     parser.add_argument("slide", type=Path)
     parser.add_argument("--mpp", type=float, required=True, help="scale of the patches, um/px")
     parser.add_argument("--patches", type=int)
+    parser.add_argument("--no-network", action="store_true", help="one pixel of a patch for its score")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--work", type=Path, required=True)
     args = parser.parse_args()
 
-    from bench_cases import end_to_end, looked_at, make_case, model_at, new_store, settings_of
+    from bench_cases import (
+        end_to_end,
+        looked_at,
+        make_case,
+        model_at,
+        new_store,
+        settings_of,
+        without_network,
+    )
 
     from wsi_pipeline.classify import choose_device
 
     model = model_at(args.mpp, args.work)
     print(resident_mb("VmRSS"))
     case = make_case("memory", args.slide, model, args.patches)
-    (setting,) = settings_of(["auto"], case, choose_device(args.device))
-    assert not isinstance(setting, str), setting
+    if args.no_network:
+        setting = without_network(case)
+    else:
+        (setting,) = settings_of(["auto"], case, choose_device(args.device))
+        assert not isinstance(setting, str), setting
     end_to_end(case, looked_at(case), setting, new_store(case, args.work))
     print(resident_mb("VmHWM"))
     return 0

@@ -200,16 +200,17 @@ def measure_case(case: Any, args: argparse.Namespace, device: Any) -> dict[str, 
 
 
 def measure_memory(slides: dict[int, Path], args: argparse.Namespace) -> dict[str, Any]:
-    """Peaks by scale and side of the slide; at 40x of the first patches only."""
+    """Peaks by what is classified and side of the slide; all of a large slide at 40x without a network only."""
     from bench_memory import measure_peak
 
     found: dict[str, Any] = {}
-    for scale, mpp, patches in (
-        ("4 um/px, all patches", 4.0, None),
-        ("40x, the first patches", 0.25, args.patches),
+    for scale, mpp, patches, network in (
+        ("4 um/px, all patches", 4.0, None, True),
+        ("40x, the first patches", 0.25, args.patches, True),
+        ("40x, all patches, no network", 0.25, None, False),
     ):
         for side, slide in slides.items():
-            peak = measure_peak(slide, mpp, patches, args.device, args.work)
+            peak = measure_peak(slide, mpp, patches, args.device, args.work, network)
             print(f"memory, {scale}, {side:,}: {peak}", flush=True)
             row = {"model_mb": peak.model_mb, "peak_mb": peak.peak_mb, "beyond_mb": peak.beyond_mb}
             found.setdefault(scale, {})[f"{side:,}"] = row

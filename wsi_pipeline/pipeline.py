@@ -1,7 +1,9 @@
 """The flow of one slide, written once: open, find tissue, plan, classify, stitch, context, delineate, render."""
 
+import ctypes
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -276,6 +278,7 @@ def _fill(
     progress: Progress | None,
 ) -> None:
     """Classify and commit every block that is not committed yet."""
+    _give_back_memory()
     grid = plan.grid
     blocks = list(plan.blocks())
     todo = store.unfinished(blocks)
@@ -291,6 +294,12 @@ def _fill(
         done += len(block.patches)
         if progress:
             progress(done, total)
+
+
+def _give_back_memory() -> None:
+    """To the system, what survey and store needed for a moment: the C library would keep it beside what comes now."""
+    with suppress(AttributeError, OSError, TypeError):  # not GNU's C library
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _finished_map(

@@ -1,7 +1,5 @@
 """A slide looked at from afar: thumbnail, tissue, artefacts, and from these the plan of patches."""
 
-import ctypes
-from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -60,12 +58,6 @@ def survey_slide(slide: Slide, config: TileConfig | InferConfig, grid: GridOptio
 
     Raises UnreadableSlideError, and what `plan_grid` raises.
     """
-    survey = _look_at(slide, config, grid)
-    _give_back_memory()
-    return survey
-
-
-def _look_at(slide: Slide, config: TileConfig | InferConfig, grid: GridOptions) -> Survey:
     plan_grid(slide, grid)  # a grid that cannot be is told before anything is read
     plane = slide.plane_at(_thumbnail_mpp(slide, config.tissue.mpp))
     thumbnail = slide.read_whole(plane)
@@ -94,12 +86,6 @@ def _look_at(slide: Slide, config: TileConfig | InferConfig, grid: GridOptions) 
         f"{mm2:.2f} mm2 of tissue not scored: {name}" for name, mm2 in quality.areas_mm2.items() if mm2
     ]
     return Survey(thumbnail, plane, tissue, quality, plan, tuple(warnings))
-
-
-def _give_back_memory() -> None:
-    """To the system, what was needed for a moment: the C library would keep it."""
-    with suppress(AttributeError, OSError, TypeError):  # not GNU's C library
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _thumbnail_mpp(slide: Slide, tissue_mpp: float) -> float:
