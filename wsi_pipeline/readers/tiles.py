@@ -1,7 +1,7 @@
 """Levels read by whole storage tiles, each decoded once, and what cannot be decoded told apart from the rest.
 
 Blocks of patches rarely end where storage tiles end. A tile that blocks share is kept, once decoded, until each of
-them has had it; of a slide read block by block in row order that is a row of tiles (80 MB at 100,000 px). Where a
+them has had it; of a slide read block by block in row order that is a row of tiles. Where a
 block never comes, having no patches, its tiles go as the least recently used.
 """
 
@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from wsi_pipeline.errors import RegionReadError
 from wsi_pipeline.geometry import Box, Size
 
-# A row of tiles of a slide of 120,000 px.
-BORDER_CACHE_BYTES = 96 * 2**20
+# A row of tiles of 64,000 px of tissue; of a wider one some are decoded twice.
+BORDER_CACHE_BYTES = 48 * 2**20
 
 TileKey = tuple[int, int, int]  # level, column, row of the storage tile
 Tile = NDArray[np.uint8] | None  # None: cannot be decoded
