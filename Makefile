@@ -33,12 +33,13 @@ demo: setup $(SLIDE)
 	@echo "The pictures:"
 	@ls -1 demo/tiles/*/tissue.png demo/maps/*/*.png
 
-demo/sample.tiff: scripts/make_sample_slide.py $(wildcard scripts/sample_*.py) | setup
-	$(BIN)/python scripts/make_sample_slide.py $@
+demo/sample.tiff: scripts/sample_slide/make_sample_slide.py $(wildcard scripts/sample_slide/*.py) | setup
+	$(BIN)/python -m scripts.sample_slide.make_sample_slide $@
 
 lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/lint-imports setup.cfg
 
 types: setup
 	$(BIN)/mypy
@@ -47,11 +48,11 @@ test: lint types
 	$(TEST_ENV) $(BIN)/pytest --numprocesses 2 wsi_pipeline tests
 
 results: setup
-	$(BIN)/python scripts/results.py $(DATA)
-	$(if $(BUDGET),$(BIN)/python scripts/compare.py $(DATA)/idc --minutes $(BUDGET))
+	$(BIN)/python -m scripts.results.results $(DATA)
+	$(if $(BUDGET),$(BIN)/python -m scripts.results.compare $(DATA)/idc --minutes $(BUDGET))
 
 bench: setup
-	$(BIN)/python scripts/benchmark.py --slide $(DATA)/slides/breast_40x.svs $(BENCH)
+	$(BIN)/python -m scripts.bench.benchmark --slide $(DATA)/slides/breast_40x.svs $(BENCH)
 
 # Each step goes on where it was broken off, and ends at once when it is done.
 model: setup

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from wsi_pipeline.errors import ModelError
-from wsi_pipeline.jobs import Busy, Report
+from wsi_pipeline.base.errors import ModelError
+from wsi_pipeline.base.types import Progress
+from wsi_pipeline.jobs import Busy
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Doubler:
     def __init__(self, folder: Path):
         self.folder = folder
 
-    def __call__(self, item: str, report: Report) -> int:
+    def __call__(self, item: str, report: Progress) -> int:
         fate, _, number = item.rpartition(" ")
         with (self.folder / f"{item}.tries").open("a") as file:
             file.write(f"{os.getpid()}\n")

@@ -6,8 +6,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from wsi_pipeline.context import ContextCard, ContextStep, RingOptions, channel_count, weight_shapes
-from wsi_pipeline.model import Model, ModelCard
+from wsi_pipeline.models.card import ModelCard
+from wsi_pipeline.models.context import ContextCard, ContextStep, RingOptions, channel_count, weight_shapes
+from wsi_pipeline.models.model import Model
 
 
 class Brightness(nn.Module):

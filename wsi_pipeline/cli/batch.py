@@ -15,17 +15,17 @@ from pathlib import Path
 from typing import NoReturn
 
 import wsi_pipeline
-from wsi_pipeline.batch import InferJob, Staging, TileJob
+from wsi_pipeline.base.errors import JobError, ListError, RecipeError, ScaleError, UsageError, WsiError
+from wsi_pipeline.base.files import OutPath, check_writable
 from wsi_pipeline.cli.common import ALL_DONE, INTERRUPTED, NOTHING_RUN, SOME_FAILED
 from wsi_pipeline.cli.progress import BatchProgress
-from wsi_pipeline.errors import JobError, ListError, RecipeError, ScaleError, UsageError, WsiError
-from wsi_pipeline.events import EventLog, now
-from wsi_pipeline.files import OutPath, check_writable
-from wsi_pipeline.jobs import Outcome, run_here, run_local
+from wsi_pipeline.jobs import Outcome, run_local, run_sequential
 from wsi_pipeline.jobs.cluster import run_cluster
-from wsi_pipeline.manifest import MANIFEST_NAME, Manifest, ManifestRow
-from wsi_pipeline.run_folder import SlideResult
-from wsi_pipeline.slide_list import SlideEntry, list_slides, shard_of
+from wsi_pipeline.jobs.events import EventLog, now
+from wsi_pipeline.pipeline.manifest import MANIFEST_NAME, Manifest, ManifestRow
+from wsi_pipeline.pipeline.slide_jobs import InferJob, Staging, TileJob
+from wsi_pipeline.results.run_folder import SlideResult
+from wsi_pipeline.slides.catalog import SlideEntry, list_slides, shard_of
 
 # The event log gets a line on each slide's progress this often.
 EVENT_EVERY_S = 30.0
@@ -143,7 +143,7 @@ def _outcomes(
         return run_cluster(job.everywhere(), everywhere, args.scheduler, batch, args.worker_resources)
     if args.workers:
         return run_local(job, entries, args.workers, batch)
-    return run_here(job, entries, batch)
+    return run_sequential(job, entries, batch)
 
 
 class _Batch:

@@ -11,11 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import wsi_pipeline
+from wsi_pipeline.base.errors import ScaleError, UsageError
+from wsi_pipeline.base.images import SUFFIXES
 from wsi_pipeline.cli.common import ALL_DONE, NOTHING_RUN, SOME_FAILED, command_parser, run_command
-from wsi_pipeline.config import InferConfig
-from wsi_pipeline.errors import ScaleError, UsageError
-from wsi_pipeline.image_scores import FailedImage, ImageScore, drift_of_all, image_facts, score_images
-from wsi_pipeline.images import SUFFIXES
+from wsi_pipeline.inference.images import (
+    FailedImage,
+    ImageScore,
+    check_stain_of_all,
+    image_info,
+    score_images,
+)
+from wsi_pipeline.pipeline.config import InferConfig
 
 EXAMPLE = """  classify-images patches/*.png
   classify-images field.tif --mpp 0.5 --json field.json
@@ -65,8 +71,9 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(args: argparse.Namespace) -> int:
     paths = find_images(args.files)
-    from wsi_pipeline.classify import Classifier, choose_device  # torch: seconds, once it is needed
-    from wsi_pipeline.model import load_model
+    from wsi_pipeline.inference.classifier import Classifier
+    from wsi_pipeline.inference.device import choose_device  # torch: seconds, once it is needed
+    from wsi_pipeline.models.model import load_model
 
     model = load_model(args.model)
     classifier = Classifier(model, choose_device(args.device), InferConfig().classify)
@@ -81,24 +88,24 @@ def _run(args: argparse.Namespace) -> int:
         else:
             scores.append(result)
             print(f"{result.path!s:{width}}  {_line(result)}", flush=True)
-    drift = drift_of_all(scores, model.card.stain)
-    warning = drift.warning if drift else ""
+    stain_check = check_stain_of_all(scores, model.card.stain)
+    warning = stain_check.warning if stain_check else ""
     if warning:
         print(f"warning: over all {len(scores)} pictures, {warning}", file=sys.stderr)
-    facts = {
+    info = {
         "model": {"name": model.card.name, "sha256": model.sha256, "threshold": model.card.threshold},
         "patch_px": model.card.patch_px,
         "mpp": model.card.mpp,
         "version": wsi_pipeline.__version__,
-        "stain": asdict(drift) if drift else None,
+        "stain": asdict(stain_check) if stain_check else None,
         "warnings": [warning] if warning else [],
-        "images": [image_facts(score) for score in scores],
+        "images": [image_info(score) for score in scores],
         "failed": [{"file": str(failure.path), "reason": str(failure.error)} for failure in failures],
     }
     if args.json:
-        _write(args.json, json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
+        _write(args.json, json.dumps(info, indent=1, ensure_ascii=False) + "\n")
     if args.csv:
-        _write(args.csv, _table(facts))
+        _write(args.csv, _table(info))
     if failures:
         print(f"{len(failures)} of {len(paths)} pictures failed", file=sys.stderr)
     if not scores and all(isinstance(failure.error, ScaleError) for failure in failures):
@@ -125,16 +132,16 @@ def _line(score: ImageScore) -> str:
     above = "yes" if score.share_above else "no"
     if patches > 1:
         above = f"{score.share_above:.0%} of {patches:,} patches"
-    flag = "  stain unlike the training data" if score.drift and score.drift.is_far else ""
+    flag = "  stain unlike the training data" if score.stain_check and score.stain_check.is_far else ""
     return f"{score.mean:11.4f}  {score.highest:7.4f}  {above}{flag}"
 
 
-def _table(facts: dict[str, Any]) -> str:
+def _table(info: dict[str, Any]) -> str:
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, extrasaction="ignore", restval="", lineterminator="\n")
     writer.writeheader()
-    writer.writerows(facts["images"])
-    writer.writerows({"file": row["file"], "failed": row["reason"]} for row in facts["failed"])
+    writer.writerows(info["images"])
+    writer.writerows({"file": row["file"], "failed": row["reason"]} for row in info["failed"])
     return text.getvalue()
 
 

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 
 import wsi_pipeline
-from wsi_pipeline.errors import UsageError, WsiError
+from wsi_pipeline.base.errors import UsageError, WsiError
 
 ALL_DONE, SOME_FAILED, NOTHING_RUN, INTERRUPTED = 0, 1, 2, 130
 

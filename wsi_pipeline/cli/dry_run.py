@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 
+from wsi_pipeline.base.errors import ScaleError, WsiError
 from wsi_pipeline.cli.common import ALL_DONE, NOTHING_RUN, SOME_FAILED
 from wsi_pipeline.cli.progress import span
-from wsi_pipeline.errors import ScaleError, WsiError
-from wsi_pipeline.estimate import Estimator
-from wsi_pipeline.slide_list import SlideEntry
+from wsi_pipeline.pipeline.estimate import Estimator
+from wsi_pipeline.slides.catalog import SlideEntry
 
 
 def dry_run(entries: Sequence[SlideEntry], estimate: Estimator, workers: int | None) -> int:

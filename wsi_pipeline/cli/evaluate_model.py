@@ -3,10 +3,10 @@
 import sys
 from pathlib import Path
 
+from wsi_pipeline.base.errors import UsageError
 from wsi_pipeline.cli.common import command_parser, run_command
 from wsi_pipeline.cli.progress import SlideProgress
-from wsi_pipeline.config import InferConfig, load_config
-from wsi_pipeline.errors import UsageError
+from wsi_pipeline.pipeline.config import InferConfig, load_config
 
 EXAMPLE = """  evaluate-model --model idc_default --data ../shared/data/idc --out judged
   evaluate-model --model runs/mine/mine.safetensors --data patches --split all --out judged
@@ -54,30 +54,31 @@ def main(argv: list[str] | None = None) -> int:
 
     def run() -> int:
         config = load_config(InferConfig, args.config) if args.config else InferConfig()
-        from wsi_pipeline.classify import Classifier, choose_device  # torch: seconds, once it is needed
-        from wsi_pipeline.data import load_side
-        from wsi_pipeline.judgement import judge, split_of
-        from wsi_pipeline.judgement_page import write_judgement
-        from wsi_pipeline.model import load_model
-        from wsi_pipeline.sections import find_sections, judge_section
+        from wsi_pipeline.inference.classifier import Classifier
+        from wsi_pipeline.inference.device import choose_device  # torch: seconds, once it is needed
+        from wsi_pipeline.learning.datasets import load_side
+        from wsi_pipeline.learning.evaluation.page import write_evaluation
+        from wsi_pipeline.learning.evaluation.patches import evaluate_patches, split_of
+        from wsi_pipeline.learning.evaluation.slides import evaluate_slide, find_labelled_slides
+        from wsi_pipeline.models.model import load_model
 
         model, device = load_model(args.model), choose_device(args.device)
-        pairs = find_sections(args.slides) if args.slides else []
+        pairs = find_labelled_slides(args.slides) if args.slides else []
         side = load_side(args.data, model.card.patch_px, args.split, split_of(model.card))
         try:
             args.out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UsageError(f"--out {args.out}: cannot be made: {error.strerror}") from error
-        judged = judge(model, side, device)
+        evaluated = evaluate_patches(model, side, device)
         classifier, sections = Classifier(model, device, config.classify), []
         for number, (path, known) in enumerate(pairs, 1):
             with SlideProgress(path.stem) as progress:
                 maps = args.out / "maps"
                 sections.append(
-                    judge_section(path, known, maps, config, classifier, args.overwrite, progress)
+                    evaluate_slide(path, known, maps, config, classifier, args.overwrite, progress)
                 )
             print(f"[{number}/{len(pairs)}] {path.stem}: Dice {sections[-1].decisions.f1:.3f}", flush=True)
-        metrics = write_judgement(args.out, judged, args.split, args.data, sections)
+        metrics = write_evaluation(args.out, evaluated, args.split, args.data, sections)
         values = {
             name: metrics["patches"][name]["value"] for name in ("auroc", "f1", "balanced_accuracy", "ece")
         }

@@ -3,12 +3,12 @@
 import sys
 from pathlib import Path
 
+from wsi_pipeline.base.errors import UsageError
+from wsi_pipeline.base.options import options_from_dict, read_yaml_file
 from wsi_pipeline.cli.common import ALL_DONE, command_parser, run_command
-from wsi_pipeline.data.explore import explore
-from wsi_pipeline.data.load import list_labelled
-from wsi_pipeline.data.split import SplitOptions
-from wsi_pipeline.errors import UsageError
-from wsi_pipeline.options import options_from_dict, read_yaml_file
+from wsi_pipeline.learning.datasets.explore import explore
+from wsi_pipeline.learning.datasets.load import list_labelled
+from wsi_pipeline.learning.datasets.split import SplitOptions
 
 EXAMPLE = """  explore-patches ../shared/data/idc --out idc.html
   explore-patches breakhis --config configs/train/mine.yaml --out breakhis.html"""
@@ -35,8 +35,10 @@ def main(argv: list[str] | None = None) -> int:
     def run() -> int:
         split = load_split_options(args.config) if args.config else None
         exploration = explore(list_labelled(args.data, split or SplitOptions()), split)
-        from wsi_pipeline.explore_page import exploration_page  # matplotlib: a second, once it is needed
-        from wsi_pipeline.page import write_page
+        from wsi_pipeline.learning.datasets.explore_page import (
+            exploration_page,  # matplotlib: a second, once it is needed
+        )
+        from wsi_pipeline.results.figures.html import write_page
 
         try:
             write_page(args.out, exploration_page(exploration))

@@ -2,13 +2,13 @@
 
 import sys
 
-from wsi_pipeline.batch import InferJob
+from wsi_pipeline.base.files import out_path
 from wsi_pipeline.cli.batch import add_batch_arguments, listed_slides, run_batch, staging_of
 from wsi_pipeline.cli.common import command_parser, run_command
 from wsi_pipeline.cli.dry_run import dry_run
-from wsi_pipeline.config import InferConfig, load_config
-from wsi_pipeline.estimate import estimator_of_inference
-from wsi_pipeline.files import out_path
+from wsi_pipeline.pipeline.config import InferConfig, load_config
+from wsi_pipeline.pipeline.estimate import estimator_of_inference
+from wsi_pipeline.pipeline.slide_jobs import InferJob
 
 EXAMPLE = """  infer-slide biopsy.svs --out maps
   infer-slide *.svs --out maps --device cuda:1 --config configs/infer.yaml

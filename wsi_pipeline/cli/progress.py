@@ -16,7 +16,7 @@ class SlideProgress:
     def __init__(self, name: str):
         self._name = name
         self._bar: tqdm[NoReturn] | None = None
-        self._start = self._told = time.monotonic()
+        self._start = self._logged = time.monotonic()
 
     def __enter__(self) -> "SlideProgress":
         return self
@@ -31,8 +31,8 @@ class SlideProgress:
             if self._bar is None:
                 self._bar = tqdm(total=total, desc=self._name, unit=" patches", leave=False, initial=done)
             self._bar.update(done - self._bar.n)
-        elif (now := time.monotonic()) - self._told > LOG_EVERY_S:
-            self._told = now
+        elif (now := time.monotonic()) - self._logged > LOG_EVERY_S:
+            self._logged = now
             print(f"{self._name}: {done:,} of {total:,} patches, {now - self._start:.0f} s", flush=True)
 
 
@@ -77,7 +77,7 @@ class BatchProgress:
         self._ended = self._failed = self._worked = 0
         self._running: dict[str, Running] = {}
         self._bars: dict[str, tqdm[NoReturn]] = {}
-        self._start = self._told = time.monotonic()
+        self._start = self._logged = time.monotonic()
         self._terminal = sys.stderr.isatty()
         self._all: tqdm[NoReturn] | None = None
         if self._terminal and total > 1:
@@ -144,8 +144,8 @@ class BatchProgress:
 
     def _tell(self) -> None:
         now = time.monotonic()
-        if now - self._told > LOG_EVERY_S:
-            self._told = now
+        if now - self._logged > LOG_EVERY_S:
+            self._logged = now
             running = "; ".join(str(slide) for slide in self._running.values())
             failed = f", {self._failed} failed" if self._failed else ""
             print(

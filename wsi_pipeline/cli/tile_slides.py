@@ -3,14 +3,14 @@
 import sys
 from pathlib import Path
 
-from wsi_pipeline.batch import TileJob
+from wsi_pipeline.base.errors import UsageError
+from wsi_pipeline.base.files import out_path
 from wsi_pipeline.cli.batch import add_batch_arguments, listed_slides, run_batch, staging_of
 from wsi_pipeline.cli.common import command_parser, run_command
 from wsi_pipeline.cli.dry_run import dry_run
-from wsi_pipeline.config import TileConfig, load_config
-from wsi_pipeline.errors import UsageError
-from wsi_pipeline.estimate import estimator_of_tiling
-from wsi_pipeline.files import out_path
+from wsi_pipeline.pipeline.config import TileConfig, load_config
+from wsi_pipeline.pipeline.estimate import estimator_of_tiling
+from wsi_pipeline.pipeline.slide_jobs import TileJob
 
 EXAMPLE = """  tile-slides biopsy.svs --out tiles
   tile-slides *.svs --out tiles --config configs/tile_idc.yaml --annotations outlines --export

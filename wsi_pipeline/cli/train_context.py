@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from wsi_pipeline.errors import UsageError, WsiError
+from wsi_pipeline.base.errors import UsageError, WsiError
 
 _EXAMPLE = """example:
   train-context --model idc_default --slides runs/results/slides --manifest ../shared/data/idc/manifest.csv \\
@@ -44,10 +44,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         # Imported here: torch takes seconds, and --help or a wrong flag should not wait for it.
-        from wsi_pipeline.classify import Classifier, ClassifyOptions, choose_device
-        from wsi_pipeline.config import load_config
-        from wsi_pipeline.model import load_model
-        from wsi_pipeline.train_context import ContextTrainOptions, train_context
+        from wsi_pipeline.inference.classifier import Classifier
+        from wsi_pipeline.inference.classify import ClassifyOptions
+        from wsi_pipeline.inference.device import choose_device
+        from wsi_pipeline.learning.training.context import ContextTrainOptions, train_context
+        from wsi_pipeline.models.model import load_model
+        from wsi_pipeline.pipeline.config import load_config
 
         options = load_config(ContextTrainOptions, args.config) if args.config else ContextTrainOptions()
         classifier = Classifier(load_model(args.model), choose_device(args.device), ClassifyOptions())

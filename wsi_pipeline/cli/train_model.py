@@ -2,16 +2,11 @@
 
 import argparse
 import logging
-import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from wsi_pipeline.errors import UsageError, WsiError
-
-if TYPE_CHECKING:
-    import torch
+from wsi_pipeline.base.errors import UsageError, WsiError
 
 _EXAMPLE = """example:
   train-model --config configs/train/idc_default.yaml --data ../shared/data/idc --out runs/idc_default
@@ -38,15 +33,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _train(args: argparse.Namespace) -> int:
     # Imported here: torch takes seconds, and --help or a wrong flag should not wait for it.
-    from wsi_pipeline.train import load_train_options, train
-    from wsi_pipeline.training.ranks import torchrun_ranks
+    from wsi_pipeline.learning.training.device import training_device
+    from wsi_pipeline.learning.training.distributed import torchrun_group
+    from wsi_pipeline.learning.training.train import load_train_options, train
 
-    with torchrun_ranks(training_device(args.device)) as (ranks, device):
+    with torchrun_group(training_device(args.device)) as (group, device):
         # One process of several speaks.
-        logging.basicConfig(level=logging.INFO if ranks.is_first else logging.ERROR, format="%(message)s")
+        logging.basicConfig(level=logging.INFO if group.is_first else logging.ERROR, format="%(message)s")
         options = load_train_options(args.config, args.set, **config_overrides(args))
-        weights = train(options, args.data, args.out, device, ranks, args.tensorboard)
-        if ranks.is_first:
+        weights = train(options, args.data, args.out, device, group, args.tensorboard)
+        if group.is_first:
             print(weights)
     return 0
 
@@ -79,32 +75,13 @@ def training_parser(name: str, description: str, example: str) -> argparse.Argum
         metavar="KEY=VALUE",
         help="another value for a key of the config, dotted: augment.shift_px=2 (may be repeated)",
     )
-    parser.add_argument(
-        "--device", choices=["auto", "cpu", "cuda"], default="auto", help="default: %(default)s"
-    )
+    parser.add_argument("--device", default="auto", metavar="D", help="auto (default), cpu, cuda or cuda:1")
     return parser
 
 
 def config_overrides(args: argparse.Namespace) -> dict[str, int | None]:
     """The flags that stand in the place of a config's values."""
     return {"epochs": args.epochs, "seed": args.seed, "limit_patches": args.limit_patches}
-
-
-def training_device(name: str) -> "torch.device":
-    """The device of that name, set to give the same numbers for the same seed."""
-    # Read by cuBLAS when it starts: without it, its sums may differ from run to run.
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    import torch
-
-    has_cuda = torch.cuda.is_available()
-    if name == "cuda" and not has_cuda:
-        raise UsageError("--device cuda: found no CUDA device; use --device cpu or auto")
-    device = torch.device("cuda" if has_cuda and name != "cpu" else "cpu")
-    if device.type == "cuda":
-        torch.backends.cudnn.benchmark = False
-        # Warns where an operation has no such form (pooling to a fixed size, backwards, as in VGG16).
-        torch.use_deterministic_algorithms(True, warn_only=True)
-    return device
 
 
 def run_training_command(name: str, work: Callable[[], int]) -> int:

@@ -5,13 +5,12 @@ import logging
 import sys
 from collections.abc import Sequence
 
+from wsi_pipeline.base.errors import UsageError
 from wsi_pipeline.cli.train_model import (
     config_overrides,
     run_training_command,
-    training_device,
     training_parser,
 )
-from wsi_pipeline.errors import UsageError
 
 _EXAMPLE = """example:
   tune-model --config my.yaml --data ../shared/data/idc --out runs/tuned --trials 30 --epochs 8
@@ -41,12 +40,13 @@ def _tune(args: argparse.Namespace) -> int:
     if args.trials < 1:
         raise UsageError(f"--trials: found {args.trials}, expected 1 or more")
     try:
-        from wsi_pipeline.tune import Tried, tune
+        from wsi_pipeline.learning.training.search import Tried, tune
     except ModuleNotFoundError as error:
         if error.name != "optuna":
             raise
         raise UsageError("Optuna is not installed; pip install 'wsi_pipeline[tune]'") from error
-    from wsi_pipeline.training.options import read_train_config
+    from wsi_pipeline.learning.training.device import training_device
+    from wsi_pipeline.learning.training.options import read_train_config
 
     config = read_train_config(args.config, args.set)
     tried: list[Tried] = tune(

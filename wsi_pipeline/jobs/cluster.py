@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic
 
 import wsi_pipeline
-from wsi_pipeline.errors import JobError, UsageError, WorkerLostError, WsiError
-from wsi_pipeline.jobs.work import (
+from wsi_pipeline.base.errors import JobError, UsageError, WorkerLostError, WsiError
+from wsi_pipeline.base.types import Progress
+from wsi_pipeline.jobs.protocols import (
     ATTEMPTS,
     BUSY_POLL_S,
     Busy,
@@ -26,7 +27,6 @@ from wsi_pipeline.jobs.work import (
     Job,
     Listener,
     Outcome,
-    Report,
     Result,
     Work,
     portable,
@@ -307,7 +307,9 @@ def _work_on(batch: str, job: Job[Any, Any], item: Any, number: int, verbose: bo
         worker.log_event(batch, {"kind": "ended", "item": number, "outcome": pickle.dumps(outcome)})
 
 
-def _outcome_of(batch: str, job: Job[Any, Any], item: Any, report: Report, verbose: bool) -> tuple[str, Any]:
+def _outcome_of(
+    batch: str, job: Job[Any, Any], item: Any, report: Progress, verbose: bool
+) -> tuple[str, Any]:
     """One word, and a result, an error or a text."""
     try:
         if batch not in _open:

@@ -17,8 +17,18 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any, Generic, NoReturn
 
-from wsi_pipeline.errors import JobError, WorkerLostError, WsiError
-from wsi_pipeline.jobs.work import ATTEMPTS, BUSY_POLL_S, Busy, Item, Job, Listener, Outcome, Result, portable
+from wsi_pipeline.base.errors import JobError, WorkerLostError, WsiError
+from wsi_pipeline.jobs.protocols import (
+    ATTEMPTS,
+    BUSY_POLL_S,
+    Busy,
+    Item,
+    Job,
+    Listener,
+    Outcome,
+    Result,
+    portable,
+)
 
 log = logging.getLogger(__name__)
 
@@ -64,14 +74,14 @@ def run_local(
     WorkerLostError. Raises what opening the job raises, and JobError when workers die while they open it. However
     it is left, no worker stays behind.
     """
-    crew = _Crew(job, deque(_Task(item) for item in items), workers, listener, attempts)
+    crew = _Pool(job, deque(_Task(item) for item in items), workers, listener, attempts)
     try:
         yield from crew.run()
     finally:
         crew.leave()
 
 
-class _Crew(Generic[Item, Result]):
+class _Pool(Generic[Item, Result]):
     def __init__(
         self,
         job: Job[Item, Result],
@@ -83,11 +93,11 @@ class _Crew(Generic[Item, Result]):
         self._job, self._queue, self._size = job, queue, size
         self._listener, self._attempts = listener, attempts
         self._workers: dict[Connection, _Worker[Item]] = {}
-        self._stillborn = 0  # workers that died one after the other while they opened the job
+        self._failed_starts = 0  # workers that died one after the other while they opened the job
 
     def run(self) -> Generator[Outcome[Item, Result]]:
         while self._queue or any(worker.task or worker.next for worker in self._workers.values()):
-            self._hire()
+            self._spawn()
             self._assign()
             for pipe in wait(list(self._workers), timeout=BUSY_POLL_S):
                 assert isinstance(pipe, Connection)
@@ -108,7 +118,7 @@ class _Crew(Generic[Item, Result]):
             worker.process.join()
         self._workers.clear()
 
-    def _hire(self) -> None:
+    def _spawn(self) -> None:
         working = sum(worker.task is not None for worker in self._workers.values())
         numbers = {worker.number for worker in self._workers.values()}
         for number in range(min(self._size, working + len(self._queue))):
@@ -146,10 +156,10 @@ class _Crew(Generic[Item, Result]):
         try:
             kind, value = worker.pipe.recv()
         except (EOFError, OSError):
-            return self._bury(worker)
+            return self._on_exit(worker)
         task = worker.task
         if kind == "ready":
-            worker.ready, self._stillborn = True, 0
+            worker.ready, self._failed_starts = True, 0
         elif kind == "cannot open":
             if isinstance(value, WsiError):
                 raise value
@@ -169,7 +179,7 @@ class _Crew(Generic[Item, Result]):
                 return Outcome(task.item, None, value, task.attempt, worker.name)
         return None
 
-    def _bury(self, worker: _Worker[Item]) -> Outcome[Item, Result] | None:
+    def _on_exit(self, worker: _Worker[Item]) -> Outcome[Item, Result] | None:
         del self._workers[worker.pipe]
         worker.pipe.close()
         worker.process.join(LEAVE_S)
@@ -178,9 +188,9 @@ class _Crew(Generic[Item, Result]):
         if worker.next:
             self._queue.appendleft(worker.next)
         if task is None:
-            self._stillborn += 1
-            if self._stillborn >= self._attempts:
-                raise JobError(f"{self._stillborn} workers died while they started, the last {how}")
+            self._failed_starts += 1
+            if self._failed_starts >= self._attempts:
+                raise JobError(f"{self._failed_starts} workers died while they started, the last {how}")
             return None
         if task.attempt < self._attempts:
             self._listener.lost(task.item, task.attempt, how)

@@ -31,8 +31,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from wsi_pipeline.errors import LockLostError
-from wsi_pipeline.jobs.work import Busy
+from wsi_pipeline.base.errors import LockLostError
+from wsi_pipeline.jobs.protocols import Busy
 
 log = logging.getLogger(__name__)
 
@@ -104,11 +104,11 @@ def hold(path: Path) -> Iterator[Held]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     held = _take(path)
-    _heart().add(held)
+    _heartbeat().add(held)
     try:
         yield held
     finally:
-        _heart().remove(held)
+        _heartbeat().remove(held)
         held.release()
 
 
@@ -253,7 +253,7 @@ def _start_of(pid: int) -> str:
     return "lives"
 
 
-class _Heart(threading.Thread):
+class _Heartbeat(threading.Thread):
     """Beats for all locks of this process."""
 
     def __init__(self) -> None:
@@ -281,7 +281,7 @@ class _Heart(threading.Thread):
 
 
 @cache
-def _heart() -> _Heart:
-    heart = _Heart()
+def _heartbeat() -> _Heartbeat:
+    heart = _Heartbeat()
     heart.start()
     return heart

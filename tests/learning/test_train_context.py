@@ -1,0 +1,165 @@
+"""Training the context step: it learns what neighbours tell, and never from the patients it is judged on."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import write_slide
+from models import brightness_model
+from PIL import Image
+from scipy.ndimage import gaussian_filter
+from scipy.special import expit
+
+from wsi_pipeline.base.errors import DataError
+from wsi_pipeline.cli.train_context import main
+from wsi_pipeline.learning.datasets import SplitOptions
+from wsi_pipeline.learning.datasets.labelled_slides import LabelledSlide, find_mounts, score_slide, turned
+from wsi_pipeline.learning.training.context import ContextTrainOptions, fit_and_judge, split_mounts
+from wsi_pipeline.models.context import RingOptions
+from wsi_pipeline.models.model import build_network, load_model, save_model
+from wsi_pipeline.pipeline.config import InferConfig, dump_config, load_config
+
+SMALL = ContextTrainOptions(
+    rings=RingOptions(sigmas=(1.0, 2.5), spread_sigmas=(1.0,)),
+    draws=2,
+    members=1,
+    hidden=6,
+    steps=120,
+    batch_size=512,
+    folds=2,
+)
+
+
+def mount(seed: int) -> LabelledSlide:
+    """Smooth regions of IDC, of which each patch alone tells little."""
+    random = np.random.default_rng(seed)
+    idc = gaussian_filter(random.normal(size=(30, 36)), 3) > 0.03
+    alone = expit(np.where(idc, 1.0, -1.0) + random.normal(0, 2, (2, 30, 36))).astype(np.float32)
+    alone[:, random.random(idc.shape) < 0.1] = np.nan
+    labels = idc.astype(np.uint8)
+    labels[:2] = 255
+    return LabelledSlide(str(seed), alone, labels)
+
+
+MOUNTS = [mount(seed) for seed in range(6)]
+
+
+def test_the_step_learns_more_than_a_plain_mean_and_is_calibrated():
+    step, metrics = fit_and_judge(SMALL, MOUNTS[:4], MOUNTS[4:], 0.5)
+    for side in ("crossfitted", "val"):
+        found = metrics[side]
+        assert found["context"]["auroc"] > found["gaussian"]["auroc"] > found["alone"]["auroc"] + 0.05
+        assert found["context"]["ece"] < min(0.1, found["gaussian"]["ece"])
+    assert metrics["thresholds"]["context"] == step.card.threshold
+    assert set(metrics["dice_by_slide"]) == {"4", "5"}
+
+
+def test_the_same_seed_gives_the_same_step_and_the_judged_patients_do_not_matter():
+    first, _ = fit_and_judge(SMALL, MOUNTS[:3], MOUNTS[4:5], 0.5)
+    again, _ = fit_and_judge(SMALL, MOUNTS[:3], MOUNTS[5:], 0.3)
+    assert first.card == again.card
+    assert all(np.array_equal(first.weights[name], again.weights[name]) for name in first.weights)
+
+
+def test_mounts_are_split_by_patient_and_what_is_unknown_is_refused(tmp_path: Path):
+    manifest = tmp_path / "manifest.csv"
+    manifest.write_text("patient,split\na,train\nb,extra\nc,val\nd,test\n")
+    assert split_mounts(list("abcd"), SplitOptions(), manifest) == (["a", "b"], ["c"])
+    named = SplitOptions(val_patients=("b",))
+    assert split_mounts(list("abc"), named, None) == (["a", "c"], ["b"])
+    with pytest.raises(DataError, match="found no patient x"):
+        split_mounts(["a", "x"], SplitOptions(), manifest)
+    with pytest.raises(DataError, match="1 whole mounts to train on and 0 to judge on"):
+        split_mounts(["a"], SplitOptions(), None)
+    with pytest.raises(DataError, match="both sides"):
+        split_mounts(list("abc"), SplitOptions(train=("train", "val"), val=("val",)), manifest)
+    with pytest.raises(DataError, match="columns patient and split"):
+        split_mounts(["a"], SplitOptions(), tmp_path / "none.csv")
+
+
+def test_the_command_gives_a_model_its_step_and_says_in_a_line_what_is_missing(tmp_path: Path, capsys):
+    network = build_network("residual_cnn", widths=[4, 8], blocks=[1, 1], squeeze=2)
+    card = replace(
+        brightness_model().card,
+        name="small",
+        architecture="residual_cnn",
+        architecture_options={"widths": [4, 8], "blocks": [1, 1], "squeeze": 2},
+    )
+    save_model(tmp_path / "small.safetensors", network, card)
+    random = np.random.default_rng(0)
+    for name in "abc":
+        image = random.integers(0, 60, (300, 400, 3)) + np.array([150, 70, 130])
+        write_slide(tmp_path / f"{name}.tiff", image.astype(np.uint8), mpp=(4.0, 4.0), factors=(1,))
+        labels = np.zeros((300, 400), np.uint8)
+        labels[:, 200:] = 1
+        Image.fromarray(labels).save(tmp_path / f"{name}_labels.png")
+    (tmp_path / "manifest.csv").write_text("patient,split\na,train\nb,train\nc,val\n")
+    (tmp_path / "small.yaml").write_text(dump_config(replace(SMALL, steps=5, views=2, limits="some")))
+    command = ["--model", str(tmp_path / "small.safetensors"), "--slides", str(tmp_path), "--device", "cpu"]
+    command += ["--config", str(tmp_path / "small.yaml"), "--out", str(tmp_path / "out")]
+    assert main(command) == 2
+    assert "--manifest" in capsys.readouterr().err
+    assert main([*command, "--manifest", str(tmp_path / "manifest.csv")]) == 0
+    assert capsys.readouterr().out.strip() == str(tmp_path / "out/small.safetensors")
+    before, after = load_model(tmp_path / "small.safetensors"), load_model(tmp_path / "out/small.safetensors")
+    assert after.context is not None
+    assert after.card.context.training["train"]["slides"] == ["a", "b"]
+    assert after.card.context.training["val"]["slides"] == ["c"]
+    assert after.card.context.training["base"] == before.sha256
+    assert (before.card.limits, after.card.limits) == ("", "some")
+    state = after.network.state_dict()
+    assert all(torch.equal(state[name], values) for name, values in before.network.state_dict().items())
+
+
+def test_a_mount_is_scored_as_its_map_is_and_labelled_by_the_picture_beside_it(tmp_path: Path):
+    from wsi_pipeline.inference.classifier import Classifier
+    from wsi_pipeline.inference.classify import ClassifyOptions
+    from wsi_pipeline.inference.device import choose_device
+
+    random = np.random.default_rng(0)
+    image = (random.integers(0, 60, (600, 700, 3)) + np.array([150, 70, 130])).astype(np.uint8)
+    write_slide(tmp_path / "p1.tiff", image, mpp=(4.0, 4.0), factors=(1,))
+    labels = np.full((600, 700), 255, np.uint8)
+    labels[100:200, 50:150] = 1
+    labels[200:300, 50:150] = 0
+    Image.fromarray(labels).save(tmp_path / "p1_labels.png")
+    found = find_mounts(tmp_path)
+    assert list(found) == ["p1"]
+    classifier = Classifier(brightness_model(), choose_device("cpu"), ClassifyOptions())
+    scored = score_slide(found["p1"], classifier, InferConfig(), views=3)
+    assert scored.alone.shape == (3, 12, 14)
+    assert (scored.labels[2:4, 1:3] == 1).all()
+    assert (scored.labels[4:6, 1:3] == 0).all()
+    assert (scored.labels != 255).sum() == 8
+    bright = image.reshape(12, 50, 14, 50, 3).mean(axis=(1, 3, 4)) / 255
+    here = ~np.isnan(scored.alone[0])
+    assert here.sum() > 100
+    for view in scored.alone:  # brightness is the same however a patch is turned
+        assert np.abs(view - bright)[here].max() < 1e-3
+
+
+def test_the_eight_views_of_a_patch_differ():
+    patches = np.random.default_rng(0).integers(0, 256, (2, 6, 6, 3), np.uint8)
+    views = {turned(patches, view).tobytes() for view in range(8)}
+    assert len(views) == 8
+    assert np.array_equal(turned(patches, 0), patches)
+
+
+def test_labels_without_a_slide_or_of_another_kind_are_refused(tmp_path: Path):
+    with pytest.raises(DataError, match=r"found no NAME_labels\.png"):
+        find_mounts(tmp_path)
+    Image.fromarray(np.zeros((4, 4), np.uint8)).save(tmp_path / "a_labels.png")
+    with pytest.raises(DataError, match=r"found no slide a\.\*"):
+        find_mounts(tmp_path)
+
+
+def test_the_config_beside_the_command_says_its_defaults(tmp_path: Path):
+    path = Path(__file__).parents[2] / "configs/default_model/context.yaml"
+    said = load_config(ContextTrainOptions, path)
+    assert said.limits
+    assert replace(said, limits="") == ContextTrainOptions()
+    again = tmp_path / "again.yaml"
+    again.write_text(dump_config(SMALL))
+    assert load_config(ContextTrainOptions, again) == SMALL

@@ -1,0 +1,258 @@
+"""Files of results, in a folder or on an object store: each is there whole or not at all.
+
+Everything that a run leaves goes through here. A folder is a `Path`: a file is written beside, brought to the disk
+and renamed, so that neither a kill nor a power cut leaves half of one. An object store is a `UPath` ("s3://..."): a
+put is whole by itself, there are no renames, and a tree is there once its root file is, which is put last.
+"""
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from wsi_pipeline.base.errors import OutputError, UsageError
+
+if TYPE_CHECKING:  # only where results lie on an object store
+    from upath import UPath
+    from zarr.abc.store import Store
+
+    OutPath: TypeAlias = Path | UPath
+else:
+    OutPath: TypeAlias = Path
+
+# What is not yet whole ends so: ours, and zarr's own.
+PART, ZARR_PART = ".part", ".partial"
+
+_REMEDIES = {
+    errno.ENOSPC: "the disk is full; free some space",
+    errno.EDQUOT: "the quota is used up; free some space",
+    errno.EROFS: "the file system is read-only; mount it writable, or choose another --out",
+    errno.EACCES: "permission denied; see to it that you may write there, or choose another --out",
+    errno.EPERM: "not permitted; see to it that you may write there, or choose another --out",
+}
+
+
+def out_path(text: str) -> OutPath:
+    """The place that the text names: a folder, or "s3://bucket/prefix" and whatever else fsspec knows.
+
+    Credentials, region and endpoint of a store are those of its usual environment and config files. Raises
+    UsageError when the packages for that kind of store are not installed.
+    """
+    if "://" not in text:
+        return Path(text)
+    try:
+        from upath import UPath
+
+        path = UPath(text.rstrip("/"), use_listings_cache=False)  # another process's files must be seen
+        _ = path.fs
+    except (ImportError, ValueError) as error:
+        raise UsageError(
+            f"{text}: this kind of store cannot be used here ({error}); for s3:// "
+            f"pip install 'wsi_pipeline[s3]', else give a local folder"
+        ) from error
+    return path
+
+
+def check_writable(out: OutPath) -> None:
+    """Make the folder if need be, and try to write there. Raises UsageError saying why it cannot be."""
+    probe = out / f".{os.getpid()}{PART}"
+    try:
+        if isinstance(out, Path):
+            out.mkdir(parents=True, exist_ok=True)
+        write_bytes(probe, b"", durable=False)
+        remove(probe)
+    except (OSError, OutputError) as error:
+        reason = _reason(out, error.__cause__ if isinstance(error, OutputError) else error)
+        raise UsageError(f"--out {out}: cannot be made, or not be written to: {reason}") from error
+
+
+@contextmanager
+def writing(path: OutPath) -> Iterator[None]:
+    """Turns what goes wrong while the block writes at `path` into an OutputError that says what to do."""
+    try:
+        yield
+    except OutputError:
+        raise
+    except Exception as error:
+        if isinstance(path, Path) and not isinstance(error, OSError):
+            raise
+        raise OutputError(
+            f"{path}: cannot be written: {_reason(path, error)}, and run the same command again: what was written "
+            f"so far is whole, and it goes on from there"
+        ) from error
+
+
+def _reason(path: OutPath, error: BaseException | None) -> str:
+    """What went wrong, and what to do about it."""
+    if isinstance(path, Path) and isinstance(error, OSError):
+        return _REMEDIES.get(
+            error.errno or 0, f"{error.strerror or error}; see to it, or choose another --out"
+        )
+    # A store has errors of its own kinds: no credentials, no answer from the endpoint.
+    return f"{' '.join(str(error).split())}; see to the store, its address and your credentials"
+
+
+def write_bytes(path: OutPath, data: bytes, durable: bool = True) -> None:
+    """Write the file, whole or not at all; folders above it are made.
+
+    `durable`: it is on the disk when this returns, not only in the system's memory. Raises OutputError.
+    """
+    with writing(path):
+        if not isinstance(path, Path):
+            path.fs.pipe_file(path.path, data)
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(f".{path.name}.{os.getpid()}{PART}")
+        try:
+            with part.open("wb") as file:
+                file.write(data)
+                if durable:
+                    file.flush()
+                    os.fsync(file.fileno())
+            part.replace(path)
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
+        if durable:
+            _sync(path.parent)
+
+
+def write_many(folder: OutPath, files: Mapping[str, bytes]) -> None:
+    """Write files of the folder, by their names: each whole or not at all, the system says when on the disk.
+
+    Raises OutputError.
+    """
+    if isinstance(folder, Path):
+        for name, data in files.items():
+            write_bytes(folder / name, data, durable=False)
+    elif files:
+        with writing(folder):
+            folder.fs.pipe({f"{folder.path}/{name}": data for name, data in files.items()})  # side by side
+
+
+def write_json(path: OutPath, value: Any) -> None:
+    """The value as an indented JSON file. Raises OutputError."""
+    write_bytes(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
+
+
+def names(folder: OutPath) -> set[str]:
+    """Names of the files in the folder that are not empty; none where there is no such folder.
+
+    An empty file may be one that a power cut left without its bytes.
+    """
+    if isinstance(folder, Path):
+        if not folder.is_dir():
+            return set()
+        return {entry.name for entry in os.scandir(folder) if entry.is_file() and entry.stat().st_size}
+    try:
+        found = folder.fs.ls(folder.path, detail=True)
+    except FileNotFoundError:
+        return set()
+    return {entry["name"].rpartition("/")[2] for entry in found if entry["type"] == "file" and entry["size"]}
+
+
+def remove(path: OutPath) -> None:
+    """Remove a file or a whole folder; nothing where there is none. Raises OutputError."""
+    with writing(path):
+        if not isinstance(path, Path):
+            if path.fs.exists(path.path):
+                path.fs.rm(path.path, recursive=True)
+        elif path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+@contextmanager
+def new_tree(path: OutPath, files: Mapping[str, bytes], root: str) -> Iterator[None]:
+    """A new folder with these files, by their relative paths, in the place of whatever lay there.
+
+    While the block runs, the old folder is gone and the new one is not there yet; after it, the new one is there
+    whole. Killed at any instant, there is the old one, none, or the new one; on an object store, where a tree
+    cannot be put in place at once, it is there when its file `root` is. Raises OutputError.
+    """
+    with writing(path):
+        if not isinstance(path, Path):
+            remove(path / root)
+            remove(path)
+            yield
+            write_many(path, {name: data for name, data in files.items() if name != root})
+            write_bytes(path / root, files[root])
+            return
+        part, old = (path.with_name(path.name + ending) for ending in (PART, f".old{PART}"))
+        remove(part)
+        try:
+            for name, data in files.items():
+                (part / name).parent.mkdir(parents=True, exist_ok=True)
+                (part / name).write_bytes(data)
+            sync_tree(part)
+        except BaseException:
+            shutil.rmtree(part, ignore_errors=True)
+            raise
+        remove(old)
+        if path.exists():
+            path.rename(old)
+            remove(old)
+        yield
+        part.rename(path)
+        _sync(path.parent)
+
+
+def tree_exists(path: OutPath, root: str) -> bool:
+    """Whether a tree that `new_tree` made is there; anything at all, where that is a local folder."""
+    return path.exists() if isinstance(path, Path) else bool((path / root).exists())
+
+
+def sync_tree(folder: OutPath) -> None:
+    """Bring every file under the folder to the disk; an object store has done so with each put."""
+    if isinstance(folder, Path):
+        for parent, _, files in os.walk(folder):
+            for name in files:
+                _sync(Path(parent, name))
+            _sync(Path(parent))
+
+
+def sync_files(paths: list[OutPath]) -> None:
+    """Bring these files and their names to the disk, those that are there."""
+    local = [path for path in paths if isinstance(path, Path)]
+    for path in {*local, *(path.parent for path in local)}:
+        if path.exists():
+            _sync(path)
+
+
+def clear_leftovers(folder: OutPath) -> None:
+    """Remove what killed processes left unfinished in the folder and below it."""
+    if not isinstance(folder, Path) or not folder.is_dir():
+        return
+    for path in folder.glob(f"*{PART}"):
+        remove(path)
+    for parent, _, files in os.walk(folder):
+        for name in files:
+            if name.endswith((PART, ZARR_PART)):
+                remove(Path(parent, name))
+
+
+def zarr_store(path: OutPath) -> "Store":
+    """The place as zarr wants it."""
+    if isinstance(path, Path):
+        from zarr.storage import LocalStore
+
+        return LocalStore(path)
+    from zarr.storage import FsspecStore
+
+    return FsspecStore.from_url(str(path), storage_options=dict(path.storage_options))
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # file systems that know no such thing
+            raise
+    finally:
+        os.close(handle)

@@ -1,0 +1,98 @@
+"""How every stage declares its options: once, in a frozen dataclass, beside the function that uses them.
+
+A key that no option has, a value of the wrong type and a value out of its range are errors with the key's
+name in them, whether they come from a YAML file or from Python.
+"""
+
+import json
+import re
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, TypeVar, dataclass_transform
+
+import yaml
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import Field as Field
+from pydantic.dataclasses import dataclass as _pydantic_dataclass
+
+from wsi_pipeline.base.errors import ConfigError
+
+T = TypeVar("T")
+
+
+@dataclass_transform(frozen_default=True, kw_only_default=True)
+def options(cls: type[T]) -> type[T]:
+    """The class as a frozen, keyword-only dataclass that checks its values and refuses unknown keys.
+
+    Bounds stand in the annotation: ``stride_px: Annotated[int, Field(gt=0)] = 50``.
+    """
+    # strict: "50" is no number and 1 is no bool; a YAML file says what it means.
+    config = ConfigDict(extra="forbid", strict=True, validate_default=True)
+    return _pydantic_dataclass(cls, frozen=True, kw_only=True, config=config)  # type: ignore[return-value]
+
+
+def read_yaml_file(path: Path) -> dict[str, Any]:
+    """Keys and values of a YAML file; none of an empty one.
+
+    Raises ConfigError when it cannot be read, is no YAML, or holds something else.
+    """
+    try:
+        values = parse_yaml(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: no YAML: {' '.join(str(error).split())}") from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ConfigError(
+            f"{path}: 'the whole file': found {type(values).__name__}, expected keys and values"
+        )
+    return values
+
+
+def parse_yaml(text: str) -> Any:
+    """The plain value that the text says."""
+    return yaml.load(text, _Yaml)
+
+
+class _Yaml(yaml.SafeLoader):
+    """YAML in which 1e-4 is a number, as in YAML 1.2; to YAML 1.1 it is text."""
+
+
+_Yaml.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+def options_from_dict(cls: type[T], values: Any, where: str) -> T:
+    """The options that `values` (nested mappings of plain values) say; what it leaves out keeps its default.
+
+    `where` names the source in messages, a file's path for one. Raises ConfigError naming every wrong key.
+    """
+    try:
+        # Through JSON, where strict checks take a mapping for a dataclass and a list for a tuple.
+        return TypeAdapter(cls).validate_json(json.dumps(values))
+    except TypeError as error:  # a YAML date, say: no option holds one
+        raise ConfigError(f"{where}: holds a value that no option can have: {error}") from error
+    except ValidationError as error:
+        problems = "; ".join(_problem(e, cls) for e in error.errors())
+        raise ConfigError(f"{where}: {problems}") from error
+
+
+def options_to_dict(value: Any) -> Any:
+    """Plain nested values (dict, list, str, int, float, bool, None) that `options_from_dict` reads back."""
+    return TypeAdapter(type(value)).dump_python(value, mode="json")
+
+
+def _problem(error: Any, cls: type) -> str:
+    key = ".".join(str(part) for part in error["loc"]) or "the whole file"
+    if error["type"] == "unexpected_keyword_argument":
+        known = cls
+        for part in error["loc"][:-1]:
+            known = next(f.type for f in fields(known) if f.name == part)  # type: ignore[assignment]
+        return f"unknown key '{key}' (known here: {', '.join(f.name for f in fields(known))})"
+    if error["type"] == "value_error":  # raised by the options themselves, which say what they found
+        said = str(error["ctx"]["error"])
+        return f"'{key}': {said}" if error["loc"] else said
+    return f"'{key}': found {error['input']!r}, expected: {error['msg']}"

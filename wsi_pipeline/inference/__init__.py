@@ -1,0 +1,1 @@
+"""Patches in, probabilities out."""

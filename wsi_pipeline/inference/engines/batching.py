@@ -1,0 +1,85 @@
+"""Batches side by side: every lane is a thread that puts one batch after another through an engine.
+
+What a batch gives depends on that batch alone, so the number of lanes changes no bit.
+"""
+
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import pairwise
+from typing import Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wsi_pipeline.models.stain import Tables
+
+Precision = Literal["fp32", "bf16", "int8"]
+
+
+class Engine(Protocol):
+    """A network made ready on a device."""
+
+    @property
+    def name(self) -> str:
+        """What people call it: 'torch', 'openvino'."""
+
+    @property
+    def precision(self) -> Precision:
+        """What most of it is computed in."""
+
+    @property
+    def lanes(self) -> int:
+        """Batches that it works on at once, each called from a thread of its own."""
+
+    @property
+    def batch_sizes(self) -> Sequence[int]:
+        """Patches a batch, falling: full batches are of the first, what is left goes in batches of the last."""
+
+    def probabilities(self, batch: NDArray[np.uint8], tables: Tables | None) -> NDArray[np.float32]:
+        """float32 [n], 0 to 1, of uint8 patches [n, S, S, 3], at most a full batch, their stain by `tables`."""
+
+
+class Pending:
+    """Probabilities that are being computed."""
+
+    def __init__(self, parts: Sequence["Future[NDArray[np.float32]]"]):
+        self._parts = parts
+
+    def result(self) -> NDArray[np.float32]:
+        """float32 [n], 0 to 1, once all are there. Raises what the engine raised."""
+        return np.concatenate([np.empty(0, np.float32), *(part.result() for part in self._parts)])
+
+    def cancel(self) -> None:
+        """Leave what has not begun."""
+        for part in self._parts:
+            part.cancel()
+
+
+class BatchRunner:
+    """An engine and its threads."""
+
+    def __init__(self, engine: Engine):
+        self.engine = engine
+        self._threads = ThreadPoolExecutor(engine.lanes, thread_name_prefix="network")
+
+    @property
+    def max_in_flight(self) -> int:
+        """Patches that keep every lane at work while the next ones are brought."""
+        return 2 * self.engine.lanes * self.engine.batch_sizes[0]
+
+    def start(self, patches: NDArray[np.uint8], tables: Tables | None = None) -> Pending:
+        """Begin on uint8 patches [n, S, S, 3], whose stain goes by `tables`; they must not change until then."""
+        cuts = batch_slices(len(patches), self.engine.batch_sizes)
+        run = self.engine.probabilities
+        return Pending([self._threads.submit(run, patches[cut], tables) for cut in cuts])
+
+
+def batch_slices(count: int, sizes: Sequence[int]) -> list[slice]:
+    """So many patches in full batches, and what is left in small ones, of which the last may be short.
+
+    >>> batch_slices(100, [64, 16])
+    [slice(0, 64, None), slice(64, 80, None), slice(80, 96, None), slice(96, 100, None)]
+    """
+    full = count - count % sizes[0]
+    starts = [*range(0, full, sizes[0]), *range(full, count, sizes[-1])]
+    return [slice(a, b) for a, b in pairwise([*starts, count])]

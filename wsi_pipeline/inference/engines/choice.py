@@ -1,0 +1,297 @@
+"""The fastest engine that says what eager float32 torch says; and why none faster, where there is one.
+
+No engine is trusted: each is compared with eager float32 on patches, if possible of the slide at hand, before its
+numbers go anywhere.
+"""
+
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from wsi_pipeline.inference.engines.batching import BatchRunner, Engine, Precision
+from wsi_pipeline.inference.engines.options import ClassifyOptions
+from wsi_pipeline.inference.engines.torch_engine import EagerEngine
+from wsi_pipeline.models.card import ModelCard
+from wsi_pipeline.models.cost import network_cost
+from wsi_pipeline.models.model import Model, has_bf16
+from wsi_pipeline.models.stain import Tables
+
+if TYPE_CHECKING:
+    from wsi_pipeline.inference.engines.openvino_engine import Graphs
+
+log = logging.getLogger(__name__)
+
+# Activations of so many patches stay in a CPU's cache; a GPU wants to be filled.
+OPENVINO_BATCH, TORCH_BATCH, GPU_BATCH = 64, 128, 2048
+# A heavier network takes smaller batches: its activations fill the memory, and nothing would be faster.
+HEAVY_MFLOP, HEAVY_BATCH = 1000.0, 16
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """How far probabilities may lie from eager float32's: the furthest patch, and all in the mean."""
+
+    furthest: float
+    mean: float
+
+
+# What a right engine keeps, with some room; a wrong one (another padding, another rounding) does not.
+TOLERANCES: dict[Precision, Tolerance] = {
+    "fp32": Tolerance(1e-5, 1e-5),
+    "bf16": Tolerance(0.1, 0.01),
+    "int8": Tolerance(0.15, 0.01),
+}
+UNASKED_BF16 = Tolerance(1e-2, 1e-2)
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """An engine at work, and how it was found."""
+
+    lanes: BatchRunner
+    # How far it moved the furthest of `checked` patches from eager float32.
+    moved: float
+    checked: int
+    # Why not a faster one.
+    refused: tuple[str, ...] = ()
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """For summary.json."""
+        return {
+            "engine": self.lanes.engine.name,
+            "precision": self.lanes.engine.precision,
+            "lanes": self.lanes.engine.lanes,
+            "checked_patches": self.checked,
+            "moved_at_most": round(self.moved, 7),
+            "refused": list(self.refused),
+        }
+
+
+@dataclass(frozen=True)
+class _Attempt:
+    name: str
+    precision: Precision
+    tolerance: Tolerance
+    build: Callable[[], BatchRunner]
+
+
+@dataclass
+class Engines:
+    """The engines of one model on one device, each built when it is first wanted.
+
+    `torch_batch` and `openvino_batch` are the patches that each takes at once.
+    """
+
+    model: Model
+    device: torch.device
+    options: ClassifyOptions
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _built: dict[tuple[str, Precision], "BatchRunner | Exception"] = field(default_factory=dict)
+    _graphs: "Graphs | Exception | None" = None
+
+    def __post_init__(self) -> None:
+        heavy = _mflop(self.model) > HEAVY_MFLOP
+        on_cpu = HEAVY_BATCH if heavy else TORCH_BATCH
+        self.torch_batch = self.options.batch_size or (GPU_BATCH if self.device.type == "cuda" else on_cpu)
+        self.openvino_batch = self.options.batch_size or (HEAVY_BATCH if heavy else OPENVINO_BATCH)
+
+    def choose(self, sample: NDArray[np.uint8] | None = None, tables: Tables | None = None) -> Chosen:
+        """The first engine, in the order of their speed, that keeps its tolerance on `sample`.
+
+        `sample`, uint8 [n, S, S, 3], are patches of the slide, whose stain goes by `tables`; without any, the check is
+        on made ones, and int8, which is calibrated on the sample, is not to be had.
+        """
+        if sample is not None and not len(sample):
+            sample = None
+        patches = made_patches(self.model.card, self.openvino_batch + 3) if sample is None else sample
+        with self._lock:
+            plain = self._lanes("torch, unfolded", "fp32", lambda: self._torch("fp32", fold=False))
+            expected = plain.start(patches, tables).result()
+            refused: list[str] = []
+            for attempt in self._attempts(sample, tables):
+                try:
+                    lanes = attempt.build()
+                    moved = np.abs(lanes.start(patches, tables).result() - expected)
+                except (
+                    Exception
+                ) as error:  # whatever a library raises, the network is computed by another one
+                    refused.append(
+                        f"{attempt.name} {attempt.precision}: {' '.join(str(error).split())[:300]}"
+                    )
+                    continue
+                if problem := _problem(moved, attempt.tolerance):
+                    refused.append(f"{attempt.name} {attempt.precision}: {problem}")
+                    continue
+                return self._logged(Chosen(lanes, float(moved.max()), len(patches), tuple(refused)))
+            return self._logged(Chosen(plain, 0.0, len(patches), tuple(refused)))
+
+    def _logged(self, chosen: Chosen) -> Chosen:
+        name = self.model.card.name
+        for reason in chosen.refused:
+            log.log(
+                logging.INFO if "not installed" in reason else logging.WARNING,
+                "%s: not computed by %s",
+                name,
+                reason,
+            )
+        engine = chosen.lanes.engine
+        log.info(
+            "%s: computed by %s in %s, %d lanes; moves %d patches by %.1g at most against eager float32",
+            name,
+            engine.name,
+            engine.precision,
+            engine.lanes,
+            chosen.checked,
+            chosen.moved,
+        )
+        return chosen
+
+    def _attempts(self, sample: NDArray[np.uint8] | None, tables: Tables | None) -> Iterator[_Attempt]:
+        """What might do, the fastest first."""
+        asked, engine = self.options.precision, self.options.engine
+        wanted: list[Precision] = [asked] if asked in ("bf16", "int8") else []
+        if asked != "fp32" and "bf16" not in wanted and self._bf16_unasked():
+            wanted.append("bf16")
+        for precision in (*wanted, "fp32"):
+            tolerance = UNASKED_BF16 if precision == "bf16" != asked else TOLERANCES[precision]
+            if precision == "int8" and (engine == "torch" or self.device.type != "cpu"):
+                yield _Attempt("torch", "int8", tolerance, _no_int8)
+                continue
+            if engine == "openvino" and self.device.type != "cpu":
+                yield _Attempt("openvino", precision, tolerance, _only_on_cpu)
+            elif engine != "torch" and self.device.type == "cpu":
+                yield self._openvino_attempt(precision, tolerance, sample, tables)
+            if precision != "int8":
+                yield from self._torch_attempts(precision, tolerance)
+
+    def _openvino_attempt(
+        self,
+        precision: Precision,
+        tolerance: Tolerance,
+        sample: NDArray[np.uint8] | None,
+        tables: Tables | None,
+    ) -> _Attempt:
+        def build() -> BatchRunner:
+            if precision == "int8":
+                return self._calibrated(sample, tables)
+            return self._lanes("openvino", precision, lambda: self._openvino(precision))
+
+        return _Attempt("openvino", precision, tolerance, build)
+
+    def _torch_attempts(self, precision: Literal["fp32", "bf16"], tolerance: Tolerance) -> Iterator[_Attempt]:
+        for fold in (True, False) if self.device.type == "cpu" else (False,):
+            name = "torch" if fold else "torch, unfolded"
+            if name == "torch, unfolded" and precision == "fp32":
+                return  # what all are compared with
+            yield _Attempt(
+                name,
+                precision,
+                tolerance,
+                lambda name=name, fold=fold: self._lanes(  # type: ignore[misc]
+                    name, precision, lambda: self._torch(precision, fold)
+                ),
+            )
+
+    def _lanes(self, name: str, precision: Precision, build: Callable[[], Engine]) -> BatchRunner:
+        """Built once; what cannot be built is not tried again."""
+        key = (name, precision)
+        if key not in self._built:
+            try:
+                self._built[key] = BatchRunner(build())
+            except Exception as error:
+                self._built[key] = error
+        found = self._built[key]
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    def _torch(self, precision: Literal["fp32", "bf16"], fold: bool) -> Engine:
+        return EagerEngine(self.model, self.device, precision, self.torch_batch, fold)
+
+    def _openvino(self, precision: Precision) -> Engine:
+        from wsi_pipeline.inference.engines.openvino_engine import OpenVinoEngine
+
+        return OpenVinoEngine(self._proven_graphs(), precision, torch.get_num_threads())
+
+    def _calibrated(self, sample: NDArray[np.uint8] | None, tables: Tables | None) -> BatchRunner:
+        """OpenVINO in int8, its steps told by these patches, their stain by `tables`."""
+        if sample is None:
+            raise ValueError("needs patches of a slide to be calibrated on; found none")
+        graphs = self._proven_graphs()
+        from wsi_pipeline.inference.engines.openvino_engine import OpenVinoEngine
+
+        return BatchRunner(
+            OpenVinoEngine(graphs, "int8", torch.get_num_threads(), graphs.ranges(sample, tables))
+        )
+
+    def _proven_graphs(self) -> "Graphs":
+        """The network's graphs, once computed in float32 as eager torch does; raises why not."""
+        if self._graphs is None:
+            try:
+                self._graphs = self._new_graphs()
+            except Exception as error:
+                self._graphs = error
+        if isinstance(self._graphs, Exception):
+            raise self._graphs
+        return self._graphs
+
+    def _new_graphs(self) -> "Graphs":
+        try:
+            from wsi_pipeline.inference.engines.openvino_engine import Graphs, OpenVinoEngine
+        except ImportError as error:
+            raise ImportError(
+                f"not installed ({error}); pip install 'wsi_pipeline[openvino]' makes CPUs faster"
+            ) from error
+        graphs = Graphs(self.model, self.openvino_batch)
+        patches = made_patches(self.model.card, self.openvino_batch + 3)  # both sizes of batch
+        engine = OpenVinoEngine(graphs, "fp32", torch.get_num_threads())
+        found, expected = (
+            BatchRunner(e).start(patches).result() for e in (engine, self._torch("fp32", fold=False))
+        )
+        if problem := _problem(np.abs(found - expected), TOLERANCES["fp32"]):
+            raise ValueError(f"its graph in fp32 is wrong: {problem}")
+        self._built["openvino", "fp32"] = BatchRunner(engine)
+        return graphs
+
+    def _bf16_unasked(self) -> bool:
+        return self.model.card.bf16 and has_bf16(self.device)
+
+
+def made_patches(card: ModelCard, count: int) -> NDArray[np.uint8]:
+    """Patches as bright and grained as tissue, where no slide is at hand, uint8 [count, S, S, 3]; always the same."""
+    random, px = np.random.default_rng(0), card.patch_px
+    spots = random.normal(0, 1, (count, px // 5 + 1, px // 5 + 1, 3)).repeat(5, 1).repeat(5, 2)[:, :px, :px]
+    grain, whole = random.normal(0, 0.5, (count, px, px, 3)), random.normal(0, 0.7, (count, 1, 1, 3))
+    colours = np.array(card.mean) + np.array(card.std) * (spots + grain + whole)
+    return (255 * colours).clip(0, 255).astype(np.uint8)
+
+
+def _problem(moved: NDArray[np.float32], tolerance: Tolerance) -> str:
+    """Why such differences from eager float32 are too large; empty where they are not."""
+    furthest, mean = float(moved.max()), float(moved.mean())
+    if furthest <= tolerance.furthest and mean <= tolerance.mean:  # never true of NaN
+        return ""
+    return (
+        f"moves {len(moved)} patches by {furthest:.2g} at most and {mean:.2g} in the mean against eager float32; "
+        f"expected {tolerance.furthest:g} and {tolerance.mean:g}"
+    )
+
+
+def _mflop(model: Model) -> float:
+    has_weights = next(model.network.parameters(), None) is not None
+    return network_cost(model.network, model.card.patch_px).mflop if has_weights else 0.0
+
+
+def _no_int8() -> BatchRunner:
+    raise ValueError("only OpenVINO computes int8, on a CPU")
+
+
+def _only_on_cpu() -> BatchRunner:
+    raise ValueError("it is used on a CPU only")

@@ -1,0 +1,177 @@
+"""OpenVINO: the network's graph compiled for this CPU, in float32, bfloat16 or 8-bit integers.
+
+Stain and normalisation are one table, looked up inside of the graph: so a slide's stain is brought to the training
+data's at no cost.
+A batch has a fixed size in a compiled graph: a short one is filled up, and what the filling gives is dropped.
+Each batch is computed on one thread, so that it gives the same bits however many there are.
+"""
+
+import threading
+import warnings
+from functools import cached_property
+
+import numpy as np
+import openvino
+import torch
+from numpy.typing import NDArray
+from openvino.frontend import FrontEndManager
+from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
+from torch import nn
+
+from wsi_pipeline.inference.engines.batching import Precision
+from wsi_pipeline.inference.engines.quantise import Ranges, conv_ranges, quantised
+from wsi_pipeline.inference.engines.torch_engine import folded
+from wsi_pipeline.models.calibration import probability
+from wsi_pipeline.models.card import ModelCard
+from wsi_pipeline.models.model import Model, has_bf16, normalised
+from wsi_pipeline.models.stain import Tables
+
+# What is left of a block goes in batches this much smaller.
+SMALLER = 4
+# Batches handed over for each thread that computes: while one ends and the next is made ready, no core may wait.
+LANES_A_THREAD = 2
+
+
+class Graphs:
+    """A model's graphs, one a batch size: uint8 patches [n, S, S, 3] and a table by `table_of` in, logits out."""
+
+    def __init__(self, model: Model, batch_size: int):
+        self.model = model
+        self.batch_sizes = tuple(sorted({batch_size, max(1, batch_size // SMALLER)}, reverse=True))
+        self.core = openvino.Core()
+        self._lock = threading.Lock()
+        self._made: dict[int, tuple[openvino.Model, object]] = {}
+        self._tables: tuple[Tables | None, NDArray[np.float32]] = (None, _input_table(model.card, None))
+
+    def table_of(self, tables: Tables | None) -> NDArray[np.float32]:
+        """What the network is given for each value of R, G and B, float32 [768]; the slide's stain goes by `tables`."""
+        kept = self._tables  # one slide's, batch after batch
+        if kept[0] is not tables:
+            self._tables = kept = (tables, _input_table(self.model.card, tables))
+        return kept[1]
+
+    def of(self, batch_size: int) -> openvino.Model:
+        """The graph for so many patches; raises what OpenVINO or the tracing of the network raises."""
+        with self._lock:
+            if batch_size not in self._made:
+                self._made[batch_size] = _graph(self._whole, self.model.card, batch_size)
+            return self._made[batch_size][0]
+
+    def ranges(self, patches: NDArray[np.uint8], tables: Tables | None) -> Ranges:
+        """What the convolutions are given where the network sees these patches, uint8 [n, S, S, 3], so stained."""
+        size, table = self.batch_sizes[-1], self.table_of(tables)
+        graph = self.of(size)
+        batches = [(filled(patches[i : i + size], size), table) for i in range(0, len(patches), size)]
+        return conv_ranges(self.core, graph, batches)
+
+    @cached_property
+    def _whole(self) -> nn.Module:
+        try:
+            network = folded(self.model.network)
+        except Exception:  # torch.fx cannot follow every network; OpenVINO folds most of it by itself
+            network = self.model.network
+        return _FromBytes(network).eval()
+
+
+class OpenVinoEngine:
+    """Compiled graphs of a model, in the precision asked for; `ranges` are needed for int8, and only for it."""
+
+    name = "openvino"
+
+    def __init__(self, graphs: Graphs, precision: Precision, threads: int, ranges: Ranges | None = None):
+        self.precision: Precision = precision
+        self.lanes = LANES_A_THREAD * threads
+        self.batch_sizes = graphs.batch_sizes
+        self._graphs, self._ranges, self._threads = graphs, ranges, threads
+        self._lock = threading.Lock()
+        self._compiled: dict[int, openvino.CompiledModel] = {}
+        self._own = threading.local()
+
+    def probabilities(self, batch: NDArray[np.uint8], tables: Tables | None) -> NDArray[np.float32]:
+        """float32 [n], 0 to 1, of uint8 patches [n, S, S, 3], their stain by `tables`."""
+        size = min(size for size in self.batch_sizes if size >= len(batch))
+        patches = np.ascontiguousarray(filled(batch, size))
+        request = self._request(size)
+        # One call would do all of this, and take longer for it than the steps by themselves.
+        for i, values in enumerate((patches, self._graphs.table_of(tables))):
+            request.set_input_tensor(i, openvino.Tensor(values, shared_memory=True))
+        request.start_async()
+        request.wait()
+        logits, card = request.get_output_tensor().data[: len(batch)], self._graphs.model.card
+        # Not `model.calibrated`: torch takes longer to begin, and a last bit hangs on the patch's place in the batch.
+        found = probability(logits, card.temperature, card.log_odds_shift, card.classes.index("idc"))
+        return found.astype(np.float32)
+
+    def _request(self, size: int) -> openvino.InferRequest:
+        """This thread's own."""
+        requests: dict[int, openvino.InferRequest] = self._own.__dict__.setdefault("requests", {})
+        if size not in requests:
+            with self._lock:
+                if size not in self._compiled:
+                    self._compiled[size] = self._compile(size)
+            requests[size] = self._compiled[size].create_infer_request()
+        return requests[size]
+
+    def _compile(self, size: int) -> openvino.CompiledModel:
+        graph = self._graphs.of(size)
+        if self.precision == "int8":
+            assert self._ranges is not None
+            graph = quantised(graph, self._ranges)
+        # Of an int8 network, what lies between the convolutions takes bfloat16 where that is native.
+        half = self.precision == "bf16" or (self.precision == "int8" and has_bf16())
+        properties = {
+            "INFERENCE_PRECISION_HINT": "bf16" if half else "f32",
+            "NUM_STREAMS": self._threads,
+            "INFERENCE_NUM_THREADS": self._threads,
+            "ENABLE_CPU_PINNING": False,  # several processes would be pinned to the same cores
+        }
+        return self._graphs.core.compile_model(graph, "CPU", properties)
+
+
+def filled(patches: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+    """The patches, made up to `size` of them with black ones."""
+    missing = size - len(patches)
+    if not missing:
+        return patches
+    return np.concatenate([patches, np.zeros((missing, *patches.shape[1:]), np.uint8)])
+
+
+class _FromBytes(nn.Module):
+    """Logits [N, classes] of uint8 patches [N, S, S, 3] and an input table, float32 [768], as one graph."""
+
+    starts: torch.Tensor
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.network = network
+        self.register_buffer(
+            "starts", torch.arange(0, 768, 256, dtype=torch.int32)
+        )  # of R, G, B in the table
+
+    def forward(self, patches: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+        images = table[patches.int() + self.starts].permute(0, 3, 1, 2)  # [N, 3, S, S]
+        return self.network(images)  # type: ignore[no-any-return]
+
+
+def _input_table(card: ModelCard, tables: Tables | None) -> NDArray[np.float32]:
+    """float32 [768], of R, then G, then B: each value's, restained by `tables` and normalised as the card says."""
+    values = np.tile(np.arange(256, dtype=np.uint8), (3, 1)) if tables is None else tables  # [3, 256]
+    pixels = torch.from_numpy(np.ascontiguousarray(values.T)).view(1, 1, 256, 3)
+    return normalised(pixels, card.mean, card.std)[0, :, 0].contiguous().numpy().ravel()
+
+
+def _graph(network: nn.Module, card: ModelCard, batch_size: int) -> tuple[openvino.Model, object]:
+    """The graph, and what holds the memory of its weights, which are torch's own."""
+    shape, table = (batch_size, card.patch_px, card.patch_px, 3), _input_table(card, None)
+    example = torch.zeros(shape, dtype=torch.uint8), torch.from_numpy(table)
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter(
+            "ignore"
+        )  # the tracer's: what it gets wrong, the check against eager torch finds
+        traced = torch.jit.trace(network, example, check_trace=False)  # type: ignore[no-untyped-call]
+        # Not openvino.convert_model: that one reports its use to its makers where openvino-telemetry is installed.
+        frontend = FrontEndManager().load_by_framework("pytorch")
+        decoder = TorchScriptPythonDecoder(traced, shared_memory=True)
+        graph = frontend.convert(frontend.load(decoder))
+    graph.reshape({0: list(shape), 1: list(table.shape)})
+    return graph, decoder

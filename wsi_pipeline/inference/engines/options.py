@@ -1,0 +1,29 @@
+"""How a network is computed."""
+
+from typing import Annotated, Literal
+
+from wsi_pipeline.base.options import Field, options
+
+
+@options
+class ClassifyOptions:
+    """How patches are put through the network: what may move the map says how far, the rest by less than 1e-5."""
+
+    batch_size: Annotated[int, Field(gt=0)] | None = None
+    """Patches a forward pass; none: 64 or 128 on a CPU (16 of a heavy network), 2048 on a GPU."""
+
+    reader_threads: Annotated[int, Field(gt=0)] | None = None
+    """Threads that decode blocks ahead of the network; none: 2 beside a network on the CPU, which needs the cores
+    itself, 8 before a GPU, or as many as there are cores."""
+
+    engine: Literal["auto", "torch", "openvino"] = "auto"
+    """auto: OpenVINO on a CPU where it is installed and says what torch says, else torch."""
+
+    precision: Literal["auto", "fp32", "bf16", "int8"] = "auto"
+    """auto: bf16 where the model card allows it, the device computes it natively and it moves the slide's sample by no
+    more than 1e-2; else fp32. bf16: wherever it is not plainly wrong. int8: fastest on a CPU, moves single patches by
+    some 0.03 (docs/performance.md), and is calibrated on each slide's own sample; never taken unless asked for."""
+
+    dense: Literal["auto", "off", "require"] = "auto"
+    """Overlapping patches by one run over the whole block. auto: where the network's own scores come out, else one by
+    one; require: an error where they do not."""

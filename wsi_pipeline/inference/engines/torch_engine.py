@@ -1,0 +1,95 @@
+"""Torch as it stands: the network layer by layer. What every other engine is measured against."""
+
+from collections import Counter
+from contextlib import nullcontext
+from copy import deepcopy
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from wsi_pipeline.inference.engines.batching import Precision
+from wsi_pipeline.models.model import Model, idc_probability
+from wsi_pipeline.models.stain import Tables, normalise_stain
+
+# A GPU wants to be filled; while one lane waits for its numbers, the other one feeds.
+GPU_LANES = 2
+
+
+class EagerEngine:
+    """A model on a device, in float32 or under bfloat16 autocast.
+
+    `fold` takes batch normalisation into the convolutions before it: fewer passes over memory on a CPU, and a
+    probability moved by some 1e-7. Raises what torch.fx raises where it cannot follow the network.
+    """
+
+    name = "torch"
+
+    def __init__(
+        self,
+        model: Model,
+        device: torch.device,
+        precision: Literal["fp32", "bf16"],
+        batch_size: int,
+        fold: bool = False,
+    ):
+        self.precision: Precision = precision
+        self.lanes = GPU_LANES if device.type == "cuda" else 1  # on a CPU, torch's own threads share a batch
+        self.batch_sizes = (batch_size,)
+        self._model, self._device = model, device
+        self._network = folded(model.network) if fold else model.network.to(device)
+        self._tables: tuple[Tables, torch.Tensor] | None = None
+
+    def probabilities(self, batch: NDArray[np.uint8], tables: Tables | None) -> NDArray[np.float32]:
+        """float32 [n], 0 to 1, of uint8 patches [n, S, S, 3], their stain by `tables`."""
+        with torch.inference_mode(), self._autocast():
+            if self._device.type == "cpu":
+                patches = torch.from_numpy(normalise_stain(batch, tables))
+            else:
+                patches = self._on_device(batch, tables)
+            return idc_probability(self._network, self._model.card, patches).float().cpu().numpy()
+
+    def _on_device(self, batch: NDArray[np.uint8], tables: Tables | None) -> torch.Tensor:
+        """The patches, brought as uint8 through pinned memory and restained there."""
+        patches = torch.from_numpy(batch).pin_memory().to(self._device, non_blocking=True)
+        if tables is None:
+            return patches
+        kept = self._tables  # one slide's, batch after batch
+        if kept is None or kept[0] is not tables:
+            self._tables = kept = (tables, torch.from_numpy(tables.ravel()).to(self._device))
+        starts = torch.arange(0, 768, 256, device=self._device)  # of R, G and B, one after the other
+        return kept[1].take(patches.long() + starts)
+
+    def _autocast(self) -> "torch.autocast | nullcontext[None]":
+        if self.precision == "bf16":
+            return torch.autocast(self._device.type, torch.bfloat16)
+        return nullcontext()
+
+
+def folded(network: nn.Module) -> nn.Module:
+    """A copy of the network, eval mode, with batch normalisation taken into the convolutions before it."""
+    from torch.fx import symbolic_trace  # takes half a second to import
+
+    traced = symbolic_trace(deepcopy(network))
+    modules = dict(traced.named_modules())
+    calls = Counter(node.target for node in traced.graph.nodes if node.op == "call_module")
+    for norm in list(traced.graph.nodes):
+        if norm.op != "call_module" or not isinstance(modules[norm.target], nn.BatchNorm2d):
+            continue
+        conv = norm.args[0]
+        alone = conv.op == "call_module" and len(conv.users) == 1 and calls[conv.target] == 1
+        if not alone or not isinstance(modules[conv.target], nn.Conv2d):
+            continue
+        parent, _, name = conv.target.rpartition(".")
+        setattr(
+            traced.get_submodule(parent),
+            name,
+            fuse_conv_bn_eval(modules[conv.target], modules[norm.target]),
+        )
+        norm.replace_all_uses_with(conv)
+        traced.graph.erase_node(norm)
+    traced.recompile()
+    return traced.to(memory_format=torch.channels_last).eval().requires_grad_(False)  # type: ignore[call-overload, no-any-return]

@@ -1,0 +1,96 @@
+"""Whether tissue is stained like what a model was trained on: optical densities against those of its card."""
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wsi_pipeline.models.stain import FULLY_COUNTED, patch_densities
+from wsi_pipeline.slides.slide import Pixels, Slide
+from wsi_pipeline.tiling.grid import Plan
+
+if TYPE_CHECKING:  # model.py takes torch along
+    from wsi_pipeline.models.card import Stain
+
+# Patches of a slide that are looked at, evenly over it: their mean is off by an eighth of a patch's own spread.
+SAMPLED_PATCHES = FULLY_COUNTED
+SAMPLE_THREADS = 2
+# Limits that the shipped model's validation patients and whole mounts keep, and an IHC slide exceeds: docs/using.md has
+# the figures, scripts/measure_checks.py measures them.
+MAX_SPREADS = 2.5
+MAX_HUE_FOLD = 2.0
+# The hue of fewer patches is that of what they happen to show.
+HUE_PATCHES = 16
+
+
+@dataclass(frozen=True)
+class StainCheck:
+    """How far a stain is from a model's training data."""
+
+    # Mean optical density, R, G, B.
+    od_mean: tuple[float, float, float]
+    # Patches it was measured on.
+    patches: int
+    # Distance of that mean from the card's, in the spread usual among patients, of the channel furthest off.
+    spreads: float
+    # How many times the ratio of red (or blue) to green density is that of the card, or the card's is it; the
+    # larger of the two. None of fewer than 16 patches.
+    hue_fold: float | None
+
+    @property
+    def is_far(self) -> bool:
+        """Whether it is further off than patients of the training set are from one another."""
+        return self.spreads > MAX_SPREADS or (self.hue_fold or 1) > MAX_HUE_FOLD
+
+    @property
+    def warning(self) -> str:
+        """A sentence for people; empty where the stain is near enough."""
+        if not self.is_far:
+            return ""
+        found = [f"its optical density lies {self.spreads:.1f} times the spread among training patients off"]
+        if self.hue_fold and self.hue_fold > MAX_HUE_FOLD:
+            found.append(f"its hue is {self.hue_fold:.1f}-fold off")
+        return (
+            f"the stain is unlike the model's training data ({', '.join(found)}): another stain, scanner or lamp? "
+            "Its probabilities were never measured there"
+        )
+
+
+def check_stain(densities: NDArray[np.float64], stain: "Stain") -> StainCheck | None:
+    """How far patches of these densities, float [N, 3], are from a card's; none where the card knows no spread."""
+    mean, spread = np.array(stain.od_mean), np.array(stain.od_patient_std)
+    if not len(densities) or not spread.all() or not mean.all():
+        return None
+    n, found = len(densities), densities.mean(axis=0)
+    # Few patches also differ by chance.
+    spread = np.sqrt(spread**2 + np.array(stain.od_std) ** 2 / n)
+    hue = None
+    if n >= HUE_PATCHES:
+        ratios = np.maximum(found, 1e-3) / mean
+        hue = float(np.exp(np.abs(np.log(ratios / ratios[1])).max()))
+    red, green, blue = (float(value) for value in found)
+    return StainCheck((red, green, blue), n, float((np.abs(found - mean) / spread).max()), hue)
+
+
+def slide_densities(slide: Slide, plan: Plan) -> NDArray[np.float64]:
+    """Mean optical density of the patches of `sample_patches`, float [N, 3]."""
+    return patch_densities(sample_patches(slide, plan))
+
+
+def sample_patches(slide: Slide, plan: Plan) -> NDArray[np.uint8]:
+    """Patches spread evenly over those planned, uint8 [N, S, S, 3], 64 at most, unreadable ones left out."""
+    rows, columns = np.nonzero(plan.scored)
+    count = min(SAMPLED_PATCHES, len(rows))
+    chosen = np.linspace(0, len(rows) - 1, count).astype(int)
+
+    def read(index: int) -> Pixels:
+        return slide.read_readable(
+            plan.grid.patch_box(int(columns[index]), int(rows[index])), plan.grid.plane
+        )
+
+    with ThreadPoolExecutor(SAMPLE_THREADS, thread_name_prefix="stain") as pool:
+        patches = [pixels.rgb for pixels in pool.map(read, chosen.tolist()) if pixels.unreadable is None]
+    side = plan.grid.patch_px
+    return np.stack(patches) if patches else np.empty((0, side, side, 3), np.uint8)

@@ -1,0 +1,117 @@
+"""OUT/.batch/events/*.jsonl: what happened, a line of JSON an event, a file for each process that ran a batch.
+
+A file has one writer, so that processes of many machines may write to one OUT without asking each other: what a line
+says survives a kill at any instant, and a line that a kill cut short is passed over by readers. On an object store,
+where nothing can be added to a file, a process puts a file every now and then. The manifest is made of these files.
+"""
+
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO, Any
+
+from wsi_pipeline.base.files import OutPath, names, write_bytes, writing
+
+BATCH_FOLDER = ".batch"
+EVENTS = f"{BATCH_FOLDER}/events"
+LOCKS = f"{BATCH_FOLDER}/locks"
+# On an object store, events wait at most so long for each other.
+PUT_EVERY_S = 10.0
+
+
+class EventLog:
+    """The file that this process adds its events to."""
+
+    def __init__(self, out: OutPath):
+        """Raises OutputError."""
+        self._folder = out / EVENTS
+        stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%f")
+        self._name = f"{stamp}-{socket.gethostname()}-{os.getpid()}"
+        self._lines: list[str] = []
+        self._files, self._put = 0, time.monotonic()
+        self._file: IO[str] | None = None
+        if isinstance(self._folder, Path):
+            with writing(self._folder):
+                self._folder.mkdir(parents=True, exist_ok=True)
+                self._file = (self._folder / f"{self._name}.jsonl").open("x", encoding="utf-8")
+
+    def write(self, event: str, **values: Any) -> None:
+        """Add an event; it survives the end of the process, on an object store from the next put on.
+
+        Raises OutputError.
+        """
+        self._lines.append(json.dumps({"time": now(), "event": event, **values}) + "\n")
+        if self._file or time.monotonic() - self._put > PUT_EVERY_S:
+            self.flush()
+
+    def flush(self) -> None:
+        """Let readers see all events so far. Raises OutputError."""
+        text = "".join(self._lines)
+        if self._file:
+            with writing(self._folder):
+                self._file.write(text)
+                self._file.flush()
+        elif text:
+            write_bytes(self._folder / f"{self._name}-{self._files:06d}.jsonl", text.encode())
+            self._files, self._put = self._files + 1, time.monotonic()
+        self._lines.clear()
+
+    def close(self) -> None:
+        """No more events."""
+        self.flush()
+        if self._file:
+            self._file.close()
+
+
+class EventReader:
+    """Reads the events of an OUT, its own and other processes', each line once."""
+
+    def __init__(self, out: OutPath):
+        self._folder = out / EVENTS
+        self._read: dict[str, int] = {}  # bytes read, by file name
+
+    def new(self) -> Iterator[dict[str, Any]]:
+        """The events that were added since the last call, file by file."""
+        if not isinstance(self._folder, Path):
+            yield from self._new_files(self._folder)
+            return
+        if not self._folder.is_dir():
+            return
+        for entry in sorted(os.scandir(self._folder), key=lambda entry: entry.name):
+            start = self._read.get(entry.name, 0)
+            if not entry.name.endswith(".jsonl") or entry.stat().st_size <= start:
+                continue
+            with open(entry.path, "rb") as file:  # noqa: PTH123
+                file.seek(start)
+                for line in file:
+                    if not line.endswith(b"\n"):
+                        break  # not yet whole, or never
+                    start += len(line)
+                    if event := _parse(line):
+                        yield event
+            self._read[entry.name] = start
+
+    def _new_files(self, folder: OutPath) -> Iterator[dict[str, Any]]:
+        """On an object store, where a file never grows."""
+        for name in sorted(names(folder)):
+            if name.endswith(".jsonl") and name not in self._read:
+                data = (folder / name).read_bytes()
+                self._read[name] = len(data)
+                yield from filter(None, map(_parse, data.splitlines()))
+
+
+def now() -> str:
+    """The time in UTC, as events and the manifest say it; such texts sort by time."""
+    return datetime.fromtimestamp(time.time(), UTC).isoformat(timespec="milliseconds")
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
+    try:
+        value = json.loads(line)
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) else None

@@ -1,0 +1,136 @@
+"""The two sides of a split, in memory, as training and judging take them."""
+
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wsi_pipeline.base.errors import DataError
+from wsi_pipeline.learning.datasets.cache import Decoded, decode
+from wsi_pipeline.learning.datasets.layouts import list_images
+from wsi_pipeline.learning.datasets.listing import UNLABELLED, By, Listing, named_by_pattern
+from wsi_pipeline.learning.datasets.split import Indices, SplitOptions, split_sides
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class LabelledPatches:
+    """Patches of one side of a split."""
+
+    # uint8 [N, patch_px, patch_px, 3], RGB.
+    pixels: NDArray[np.uint8]
+    # uint8 [N], 1 where a pathologist's outline says IDC (of other sets: where the image counts as positive).
+    labels: NDArray[np.uint8]
+    # [N], names; of a set without patients, each image's own.
+    patients: NDArray[np.str_]
+    # What `patients` tells apart. "image": the set has no patients, and numbers of it flatter, as one patient
+    # may stand on both sides. "slide": so may one patient's slides.
+    by: By = "patient"
+    # [N], what each image is called in its set; empty where nobody knows.
+    names: NDArray[np.str_] = field(default_factory=lambda: np.empty(0, np.str_))
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def taken(self, rows: Indices) -> "LabelledPatches":
+        """The patches at the indices `rows`, in their order."""
+        names = self.names[rows] if len(self.names) else self.names
+        return LabelledPatches(self.pixels[rows], self.labels[rows], self.patients[rows], self.by, names)
+
+
+def load_split(
+    folder: Path, patch_px: int, split: SplitOptions, cache: Path | None = None
+) -> tuple[LabelledPatches, LabelledPatches]:
+    """The training and the validation patches under `folder`, decoded; files once, then from `cache`.
+
+    Patches cut short by the edge of their section are left out (the log says how many): padding would show
+    the network an edge that no map of a slide contains. `cache` is the user's cache folder unless given.
+
+    Raises DataError when something is missing, unreadable or labelled other than 0 or 1, when a patient would
+    stand on two sides, or a side would lack a class.
+    """
+    listing = list_labelled(folder, split)
+    train, val = split_sides(listing, split)
+    sides = np.sort(np.concatenate([train, val]))
+    decoded = decode(listing, sides, patch_px, split.resize, cache)
+    _check_readable(decoded, sides, listing, split)
+    _tell_short(decoded, sides, listing, patch_px)
+    if listing.by != "patient":
+        logger.warning(
+            "%s: found no patients, only %ss: one patient may stand on both sides, and the numbers flatter; "
+            "patient_pattern in the config can find patients in the names",
+            folder,
+            listing.by,
+        )
+    return _gather(decoded, train, listing, "train"), _gather(decoded, val, listing, "val")
+
+
+def load_side(
+    folder: Path, patch_px: int, side: str, split: SplitOptions, cache: Path | None = None
+) -> LabelledPatches:
+    """The patches of one side ('train' or 'val') alone, or 'all' that are labelled, whatever the split.
+
+    Otherwise, and in its errors, as `load_split`.
+    """
+    listing = list_labelled(folder, split)
+    if side == "all":
+        rows = np.flatnonzero(listing.labels != UNLABELLED)
+    else:
+        rows = split_sides(listing, split)[("train", "val").index(side)]
+    decoded = decode(listing, rows, patch_px, split.resize, cache)
+    _check_readable(decoded, rows, listing, split)
+    _tell_short(decoded, rows, listing, patch_px)
+    return _gather(decoded, rows, listing, side)
+
+
+def list_labelled(folder: Path, split: SplitOptions) -> Listing:
+    """The images under `folder` as the options say they are to be read."""
+    listing = list_images(folder, split.positive_classes, split.channels)
+    return named_by_pattern(listing, split.patient_pattern) if split.patient_pattern else listing
+
+
+def _check_readable(decoded: Decoded, sides: Indices, listing: Listing, split: SplitOptions) -> None:
+    unreadable = [int(index) for index in sides if int(index) in decoded.problems]
+    if not unreadable:
+        return
+    if not split.skip_unreadable:
+        raise DataError(
+            f"{listing.folder}: found {len(unreadable)} of {len(sides)} images that cannot be decoded, the first: "
+            f"{'; '.join(decoded.problems[index] for index in unreadable[:3])}; mend or remove them (explore-patches "
+            "lists all), or set skip_unreadable: true under split in the config"
+        )
+    logger.warning("left out %d images that cannot be decoded", len(unreadable))
+
+
+def _tell_short(decoded: Decoded, sides: Indices, listing: Listing, patch_px: int) -> None:
+    """Log how many are left out for their size; raise where that is all of them."""
+    other = sides[~decoded.whole[sides] & (decoded.sizes[sides, 0] > 0)]
+    if len(other) == len(sides) and len(sides):
+        width, height = decoded.sizes[other[0]]
+        raise DataError(
+            f"{listing.folder}: found no image of {patch_px} x {patch_px} px, the first has {width} x {height}; "
+            "correct patch_px in the config, or set resize: true under split to squeeze each into one patch "
+            "(mpp must then be the scale of the squeezed image)"
+        )
+    if len(other):
+        logger.info("left out %d patches that are not %d x %d px", len(other), patch_px, patch_px)
+
+
+def _gather(decoded: Decoded, side: Indices, listing: Listing, name: str) -> LabelledPatches:
+    rows = side[decoded.whole[side]]
+    labels = listing.labels[rows]
+    if set(labels.tolist()) != {0, 1}:
+        raise DataError(
+            f"{listing.folder}: found {len(rows)} {name} patches, expected some of both labels; "
+            "correct the folder, the split or patch_px in the config"
+        )
+    return LabelledPatches(
+        decoded.pixels[rows],
+        labels.astype(np.uint8),
+        listing.patients[rows],
+        listing.by,
+        np.array([listing.names[row] for row in rows]),
+    )

@@ -1,0 +1,108 @@
+"""A batch of patches as other sections, turns, stains and scanners would have shown it."""
+
+import math
+from typing import Annotated
+
+import torch
+import torch.nn.functional as F
+
+from wsi_pipeline.base.options import Field, options
+
+# Optical density of haematoxylin, eosin and a third, orthogonal enough to invert: one row a stain, R, G, B.
+# Ruifrok and Johnston, Anal Quant Cytol Histol 2001; 23: 291.
+STAINS = ((0.65, 0.70, 0.29), (0.07, 0.99, 0.11), (0.27, 0.57, 0.78))
+
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+@options
+class AugmentOptions:
+    """How far a training patch may wander from what was scanned. All zero leaves patches as they are."""
+
+    # Flipped and turned by quarters: a section has no upper side.
+    turns: bool = True
+    # Where there are no turns: flipped left to right and up to down, never turned.
+    flips: bool = False
+    # Share of the patches resampled: turned, scaled, sheared, shifted. The rest stay sharp.
+    resampled: Share = 0.5
+    # Turned by up to so many degrees either way.
+    angle_deg: Annotated[float, Field(ge=0, le=180)] = 180.0
+    # Scaled by up to this factor either way: a slide's scale is known to a few percent, nuclei vary more.
+    scale: Share = 0.15
+    # Sheared by up to so many degrees either way.
+    shear_deg: Annotated[float, Field(ge=0, le=45)] = 0.0
+    # Shifted by up to so many pixels: a map's grid falls anywhere on the tissue.
+    shift_px: Annotated[float, Field(ge=0)] = 4.0
+    # Each stain's strength changes by up to this share.
+    stain_strength: Share = 0.3
+    # Each stain gains or loses up to this optical density everywhere.
+    stain_tint: Share = 0.03
+    # Each of R, G, B gains or loses up to this optical density: the scanner's lamp and white balance.
+    colour: Share = 0.03
+    # All of R, G, B together gain or lose up to this optical density.
+    brightness: Share = 0.04
+
+
+def augmented(patches: torch.Tensor, options: AugmentOptions, generator: torch.Generator) -> torch.Tensor:
+    """Another view of each uint8 patch [N, S, S, 3], float32 of values 0 to 255.
+
+    `generator` is one of the CPU. The batch is taken to be in random order: its first part is resampled, each
+    eighth of it is turned another way.
+    """
+    values = _normalise_stain(patches.permute(0, 3, 1, 2).contiguous(), options, generator)  # [N, 3, S, S]
+    if options.turns or options.flips:
+        values = _turned(values, generator, quarters=options.turns)
+    if count := round(options.resampled * len(values)):
+        values[:count] = _resampled(values[:count], options, generator)
+    return values.permute(0, 2, 3, 1)
+
+
+def _turned(images: torch.Tensor, generator: torch.Generator, quarters: bool) -> torch.Tensor:
+    turned = torch.empty_like(images)
+    ways = torch.randperm(8, generator=generator).tolist()
+    if not quarters:
+        ways = [way & ~1 for way in ways]  # flipped or turned by half: left to right, up to down, both
+    for way, into, part in zip(ways, turned.tensor_split(8), images.tensor_split(8), strict=True):
+        some = part.rot90(way % 4, dims=(2, 3))
+        into.copy_(some.flip(2) if way >= 4 else some)
+    return turned
+
+
+def _normalise_stain(
+    patches: torch.Tensor, options: AugmentOptions, generator: torch.Generator
+) -> torch.Tensor:
+    n, device = len(patches), patches.device
+    stains = torch.tensor(STAINS)
+    stains = stains / stains.norm(dim=1, keepdim=True)
+    strength = 1 + options.stain_strength * _uniform((n, 3), generator)
+    # To stain amounts, each scaled, and back to R, G, B: one 3x3 matrix a patch, for columns of R, G, B.
+    mix = (torch.linalg.inv(stains) @ torch.diag_embed(strength) @ stains).transpose(1, 2)  # [N, 3, 3]
+    add = options.stain_tint * _uniform((n, 3), generator) @ stains  # [N, 3]
+    add = (
+        add + options.colour * _uniform((n, 3), generator) + options.brightness * _uniform((n, 1), generator)
+    )
+    to_log = torch.log((torch.arange(256, device=device) + 1) / 256)  # negative density, by pixel value
+    log = to_log[patches.flatten(2).int()]  # [N, 3, S * S]
+    # log10 of the options to natural: one exp a pixel is what this function costs.
+    log = torch.baddbmm(-math.log(10) * add[:, :, None].to(device), mix.to(device), log)
+    return log.exp_().mul_(256).sub_(1).clamp_(0, 255).view(patches.shape)
+
+
+def _resampled(images: torch.Tensor, options: AugmentOptions, generator: torch.Generator) -> torch.Tensor:
+    n, size = len(images), images.shape[-1]
+    angle = math.radians(options.angle_deg) * _uniform((n,), generator)
+    zoom = torch.exp(math.log1p(options.scale) * _uniform((n,), generator))
+    shift = 2 * options.shift_px / size * _uniform((n, 2), generator)  # in half sides, as grids count
+    cos, sin = zoom * angle.cos(), zoom * angle.sin()
+    right, down = -sin, cos  # where the second axis points
+    if options.shear_deg:
+        lean = torch.tan(math.radians(options.shear_deg) * _uniform((n,), generator))
+        right, down = lean * cos - sin, lean * sin + cos
+    theta = torch.stack([cos, right, shift[:, 0], sin, down, shift[:, 1]], dim=1).view(n, 2, 3)
+    grid = F.affine_grid(theta.to(images.device), list(images.shape), align_corners=False)
+    # Mirrored at the edges: more of the same tissue, where a fill colour would be a cue.
+    return F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
+
+
+def _uniform(shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
+    return 2 * torch.rand(shape, generator=generator) - 1  # [-1, 1)

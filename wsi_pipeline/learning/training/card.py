@@ -1,0 +1,179 @@
+"""What a training says of its network: the card before the first epoch, and after each."""
+
+import hashlib
+import math
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.special import logsumexp
+
+from wsi_pipeline.base.options import options_to_dict
+from wsi_pipeline.learning.datasets import LabelledPatches
+from wsi_pipeline.learning.evaluation import metrics
+from wsi_pipeline.learning.training.distillation import describe_teachers
+from wsi_pipeline.learning.training.options import TrainOptions
+from wsi_pipeline.learning.training.pretrained import pretrained_files
+from wsi_pipeline.models.architectures.inputs import IMAGENET_MEAN, IMAGENET_STD
+from wsi_pipeline.models.card import ModelCard, Rgb, Stain
+from wsi_pipeline.models.cost import Cost
+from wsi_pipeline.models.stain import DENSITY
+
+CLASSES = ("not_idc", "idc")
+IDC = CLASSES.index("idc")  # the label, and its place among the classes
+# Of so many validation patches one is put through the network in bfloat16 as well.
+BF16_STEP = 8
+
+
+def blank_card(
+    options: TrainOptions, train: LabelledPatches, val: LabelledPatches, cost: Cost, stain: Stain
+) -> ModelCard:
+    """The card as far as it is known before the first epoch; `stain` is that of the patches as scanned."""
+    mean, std = _normalisation(options, train)
+    config, files = options_to_dict(options), pretrained_files(options.pretrained)
+    for text in ("data", "licence", "intended_use", "limits"):  # these have their own place on the card
+        del config[text]
+    return ModelCard(
+        name=options.name,
+        architecture=options.architecture,
+        architecture_options=options.architecture_options,
+        patch_px=options.patch_px,
+        mpp=options.mpp,
+        classes=CLASSES,
+        mean=mean,
+        std=std,
+        stain=stain,
+        stain_normalisation=options.stain_normalisation,
+        training={
+            "data": options.data,
+            # What the split keeps apart: patient, or slide or image where the set knows no patients.
+            "by": train.by,
+            "train": count(train),
+            "val": count(val),
+            "parameters": cost.parameters,
+            "mflop_per_patch": round(cost.mflop, 1),
+            "commit": _commit(),
+            "torch": torch.__version__,
+            "config": config,
+        }
+        | ({"teachers": describe_teachers(options)} if options.teachers else {})
+        | ({"pretrained": [_described(file) for file in files]} if files else {}),
+        licence=options.licence,
+        intended_use=options.intended_use,
+        limits=options.limits,
+    )
+
+
+def evaluated_card(
+    blank: ModelCard,
+    logits: NDArray[np.float32],
+    in_bf16: NDArray[np.float32],
+    val: LabelledPatches,
+    bf16_tolerance: float,
+    epoch: int,
+) -> ModelCard:
+    """The card after an epoch: calibrated, with its threshold and what it reached.
+
+    `logits` [N, classes] are of the validation patches, `in_bf16` of every BF16_STEP-th of them.
+    """
+    calibration = metrics.fit_calibration(logits, val.labels, IDC)
+    probability = metrics.calibrated(logits, calibration, IDC)
+    threshold = metrics.choose_threshold(probability, val.labels)
+    moved = float(np.abs(metrics.calibrated(in_bf16, calibration, IDC) - probability[::BF16_STEP]).max())
+    # Where each image is its own patient, there is nothing to measure within one.
+    by_patient = (
+        {}
+        if val.by == "image"
+        else metrics.measures_by_patient(probability, val.labels, val.patients, threshold)
+    )
+    note = (
+        "epoch, calibration and threshold were chosen on these same validation patients; in 'crossfitted', each "
+        "patient's calibration and threshold come from others"
+    )
+    if val.by != "patient":
+        note = (
+            f"by {val.by}: the data names no patients, one may stand on both sides of the split, and these "
+            f"numbers flatter; {note.replace('patient', val.by)}"
+        )
+    return replace(
+        blank,
+        temperature=calibration.temperature,
+        log_odds_shift=calibration.log_odds_shift,
+        threshold=threshold,
+        bf16=moved <= bf16_tolerance,
+        training=blank.training | {"epoch": epoch + 1},
+        metrics={
+            "note": note,
+            "val": metrics.measures(probability, val.labels, threshold),
+            "crossfitted": metrics.crossfitted(logits, val.labels, val.patients, IDC),
+            "patients": metrics.spread(by_patient),
+            "bf16_moves_by_at_most": moved,
+        },
+    )
+
+
+def mean_loss(logits: NDArray[np.float32], labels: NDArray[np.uint8]) -> float:
+    """Cross-entropy of logits [N, classes], as they come out of the network, with the labels."""
+    values = logits.astype(float)
+    return float((logsumexp(values, axis=1) - values[np.arange(len(labels)), labels]).mean())
+
+
+def count(side: LabelledPatches) -> dict[str, int]:
+    """How much a side of the split holds."""
+    return {"patients": len(set(side.patients)), "patches": len(side), "idc": int(side.labels.sum())}
+
+
+def _normalisation(options: TrainOptions, train: LabelledPatches) -> tuple[Rgb, Rgb]:
+    if options.normalisation == "imagenet":
+        return IMAGENET_MEAN, IMAGENET_STD
+    if options.normalisation == "none":
+        return (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+    return _channel_statistics(train.pixels)
+
+
+def _channel_statistics(pixels: NDArray[np.uint8]) -> tuple[Rgb, Rgb]:
+    """Mean and standard deviation of R, G, B on the scale 0 to 1."""
+    means, stds = [], []
+    for channel in range(3):
+        # In pieces: counting makes 8 bytes of each of up to 700 million values.
+        counts = sum(
+            np.bincount(pixels[start : start + 4096, ..., channel].ravel(), minlength=256)
+            for start in range(0, len(pixels), 4096)
+        ) / (pixels.size // 3)
+        levels = np.arange(256) / 255
+        mean = float(counts @ levels)
+        means.append(mean)
+        stds.append(math.sqrt(max(float(counts @ (levels - mean) ** 2), 1e-6)))
+    return (means[0], means[1], means[2]), (stds[0], stds[1], stds[2])
+
+
+def stain_of(side: LabelledPatches) -> Stain:
+    """What the patches look like, for the card."""
+    means = np.stack([DENSITY[p].mean(axis=(0, 1), dtype=float) for p in side.pixels])  # [N, 3]
+    patients = np.stack([means[side.patients == p].mean(axis=0) for p in np.unique(side.patients)])
+    return Stain(
+        od_mean=_rgb(means.mean(axis=0)),
+        od_std=_rgb(means.std(axis=0)),
+        od_patient_std=_rgb(patients.std(axis=0)),
+    )
+
+
+def _rgb(values: NDArray[np.floating[Any]]) -> Rgb:
+    return float(values[0]), float(values[1]), float(values[2])
+
+
+def _described(weights: Path) -> dict[str, str]:
+    return {"file": weights.name, "sha256": hashlib.sha256(weights.read_bytes()).hexdigest()}
+
+
+def _commit() -> str:
+    """The commit of this package's source, '-dirty' where changed since; empty outside of a repository."""
+    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--abbrev=40", "--dirty"]
+    try:
+        return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""

@@ -1,0 +1,372 @@
+"""Train a model's context step on labelled whole mounts, and judge it on patients kept apart.
+
+Everything that is chosen (calibration, threshold) is chosen by cross-validation among the training patients;
+the validation patients are judged and nothing else.
+"""
+
+import csv
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import nn
+
+from wsi_pipeline.base.errors import DataError
+from wsi_pipeline.base.options import Field, options, options_to_dict
+from wsi_pipeline.inference.classifier import Classifier
+from wsi_pipeline.learning.datasets import SplitOptions, check_no_leak
+from wsi_pipeline.learning.datasets.labelled_slides import NO_LABEL, LabelledSlide, find_mounts, score_slide
+from wsi_pipeline.learning.evaluation import metrics
+from wsi_pipeline.models.context import (
+    ContextCard,
+    ContextStep,
+    Floats,
+    RingOptions,
+    apply_context,
+    log_odds_of,
+    neighbour_mean,
+    ring_features,
+    step_log_odds,
+    weight_shapes,
+)
+from wsi_pipeline.models.model import save_model
+from wsi_pipeline.pipeline.config import InferConfig
+
+logger = logging.getLogger(__name__)
+
+
+@options
+class ContextTrainOptions:
+    """All that decides what a training of the context step makes of its whole mounts."""
+
+    rings: RingOptions = Field(default_factory=RingOptions)
+    # Who is trained on: values of the manifest's column `split`, or val_patients by name.
+    split: SplitOptions = Field(default_factory=SplitOptions)
+    # Views of each training patch, turned and flipped, 1 to 8: how much the network's answers waver.
+    views: Annotated[int, Field(ge=1, le=8)] = 8
+    # Maps drawn of each mount, each of another view, its scores jittered as below; the first is the map itself.
+    draws: Annotated[int, Field(ge=1)] = 6
+    # Of each drawn map, the log odds are multiplied by exp of a normal value of this deviation ...
+    temperature_jitter: Annotated[float, Field(ge=0)] = 0.04
+    # ... and shifted by one of this. Little of both: how high a section's log odds lie as a whole says how far to
+    # believe them, and four times as much blurs that (docs/training.md).
+    shift_jitter: Annotated[float, Field(ge=0)] = 0.1
+    # Shares of cells that are taken out of a drawn map; one of them is drawn: tissue has other holes elsewhere.
+    dropped: tuple[Annotated[float, Field(ge=0, lt=1)], ...] = (0.0, 0.05, 0.15)
+    # Perceptrons, each trained by itself and then averaged, and hidden values in each of their two layers.
+    members: Annotated[int, Field(gt=0)] = 3
+    hidden: Annotated[int, Field(gt=0)] = 16
+    # Share of what a perceptron sees, and of its hidden values, that is left out at each step.
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    steps: Annotated[int, Field(gt=0)] = 300
+    batch_size: Annotated[int, Field(gt=0)] = 2048
+    learning_rate: Annotated[float, Field(gt=0)] = 0.005
+    weight_decay: Annotated[float, Field(ge=0)] = 0.05
+    # Outlines are coarse: no cell of a region's edge is certain.
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.02
+    # A mount of n cells weighs as if of n ** (1 - balance): 0 every cell alike, 1 every mount alike.
+    mount_balance: Annotated[float, Field(ge=0, le=1)] = 0.5
+    # Parts of the training patients, each judged by a step trained on the others.
+    folds: Annotated[int, Field(ge=2)] = 7
+    # Deviation in patches of the plain mean that the step is measured against.
+    compared_sigma: Annotated[float, Field(gt=0)] = 1.0
+    seed: int = 0
+    # What the model's card says of its limits from now on; empty: what it said before.
+    limits: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class _Examples:
+    """Cells to train on: what the step sees [n, c], the base it corrects [n], labels [n], weights [n]."""
+
+    rings: NDArray[np.float32]
+    base: NDArray[np.float32]
+    labels: NDArray[np.float32]
+    weights: NDArray[np.float32]
+
+
+@dataclass(frozen=True, eq=False)
+class Compared:
+    """Labelled cells [n] of some mounts: probabilities of each kind of map, labels, patients."""
+
+    maps: dict[str, Floats]
+    labels: NDArray[np.int_]
+    patients: NDArray[np.str_]
+
+
+def train_context(
+    options: ContextTrainOptions, classifier: Classifier, slides: Path, manifest: Path | None, out: Path
+) -> Path:
+    """The weights file, `out`/NAME.safetensors, of the classifier's model with a new context step.
+
+    slides: a folder of whole mounts with labels (mounts.py). manifest: a CSV with the columns patient and
+    split; none: the config's split names the validation patients. Raises DataError when they do not fit.
+    """
+    model = classifier.model
+    found = find_mounts(slides)
+    train_names, val_names = split_mounts(list(found), options.split, manifest)
+    config = InferConfig()
+
+    def scored(names: Sequence[str], views: int) -> list[LabelledSlide]:
+        mounts = []
+        for name in names:
+            mounts.append(score_slide(found[name], classifier, config, views))
+            logger.info("%s: %d labelled patches scored", name, mounts[-1].evaluated.sum())
+        return mounts
+
+    train, val = scored(train_names, options.views), scored(val_names, 1)
+    step, measured = fit_and_judge(options, train, val, model.card.threshold)
+    card = replace(
+        step.card,
+        training={
+            "base": model.sha256,
+            "train": _count(train),
+            "val": _count(val),
+            "config": options_to_dict(options),
+        },
+        metrics=measured,
+    )
+    for side in ("crossfitted", "val"):
+        for kind, numbers in measured[side].items():
+            logger.info(
+                "%s, %s: F1 %.3f, balanced accuracy %.3f, AUROC %.4f, ECE %.3f",
+                *(side, kind, numbers["f1"], numbers["balanced_accuracy"], numbers["auroc"], numbers["ece"]),
+            )
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / f"{model.card.name}.safetensors"
+    base = replace(model.card, limits=options.limits or model.card.limits)
+    save_model(path, model.network, base, ContextStep(card, step.weights))
+    return path
+
+
+def fit_and_judge(
+    options: ContextTrainOptions,
+    train: Sequence[LabelledSlide],
+    val: Sequence[LabelledSlide],
+    patch_threshold: float,
+) -> tuple[ContextStep, dict[str, Any]]:
+    """The step of all training mounts, calibrated, and its measures beside those of the maps without it.
+
+    Calibration and threshold are of the training mounts, each judged by a step that was trained on others.
+    patch_threshold: the model's, for each patch alone.
+    """
+    held_out = _crossfitted_log_odds(options, train)
+    logits = np.stack([np.zeros_like(held_out), held_out], axis=1)
+    labels = _cells(train, lambda mount: mount.labels).astype(int)
+    calibration = metrics.fit_calibration(logits, labels)
+    probability = metrics.calibrated(logits, calibration).astype(np.float64)
+    weights = _fit([_examples(mount, options, i) for i, mount in enumerate(train)], options, options.seed)
+    card = ContextCard(
+        options=options.rings,
+        temperature=calibration.temperature,
+        log_odds_shift=calibration.log_odds_shift,
+        threshold=metrics.choose_threshold(probability, labels),
+    )
+    step = ContextStep(card, weights)
+    sides = {
+        "crossfitted": _compared(train, options.compared_sigma, probability),
+        "val": _compared(
+            val, options.compared_sigma, _cells(val, lambda mount: apply_context(mount.alone[0], step))
+        ),
+    }
+    chosen = sides["crossfitted"]
+    thresholds = {
+        "alone": patch_threshold,
+        "gaussian": metrics.choose_threshold(chosen.maps["gaussian"], chosen.labels),
+        "context": card.threshold,
+    }
+    measured = {
+        "note": "crossfitted: the training mounts, each judged by a step trained on other patients; calibration and "
+        "threshold of the step, and the threshold of the Gaussian, were chosen there. val: nothing was chosen on it "
+        "but the threshold of each patch alone, with the model's",
+        "thresholds": thresholds,
+        **{
+            name: {
+                kind: metrics.measures(values, side.labels, thresholds[kind])
+                for kind, values in side.maps.items()
+            }
+            for name, side in sides.items()
+        },
+        "dice_by_slide": {
+            str(patient): {
+                kind: metrics.decide(values[here], side.labels[here], thresholds[kind]).f1
+                for kind, values in side.maps.items()
+            }
+            for side in [sides["val"]]
+            for patient in np.unique(side.patients)
+            for here in [side.patients == patient]
+        },
+    }
+    return step, measured
+
+
+def split_mounts(
+    names: Sequence[str], split: SplitOptions, manifest: Path | None
+) -> tuple[list[str], list[str]]:
+    """The names of the mounts to train on and of those to judge on.
+
+    Raises DataError when the manifest cannot be read or does not know a mount, or a side is empty.
+    """
+    if split.val_patients or manifest is None:
+        train = [name for name in names if name not in split.val_patients]
+        val = [name for name in names if name in split.val_patients]
+    else:
+        try:
+            with manifest.open(newline="") as file:
+                sides = {row["patient"]: row["split"] for row in csv.DictReader(file)}
+        except (OSError, KeyError) as error:
+            raise DataError(
+                f"{manifest}: expected a CSV with the columns patient and split ({error!r})"
+            ) from error
+        if unknown := [name for name in names if name not in sides]:
+            raise DataError(
+                f"{manifest}: found no patient {', '.join(unknown[:5])}; name slides by their patient"
+            )
+        train = [name for name in names if sides[name] in split.train]
+        val = [name for name in names if sides[name] in split.val]
+    check_no_leak(set(train), set(val))
+    if len(train) < 2 or not val:
+        raise DataError(
+            f"found {len(train)} whole mounts to train on and {len(val)} to judge on, expected 2 and 1 at least; "
+            f"give --manifest, or split.val_patients in the config"
+        )
+    return train, val
+
+
+def _cells(mounts: Sequence[LabelledSlide], values: Callable[[LabelledSlide], NDArray[Any]]) -> NDArray[Any]:
+    """The values [row, column] of the judged cells of all mounts, one after another."""
+    return np.concatenate([values(mount)[mount.evaluated] for mount in mounts])
+
+
+def _crossfitted_log_odds(options: ContextTrainOptions, mounts: Sequence[LabelledSlide]) -> Floats:
+    """Log odds after the step of all judged cells, each mount's by a step that was trained on other patients."""
+    examples = [_examples(mount, options, i) for i, mount in enumerate(mounts)]
+    folds = min(options.folds, len(mounts))
+    fold_of = np.random.default_rng(options.seed).permutation(len(mounts)) % folds
+    odds: dict[int, Floats] = {}
+    for fold in range(folds):
+        weights = _fit([e for e, f in zip(examples, fold_of, strict=True) if f != fold], options, fold)
+        step = ContextStep(ContextCard(options=options.rings), weights)
+        for i in np.flatnonzero(fold_of == fold).tolist():
+            mount = mounts[i]
+            scored = ~np.isnan(mount.alone[0])
+            odds[i] = step_log_odds(log_odds_of(mount.alone[0], options.rings), step)[mount.evaluated[scored]]
+        logger.info("cross-validation: fold %d of %d", fold + 1, folds)
+    return np.concatenate([odds[i] for i in range(len(mounts))])
+
+
+def _compared(mounts: Sequence[LabelledSlide], sigma: float, context: Floats) -> Compared:
+    def smoothed(mount: LabelledSlide) -> Floats:
+        alone = mount.alone[0]
+        return neighbour_mean(np.nan_to_num(alone).astype(np.float64), ~np.isnan(alone), sigma)
+
+    return Compared(
+        {
+            "alone": _cells(mounts, lambda mount: mount.alone[0]).astype(np.float64),
+            "gaussian": _cells(mounts, smoothed),
+            "context": context.astype(np.float64),
+        },
+        _cells(mounts, lambda mount: mount.labels).astype(int),
+        np.concatenate([np.full(mount.evaluated.sum(), mount.patient) for mount in mounts]),
+    )
+
+
+def _examples(mount: LabelledSlide, options: ContextTrainOptions, index: int) -> _Examples:
+    """The labelled cells of the mount's drawn maps."""
+    random = np.random.default_rng((options.seed, index))
+    seen, bases, labels = [], [], []
+    for draw in range(options.draws):
+        odds = log_odds_of(mount.alone[draw % len(mount.alone)], options.rings)
+        if draw:
+            scale = np.exp(random.normal(0, options.temperature_jitter))
+            odds = odds * scale + random.normal(0, options.shift_jitter)
+            most = options.rings.most_log_odds
+            odds = np.clip(odds, -most, most)
+            odds[random.random(odds.shape) < random.choice(options.dropped or (0.0,))] = np.nan
+        base, rings = ring_features(odds, options.rings)
+        told = mount.labels[~np.isnan(odds)]
+        seen.append(rings[told != NO_LABEL])
+        bases.append(base[told != NO_LABEL])
+        labels.append(told[told != NO_LABEL] == 1)
+    count = max(1, sum(len(part) for part in labels))
+    return _Examples(
+        np.concatenate(seen).astype(np.float32),
+        np.concatenate(bases).astype(np.float32),
+        np.concatenate(labels).astype(np.float32),
+        np.full(count, count**-options.mount_balance, np.float32),
+    )
+
+
+class _Perceptrons(nn.Module):
+    """Several small perceptrons trained side by side, each on batches of its own."""
+
+    def __init__(self, members: int, channels: int, hidden: int, dropout: float) -> None:
+        super().__init__()
+        shapes = weight_shapes(channels, hidden, members)
+        self.arrays = nn.ParameterDict(
+            {name: nn.Parameter(torch.zeros(shapes[name])) for name in shapes if name not in ("mean", "std")}
+        )
+        for name, fan_in in (
+            ("weight1", channels),
+            ("bias1", channels),
+            ("weight2", hidden),
+            ("bias2", hidden),
+        ):
+            nn.init.uniform_(self.arrays[name], -(fan_in**-0.5), fan_in**-0.5)
+        # weight3 stays at zero: the step starts as the plain mean, and learns what to correct.
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, rings: torch.Tensor, base: torch.Tensor) -> torch.Tensor:
+        """Log odds [m, n] of rings [m, n, c] and base [m, n]."""
+        w = self.arrays
+        x = torch.relu(torch.baddbmm(w["bias1"][:, None], self.dropout(rings), w["weight1"]))  # [m, n, h]
+        x = self.dropout(torch.relu(torch.baddbmm(w["bias2"][:, None], x, w["weight2"])))  # [m, n, h]
+        odds: torch.Tensor = base + (x @ w["weight3"][:, :, None])[..., 0] + w["bias3"][:, None]
+        return odds
+
+
+def _fit(
+    mounts: Sequence[_Examples], options: ContextTrainOptions, seed: int
+) -> dict[str, NDArray[np.float32]]:
+    """The weights of a step (context.py, ContextStep) trained on the examples of these mounts."""
+    rings, base, labels, weights = (
+        np.concatenate([getattr(mount, name) for mount in mounts])
+        for name in ("rings", "base", "labels", "weights")
+    )
+    if len(np.unique(labels)) < 2:
+        raise DataError("the whole mounts to train on hold labels of one class alone, expected both")
+    mean, std = rings.mean(axis=0), rings.std(axis=0) + 1e-6
+    seen = torch.from_numpy((rings - mean) / std)  # [n, c]
+    known = [torch.from_numpy(values) for values in (base, labels, weights / weights.mean())]  # [n] each
+    torch.manual_seed(seed)
+    network = _Perceptrons(options.members, rings.shape[1], options.hidden, options.dropout)
+    optimiser = torch.optim.AdamW(
+        network.parameters(), lr=options.learning_rate, weight_decay=options.weight_decay
+    )
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, options.learning_rate, options.steps)
+    for _ in range(options.steps):
+        picked = torch.randint(len(seen), (options.members, options.batch_size))
+        start, label, weight = (values[picked] for values in known)  # [m, n] each
+        target = label * (1 - options.label_smoothing) + options.label_smoothing / 2
+        losses = F.binary_cross_entropy_with_logits(network(seen[picked], start), target, reduction="none")
+        optimiser.zero_grad()
+        # A mean a member, summed: each learns as if it were alone.
+        (losses * weight).mean(dim=1).sum().backward()  # type: ignore[no-untyped-call]
+        optimiser.step()
+        schedule.step()
+    arrays = {name: values.detach().numpy().copy() for name, values in network.arrays.items()}
+    return {"mean": mean, "std": std, **arrays}
+
+
+def _count(mounts: Sequence[LabelledSlide]) -> dict[str, Any]:
+    return {
+        "slides": [mount.patient for mount in mounts],
+        "patches": int(sum(mount.evaluated.sum() for mount in mounts)),
+        "idc": int(sum((mount.labels[mount.evaluated] == 1).sum() for mount in mounts)),
+    }

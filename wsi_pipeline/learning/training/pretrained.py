@@ -1,0 +1,94 @@
+"""Weights to start from, out of a file that the user has: torchvision's or our own. Nothing is fetched."""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from pickle import UnpicklingError
+
+import safetensors.torch
+import torch
+from torch import nn
+
+from wsi_pipeline.base.errors import ModelError
+from wsi_pipeline.models.architectures.registry import core_of, head_of
+
+# DenseNets of torchvision's older files say norm.1 where its networks have norm1.
+_OLD_DENSENET = re.compile(r"(.*denselayer\d+\.(?:norm|relu|conv))\.((?:[12])\..*)")
+
+
+def pretrained_files(pretrained: str | Sequence[str] | None) -> list[Path]:
+    """The files that the option names."""
+    return [Path(name) for name in ([pretrained] if isinstance(pretrained, str) else pretrained or ())]
+
+
+def load_average(network: nn.Module, architecture: str, paths: Sequence[Path]) -> bool:
+    """Put the mean of the files' weights into the network; whether all their last layers came along.
+
+    Trainings that went on from one start often lie in one valley, whose middle generalises better than its sides
+    (model soups; Wortsman et al., ICML 2022). Raises ModelError as `load_pretrained`.
+    """
+    with_heads, states = [], []
+    for path in paths:
+        with_heads.append(load_pretrained(network, architecture, path))
+        states.append({name: tensor.clone() for name, tensor in network.state_dict().items()})
+    means = {
+        name: torch.stack([state[name] for state in states]).mean(0) if first.is_floating_point() else first
+        for name, first in states[0].items()
+    }
+    network.load_state_dict(means)
+    return all(with_heads)
+
+
+def load_pretrained(network: nn.Module, architecture: str, path: Path) -> bool:
+    """Put the weights of a file into the network; whether its last layer came along.
+
+    A last layer of another shape (of the 1000 classes of ImageNet, say) is left out and stays random; all
+    else must fit. Raises ModelError where it does not, or the file cannot be read.
+    """
+    core = core_of(network)
+    wanted = core.state_dict()
+    found = {_named_as_now(name): tensor for name, tensor in _read(path).items()}
+    head = head_of(architecture) + "."
+    heads = [name for name in wanted if name.startswith(head)]
+    with_head = all(name in found and found[name].shape == wanted[name].shape for name in heads)
+    if not with_head:
+        found = {name: tensor for name, tensor in found.items() if not name.startswith(head)}
+    missing = [n for n in wanted if n not in found and (with_head or n not in heads)]
+    # Files older than these counters lack them; nothing depends on their values.
+    missing = [n for n in missing if not n.endswith("num_batches_tracked")]
+    unknown = [n for n in found if n not in wanted]
+    other = [n for n in found if n in wanted and found[n].shape != wanted[n].shape]
+    if missing or unknown or other:
+        raise ModelError(
+            f"{path}: these are not weights of the '{architecture}' in the config: "
+            f"{_first('lacks', missing)}{_first('has unknown', unknown)}{_first('has of another shape', other)}"
+            "take weights of that architecture, or correct architecture_options"
+        )
+    core.load_state_dict(found, strict=False)
+    return with_head
+
+
+def _read(path: Path) -> Mapping[str, torch.Tensor]:
+    try:
+        if path.suffix == ".safetensors":
+            return safetensors.torch.load(path.read_bytes())
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise ModelError(
+            f"pretrained: {path}: cannot be read ({error.strerror}); weights are never fetched: "
+            "name a file that you have"
+        ) from error
+    except (RuntimeError, EOFError, UnpicklingError, ValueError, safetensors.SafetensorError) as error:
+        raise ModelError(f"pretrained: {path}: expected a state dict of torch, or .safetensors") from error
+    if not isinstance(state, Mapping) or not all(isinstance(v, torch.Tensor) for v in state.values()):
+        raise ModelError(f"pretrained: {path}: expected a state dict: names and tensors, nothing else")
+    return state
+
+
+def _named_as_now(name: str) -> str:
+    name = re.sub(_OLD_DENSENET, r"\1\2", name)
+    return re.sub(r"^(network\.)+", "", name)  # a model of ours, behind steps of preparation
+
+
+def _first(verb: str, names: list[str]) -> str:
+    return f"{verb} {len(names)} ({names[0]} first); " if names else ""

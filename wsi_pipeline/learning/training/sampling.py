@@ -1,0 +1,49 @@
+"""Which patches a training sees, in which order."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from wsi_pipeline.learning.datasets import LabelledPatches
+from wsi_pipeline.learning.training.options import TrainOptions
+
+
+def epoch_batches(
+    side: LabelledPatches, options: TrainOptions, generator: torch.Generator
+) -> Iterator[NDArray[np.int64]]:
+    """Indices of each batch of an epoch; a last batch that is not full is left out."""
+    weights = np.ones(len(side))
+    if options.patient_balance:
+        _, which, counts = np.unique(side.patients, return_inverse=True, return_counts=True)
+        weights = weights * counts[which] ** -options.patient_balance
+    if options.class_balance == "sampling":
+        weights = weights / np.bincount(side.labels, weights)[side.labels]
+    if options.patient_balance or options.class_balance == "sampling":
+        order = torch.multinomial(torch.from_numpy(weights), len(side), replacement=True, generator=generator)
+    else:
+        order = torch.randperm(len(side), generator=generator)
+    size = min(options.batch_size, len(side))
+    for start in range(0, len(side) - size + 1, size):
+        yield order[start : start + size].numpy()
+
+
+def class_weights(labels: NDArray[np.integer], classes: int) -> torch.Tensor:
+    """float32 [classes]: what each class weighs in the loss, so that all weigh the same and 1 on average."""
+    counts = np.bincount(labels, minlength=classes)
+    return torch.from_numpy(len(labels) / (classes * np.maximum(counts, 1))).float()
+
+
+def limited(side: LabelledPatches, count: int | None, seed: int) -> LabelledPatches:
+    """At most `count` of the patches, drawn by the seed, their order and the classes' shares kept."""
+    if count is None or count >= len(side):
+        return side
+    rng = np.random.default_rng(seed)
+    picked = []
+    idc = min(max(round(count * float(side.labels.mean())), 1), count - 1)
+    for label, share in ((0, count - idc), (1, idc)):
+        among = np.flatnonzero(side.labels == label)
+        picked.append(rng.choice(among, min(share, len(among)), replace=False))
+    some = np.sort(np.concatenate(picked))
+    return side.taken(some)

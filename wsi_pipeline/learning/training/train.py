@@ -1,0 +1,345 @@
+"""Train a network on labelled patches, choose its best epoch on patients it has not seen, and save it."""
+
+import logging
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
+from tqdm import tqdm
+
+from wsi_pipeline.base.errors import ConfigError, TrainingError
+from wsi_pipeline.base.options import options_to_dict
+from wsi_pipeline.learning.datasets import LabelledPatches, load_split
+from wsi_pipeline.learning.training.augment import augmented
+from wsi_pipeline.learning.training.card import (
+    BF16_STEP,
+    CLASSES,
+    blank_card,
+    count,
+    evaluated_card,
+    mean_loss,
+    stain_of,
+)
+from wsi_pipeline.learning.training.checkpoint import load_checkpoint, save_checkpoint
+from wsi_pipeline.learning.training.distillation import load_teachers, teachers_answer
+from wsi_pipeline.learning.training.distributed import ProcessGroup
+from wsi_pipeline.learning.training.history import HistoryFiles, Row, scores
+from wsi_pipeline.learning.training.optimiser import (
+    averaging,
+    epochs_since_best,
+    half_precision,
+    learning_rate,
+    loss_scaler,
+    make_optimiser,
+)
+from wsi_pipeline.learning.training.options import TrainOptions as TrainOptions
+from wsi_pipeline.learning.training.options import load_train_options as load_train_options
+from wsi_pipeline.learning.training.pretrained import load_average, pretrained_files
+from wsi_pipeline.learning.training.sampling import class_weights, epoch_batches, limited
+from wsi_pipeline.models.card import ModelCard, Stain
+from wsi_pipeline.models.cost import network_cost
+from wsi_pipeline.models.logits import evaluate
+from wsi_pipeline.models.model import Model, build_network, normalised, save_model
+from wsi_pipeline.models.stain import normalise_stain_by_patient
+
+logger = logging.getLogger(__name__)
+
+SINGLE_PROCESS = ProcessGroup()
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one training works with, from its first epoch to its last."""
+
+    options: TrainOptions
+    card: ModelCard
+    network: nn.Module
+    # The network, as several processes train it together.
+    learner: nn.Module
+    average: AveragedModel
+    optimiser: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    # float32 [classes], what each weighs in the loss; None: all the same.
+    weights: torch.Tensor | None
+    train: LabelledPatches
+    val: LabelledPatches
+    device: torch.device
+    group: ProcessGroup
+    teachers: tuple[Model, ...] = ()
+
+
+def train(
+    options: TrainOptions,
+    data: Path,
+    out: Path,
+    device: torch.device,
+    group: ProcessGroup = SINGLE_PROCESS,
+    tensorboard: bool = False,
+    after_epoch: Callable[[list[Row]], None] | None = None,
+) -> Path:
+    """The weights file of the best epoch, `out`/NAME.safetensors, its card beside it.
+
+    Beside them lie epochs.csv, curves.png and last.pt, from which the same training goes on when it was
+    stopped. `after_epoch` is called with all epochs so far; what it raises ends the training.
+    """
+    train_side, val_side = (
+        limited(side, options.limit_patches, options.seed)
+        for side in load_split(data, options.patch_px, options.split)
+    )
+    run = _set_up(options, train_side, val_side, device, group)
+    out.mkdir(parents=True, exist_ok=True)
+    weights_path = out / f"{options.name}.safetensors"
+    history = _resume(run, out / "last.pt")
+    files = (
+        HistoryFiles(out, options.name, options.best_by, len(history), tensorboard)
+        if group.is_first
+        else None
+    )
+    while not (ending := _ending(options, history)):
+        row, card = _one_epoch(run, history)
+        history.append(row)
+        reached = scores(history, options.best_by)
+        if files:
+            if reached[-1] == max(reached):
+                save_model(weights_path, run.average.module, card)
+            files.write(history, last=_ending(options, history) is not None)
+            _save_checkpoint(run, out / "last.pt", history)
+        if after_epoch:
+            after_epoch(history)
+    logger.info(ending)
+    return weights_path
+
+
+def _one_epoch(run: Run, history: list[Row]) -> tuple[Row, ModelCard]:
+    """Train for one epoch and judge what came of it: its row of the history, and its card."""
+    epoch, options, val = len(history), run.options, run.val
+    began, worked = time.monotonic(), time.process_time()
+    loss, rate = train_one_epoch(run, epoch, scores(history, options.best_by))
+    trained = time.monotonic()
+    if not math.isfinite(loss):
+        raise TrainingError(
+            f"epoch {epoch + 1}: the loss is {loss}: the training diverged; lower learning_rate in the config "
+            "and start anew in another --out"
+        )
+    run.group.settle(run.network, run.average)
+    logits = _evaluated(run, val.pixels)
+    in_bf16 = _evaluated(run, val.pixels[::BF16_STEP], bf16=True)
+    card = evaluated_card(run.card, logits, in_bf16, val, options.bf16_tolerance, epoch)
+    row: Row = {
+        "epoch": epoch + 1,
+        "loss": loss,
+        "val_loss": mean_loss(logits, val.labels),
+        **card.metrics["val"],
+        "learning_rate": rate,
+        "patches_per_s": _patches_an_epoch(run) / max(trained - began, 1e-9),
+        "seconds": time.monotonic() - began,
+        "processor_seconds": time.process_time() - worked,
+    }
+    logger.info(
+        "epoch %(epoch)d: loss %(loss).4f, val AUROC %(auroc).4f, F1 %(f1).3f, "
+        "balanced accuracy %(balanced_accuracy).3f, ECE %(ece).3f, %(patches_per_s).0f patches/s, %(seconds).0f s",
+        row,
+    )
+    return row, card
+
+
+def train_one_epoch(run: Run, epoch: int, reached: list[float]) -> tuple[float, float]:
+    """Mean loss and last learning rate of one pass; moves the network, its average and the optimiser on.
+
+    `reached` are the scores of the epochs before. All that is random follows from the seed, the epoch and the
+    rank: a resumed training equals one never stopped.
+    """
+    options, device, group = run.options, run.device, run.group
+    seed = options.seed * 100_003 + epoch
+    generator = torch.Generator().manual_seed(seed)
+    batches = list(epoch_batches(run.train, options, generator))  # the same in all processes
+    torch.manual_seed(seed + group.rank * 10_007)  # dropout, mixup
+    if group.rank:
+        generator.manual_seed(seed + group.rank * 10_007)
+    run.network.train()
+    total = torch.zeros((), device=device)
+    for step, batch in enumerate(_with_progress(batches, epoch, group)):
+        rate = learning_rate(epoch + step / len(batches), options, reached)
+        for parameters in run.optimiser.param_groups:
+            parameters["lr"] = rate
+        indices = group.share(batch)
+        patches = torch.from_numpy(run.train.pixels[indices]).to(device)  # [N, S, S, 3] uint8
+        labels = torch.from_numpy(run.train.labels[indices]).long().to(device)  # [N]
+        patches = augmented(patches, options.augment, generator)
+        targets = _targets(run, patches, labels)  # [N, classes]
+        if options.mixup:
+            patches, targets = _mixed(patches, targets, options.mixup)
+        with torch.autocast(device.type, half_precision(device), enabled=options.bf16):
+            logits = run.learner(normalised(patches, run.card.mean, run.card.std))  # [N, classes]
+        loss = F.cross_entropy(
+            logits.float(), targets, weight=run.weights, label_smoothing=options.label_smoothing
+        )
+        run.optimiser.zero_grad()
+        run.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        run.scaler.step(run.optimiser)
+        run.scaler.update()
+        run.average.update_parameters(run.network)
+        total += loss.detach()
+    return float(group.mean(total / len(batches))), rate
+
+
+def _targets(run: Run, patches: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """What the network should say, shares of the classes [N, classes], of augmented patches and their labels.
+
+    With teachers: their calibrated answers to the very same view, mixed with the label (a consistent
+    teacher; Beyer et al., Knowledge distillation: a good teacher is patient and consistent, CVPR 2022).
+    """
+    targets = F.one_hot(labels, len(CLASSES)).float()
+    if not run.teachers:
+        return targets
+    with (
+        torch.inference_mode(),
+        torch.autocast(patches.device.type, torch.bfloat16, enabled=run.options.bf16),
+    ):
+        idc = teachers_answer(run.teachers, patches, run.options.teacher_views)
+    answers = torch.stack([1 - idc, idc], dim=1)  # [N, classes]: IDC is the last of them
+    return torch.lerp(targets, answers, run.options.teacher_share)
+
+
+def _mixed(patches: torch.Tensor, targets: torch.Tensor, mixup: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Each patch and its target blended with another's of the batch (mixup; Zhang et al., ICLR 2018).
+
+    The larger share is its own; `mixup` is both parameters of the beta distribution it is drawn from.
+    """
+    share = torch.distributions.Beta(mixup, mixup).sample((len(patches),)).to(patches.device)
+    share = torch.maximum(share, 1 - share)
+    other = torch.randperm(len(patches)).to(patches.device)
+    patches = torch.lerp(patches[other], patches, share[:, None, None, None])
+    return patches, torch.lerp(targets[other], targets, share[:, None])
+
+
+def _evaluated(run: Run, pixels: NDArray[np.uint8], bf16: bool = False) -> NDArray[np.float32]:
+    """As `evaluate`, of the averaged network, each process doing its share."""
+    mine = run.group.share(np.arange(len(pixels)))
+    part = pixels if run.group.count == 1 else pixels[mine]
+    return run.group.gather(evaluate(run.average, run.card, part, run.device, bf16))
+
+
+def _set_up(
+    options: TrainOptions,
+    train_side: LabelledPatches,
+    val_side: LabelledPatches,
+    device: torch.device,
+    group: ProcessGroup,
+) -> Run:
+    group.check_batch(min(options.batch_size, len(train_side)))
+    stain = stain_of(train_side)
+    train_side, val_side = (_normalise_stain(side, stain, options) for side in (train_side, val_side))
+    torch.manual_seed(options.seed)
+    network = build_network(options.architecture, classes=len(CLASSES), **options.architecture_options)
+    if files := pretrained_files(options.pretrained):
+        with_head = load_average(network, options.architecture, files)
+        names = " and ".join(map(str, files))
+        logger.info("starting from %s%s", names, "" if with_head else ", with a new last layer")
+    cost = network_cost(network, options.patch_px)
+    network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    logger.info(
+        "training '%s' (%s, %s parameters, %.1f MFLOP a patch) on %d patches of %d patients, "
+        "judged on %d of %d, on %s",
+        *(options.name, options.architecture, f"{cost.parameters:,}", cost.mflop),
+        *(len(train_side), len(set(train_side.patients)), len(val_side), len(set(val_side.patients))),
+        device if group.count == 1 else f"{group.count} x {device.type}",
+    )
+    weighted = options.class_balance == "weights"
+    average = AveragedModel(network, multi_avg_fn=averaging(options.average_decay), use_buffers=True)
+    return Run(
+        options=options,
+        card=blank_card(options, train_side, val_side, cost, stain),
+        network=network,
+        learner=group.wrap(network),
+        average=average,
+        optimiser=make_optimiser(network, options),
+        scaler=loss_scaler(device, options),
+        weights=class_weights(train_side.labels, len(CLASSES)).to(device) if weighted else None,
+        train=train_side,
+        val=val_side,
+        device=device,
+        group=group,
+        teachers=load_teachers(options, device),
+    )
+
+
+def _normalise_stain(side: LabelledPatches, stain: Stain, options: TrainOptions) -> LabelledPatches:
+    """The side with each patient's stain brought towards the training mean, as far as the options say."""
+    strength = options.stain_normalisation
+    if strength and side.by == "image":
+        raise ConfigError(
+            f"stain_normalisation {strength:g}: the data names no patients or slides whose stain could be "
+            "measured; set it to 0, or find patients with split.patient_pattern"
+        )
+    return replace(side, pixels=normalise_stain_by_patient(side.pixels, side.patients, stain, strength))
+
+
+def _patches_an_epoch(run: Run) -> int:
+    size = min(run.options.batch_size, len(run.train))
+    return len(run.train) // size * size
+
+
+def _ending(options: TrainOptions, history: list[Row]) -> str | None:
+    """Why the training is over after these epochs; None while it is not."""
+    waited = epochs_since_best(scores(history, options.best_by))
+    if options.early_stopping and waited >= options.early_stopping:
+        return f"stopped after epoch {len(history)}: no better {options.best_by} for {waited} epochs"
+    if len(history) >= options.epochs:
+        return f"done, {len(history)} epochs"
+    return None
+
+
+def _with_progress(batches: list[NDArray[np.int64]], epoch: int, group: ProcessGroup) -> Any:
+    """The batches, with a bar of patches and patches a second on a terminal."""
+    bar = tqdm(
+        total=sum(map(len, batches)),
+        desc=f"epoch {epoch + 1}",
+        unit=" patches",
+        leave=False,
+        disable=None if group.is_first else True,
+    )
+    with bar:
+        for batch in batches:
+            yield batch
+            bar.update(len(batch))
+
+
+def _recipe(run: Run) -> dict[str, Any]:
+    return {
+        "options": options_to_dict(run.options),
+        "data": {"train": count(run.train), "val": count(run.val)},
+    }
+
+
+def _resume(run: Run, path: Path) -> list[Row]:
+    """The epochs done so far, their state put back into the run; empty where nothing was begun."""
+    state = load_checkpoint(path, _recipe(run), run.device)
+    if state is None:
+        return []
+    run.network.load_state_dict(state["network"])
+    run.average.load_state_dict(state["average"])
+    run.optimiser.load_state_dict(state["optimiser"])
+    run.scaler.load_state_dict(state["scaler"])
+    logger.info("going on after epoch %d of %d", len(state["history"]), run.options.epochs)
+    return list(state["history"])
+
+
+def _save_checkpoint(run: Run, path: Path, history: list[Row]) -> None:
+    state = {
+        "network": run.network.state_dict(),
+        "average": run.average.state_dict(),
+        "optimiser": run.optimiser.state_dict(),
+        "scaler": run.scaler.state_dict(),
+        "history": history,
+    }
+    save_checkpoint(path, _recipe(run), state)

@@ -1,0 +1,228 @@
+"""A model is weights and a card: the card says what the network is, what it sees and what its numbers mean.
+
+Both lie side by side, NAME.safetensors and NAME.json, and the card holds the weights' checksum, so that two
+files of different trainings are never taken for one model.
+"""
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import nn
+
+from wsi_pipeline.base.errors import ConfigError, ModelError, ScaleError, UsageError
+from wsi_pipeline.base.options import options_from_dict, options_to_dict
+from wsi_pipeline.models.architectures.registry import build_network as build_network
+from wsi_pipeline.models.card import ModelCard, Rgb
+from wsi_pipeline.models.context import ContextStep
+
+SHIPPED = Path(__file__).parent / "weights"
+# The context step's arrays lie in the same file as the network's, under this prefix.
+CONTEXT = "context."
+
+
+@dataclass(frozen=True)
+class Model:
+    """A network ready to use (eval mode, channels_last, float32, on the CPU) and its card."""
+
+    card: ModelCard
+    network: nn.Module
+    # Over the weights file and the card: any change of either is another model.
+    sha256: str
+    # The context step that travels with it, if its card names one.
+    context: ContextStep | None = None
+
+
+def load_model(name_or_path: str | Path) -> Model:
+    """The model of that name among the shipped ones, or of a .safetensors file with its .json beside it.
+
+    Raises ModelError when a file is missing or damaged, or when card, weights and network do not fit.
+    """
+    weights_path = _find_weights(name_or_path)
+    weights, card_text = _read(weights_path), _read(weights_path.with_suffix(".json"))
+    card = _parse_card(card_text, weights_path.with_suffix(".json"))
+    found = hashlib.sha256(weights).hexdigest()
+    if found != card.weights_sha256:
+        raise ModelError(
+            f"{weights_path}: found weights with SHA-256 {found[:12]}..., expected "
+            f"{card.weights_sha256[:12]}... as their card says: damaged, or of another training; "
+            "get both files again, together"
+        )
+    try:
+        state = safetensors.torch.load(weights)
+    except (safetensors.SafetensorError, KeyError, ValueError) as error:
+        raise ModelError(f"{weights_path}: expected a safetensors file: {error}; get it again") from error
+    context = _split_context(card, state, weights_path)
+    network = build_network(card.architecture, classes=len(card.classes), **card.architecture_options)
+    try:
+        network.load_state_dict(state)
+    except RuntimeError as error:
+        problem = " ".join(str(error).split())[:300]
+        raise ModelError(
+            f"{weights_path}: the weights do not fit the '{card.architecture}' that the card describes: "
+            f"{problem}; correct the card's architecture_options or take its own weights"
+        ) from error
+    network = network.float().to(memory_format=torch.channels_last).eval().requires_grad_(False)  # type: ignore[call-overload]
+    return Model(card, network, hashlib.sha256(weights + card_text).hexdigest(), context)
+
+
+def load_models(names_or_paths: Sequence[str | Path]) -> tuple[Model, ...]:
+    """The models, in that order, each as `load_model` loads it: one, or the members of an ensemble.
+
+    Raises as `load_model`, UsageError when two have the same weights, ScaleError when two see patches of
+    another size or scale.
+    """
+    models = tuple(load_model(name) for name in names_or_paths)
+    first, card = names_or_paths[0], models[0].card
+    seen: dict[str, str | Path] = {}
+    for name, model in zip(names_or_paths, models, strict=True):
+        if twin := seen.get(model.card.weights_sha256):
+            raise UsageError(
+                f"--model {name}: has the same weights as --model {twin}; expected different models: each counts "
+                "once in the mean, so name it once"
+            )
+        seen[model.card.weights_sha256] = name
+        if (model.card.patch_px, model.card.mpp) != (card.patch_px, card.mpp):
+            raise ScaleError(
+                f"--model {name}: sees patches of {model.card.patch_px} px at {model.card.mpp:g} um/px, --model "
+                f"{first} of {card.patch_px} px at {card.mpp:g} um/px; expected models of one patch size and "
+                "scale: map the slide with each by itself"
+            )
+    return models
+
+
+def save_model(path: Path, network: nn.Module, card: ModelCard, context: ContextStep | None = None) -> None:
+    """Write the weights to `path` (.safetensors) and the card beside it (.json), each whole or not at all.
+
+    A context step goes into the same two files; without, the card names none.
+    """
+    if path.suffix != ".safetensors":
+        raise ModelError(f"{path}: found the ending '{path.suffix}', expected '.safetensors'")
+    state = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
+    if context:
+        state |= {CONTEXT + name: torch.from_numpy(values) for name, values in context.weights.items()}
+    weights = safetensors.torch.save(state)
+    card = replace(card, context=context.card if context else None)
+    card = replace(card, weights_sha256=hashlib.sha256(weights).hexdigest())
+    _write_whole(path, weights)
+    _write_whole(
+        path.with_suffix(".json"),
+        (json.dumps(options_to_dict(card), indent=2, ensure_ascii=False) + "\n").encode(),
+    )
+
+
+def idc_probability(network: nn.Module, card: ModelCard, patches: torch.Tensor) -> torch.Tensor:
+    """Calibrated probability of IDC in [0, 1], float32 [N], of uint8 patches [N, H, W, 3].
+
+    Patches lie on the network's device. Autocast is the caller's.
+    """
+    return calibrated(network(normalised(patches, card.mean, card.std)).float(), card)
+
+
+def calibrated(logits: torch.Tensor, card: ModelCard) -> torch.Tensor:
+    """Calibrated probability of IDC in [0, 1], [N, ...], of a network's logits, float32 [N, classes, ...]."""
+    logits = logits / card.temperature
+    idc = card.classes.index("idc")
+    others = torch.cat([logits[:, :idc], logits[:, idc + 1 :]], dim=1).logsumexp(dim=1)  # [N, ...]
+    return torch.sigmoid(logits[:, idc] - others + card.log_odds_shift)
+
+
+def normalised(patches: torch.Tensor, mean: Rgb, std: Rgb) -> torch.Tensor:
+    """What networks take: float32 [N, 3, H, W], channels_last, of patches [N, H, W, 3] of values 0 to 255."""
+    scale, shift = _scale_and_shift(mean, std, patches.device)
+    images = torch.addcmul(shift, patches.float(), scale).permute(0, 3, 1, 2)
+    return images.contiguous(
+        memory_format=torch.channels_last
+    )  # nothing to do, if the patches lie pixel by pixel
+
+
+def has_bf16(device: torch.device | None = None) -> bool:
+    """Whether the device, or without one this CPU, computes bfloat16 natively."""
+    if device and device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported())
+    probe = getattr(torch.cpu, "_is_avx512_bf16_supported", None)  # no public name yet
+    return bool(probe and probe())
+
+
+@lru_cache
+def _scale_and_shift(mean: Rgb, std: Rgb, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    # Kept: a copy from the host for each batch would make the device wait.
+    scale = torch.tensor([1 / (255 * s) for s in std], device=device)
+    shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=device)
+    return scale, shift
+
+
+def _split_context(card: ModelCard, state: dict[str, torch.Tensor], path: Path) -> ContextStep | None:
+    """The context step among the arrays, which are taken out of `state`."""
+    arrays = {
+        name.removeprefix(CONTEXT): state.pop(name).numpy()
+        for name in list(state)
+        if name.startswith(CONTEXT)
+    }
+    if card.context is None:
+        if arrays:
+            raise ModelError(
+                f"{path}: found a context step of which its card says nothing; take weights and card of one training"
+            )
+        return None
+    try:
+        return ContextStep(card.context, arrays)
+    except ModelError as error:
+        raise ModelError(f"{path}: {error}") from error
+
+
+def _find_weights(name_or_path: str | Path) -> Path:
+    path = Path(name_or_path)
+    if path.suffix == ".safetensors":
+        return path
+    if path.parent == Path() and (shipped := SHIPPED / f"{path}.safetensors").exists():
+        return shipped
+    known = ", ".join(sorted(p.stem for p in SHIPPED.glob("*.safetensors"))) or "none"
+    raise ModelError(
+        f"model '{name_or_path}' is not known; expected a shipped name ({known}) "
+        "or the path of a .safetensors file"
+    )
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ModelError(
+            f"{path}: cannot be read ({error.strerror}); "
+            "a model is a .safetensors file with its .json card beside it"
+        ) from error
+
+
+def _parse_card(text: bytes, path: Path) -> ModelCard:
+    try:
+        values = json.loads(text)
+        if not isinstance(values, Mapping):
+            raise ValueError(f"found a {type(values).__name__}, expected an object")
+        return options_from_dict(ModelCard, values, str(path))
+    except ConfigError as error:
+        raise ModelError(f"{error}; this is no model card, or one of another version") from error
+    except ValueError as error:
+        raise ModelError(f"{path}: expected a model card in JSON: {error}; get it again") from error
+
+
+def _write_whole(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Beside, then renamed: a reader sees the old file or the new one.
+    handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+        Path(beside).chmod(0o644)
+        Path(beside).replace(path)
+    except BaseException:
+        Path(beside).unlink(missing_ok=True)
+        raise

@@ -1,0 +1,82 @@
+"""Every stage's options, gathered: what a config file of `tile-slides` or `infer-slide` may say."""
+
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+import yaml
+
+from wsi_pipeline.base.options import Field, options, options_from_dict, options_to_dict, read_yaml_file
+from wsi_pipeline.inference.classify import ClassifyOptions
+from wsi_pipeline.results.regions import DelineateOptions
+from wsi_pipeline.slides.annotations.geojson import AnnotationOptions
+from wsi_pipeline.tiling.artefacts import ArtefactOptions
+from wsi_pipeline.tiling.grid import GridOptions
+from wsi_pipeline.tiling.overview import OverviewOptions
+from wsi_pipeline.tiling.tissue import TissueOptions
+
+T = TypeVar("T")
+
+
+@options
+class TileGridOptions(GridOptions):
+    """The grid of `tile-slides`, which asks no model for its scale."""
+
+    patch_px: Annotated[int, Field(gt=0)] = 50
+    """Side of a patch in pixels at `mpp`; 50 is the public IDC set's."""
+
+    mpp: Annotated[float, Field(gt=0)] = 0.25
+    """um per pixel of a patch; 0.25 is 40x."""
+
+    min_tissue: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """Share of a patch that must be tissue; half: at 40x a patch is hardly wider than a pixel of the mask."""
+
+
+@options
+class TileConfig:
+    """What `tile-slides` does; its defaults are configs/tile_40x.yaml."""
+
+    tissue: TissueOptions = TissueOptions()
+    quality: ArtefactOptions = ArtefactOptions()
+    grid: TileGridOptions = TileGridOptions()
+    annotations: AnnotationOptions = AnnotationOptions()
+    max_unreadable: Annotated[float, Field(ge=0, le=1)] = 0.25
+    """A slide fails when more than this share of it cannot be decoded; below, it is mapped with gaps."""
+
+    @property
+    def overview(self) -> OverviewOptions:
+        """What of it says how the slide is looked at."""
+        return OverviewOptions(tissue=self.tissue, quality=self.quality, max_unreadable=self.max_unreadable)
+
+
+@options
+class InferConfig:
+    """What `infer-slide` does; its defaults are configs/infer.yaml."""
+
+    tissue: TissueOptions = TissueOptions()
+    quality: ArtefactOptions = ArtefactOptions()
+    grid: GridOptions = GridOptions()
+    classify: ClassifyOptions = ClassifyOptions()
+    context: bool = True
+    """Judge each patch among its neighbours, where the model's card has a step for it; false: each patch alone."""
+
+    delineate: DelineateOptions = DelineateOptions()
+    max_unreadable: Annotated[float, Field(ge=0, le=1)] = 0.25
+    """A slide fails when more than this share of it cannot be decoded; below, it is mapped with gaps."""
+
+    @property
+    def overview(self) -> OverviewOptions:
+        """What of it says how the slide is looked at."""
+        return OverviewOptions(tissue=self.tissue, quality=self.quality, max_unreadable=self.max_unreadable)
+
+
+def load_config(cls: type[T], path: Path) -> T:
+    """The config of that class in a YAML file; what the file leaves out keeps its default.
+
+    Raises ConfigError when there is no such file, it is no YAML, or a key or value is not what it should be.
+    """
+    return options_from_dict(cls, read_yaml_file(path), str(path))
+
+
+def dump_config(config: object) -> str:
+    """The config as YAML that `load_config` reads back."""
+    return yaml.safe_dump(options_to_dict(config), sort_keys=False)

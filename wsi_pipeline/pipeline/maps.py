@@ -1,0 +1,72 @@
+"""Which map a run shows, and at which scale: the model's card and the config together decide."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from wsi_pipeline.base.errors import ScaleError
+from wsi_pipeline.models.context import ContextStep
+from wsi_pipeline.pipeline.config import InferConfig
+from wsi_pipeline.tiling.grid import GridOptions
+
+if TYPE_CHECKING:  # torch takes seconds to import: it waits until something is classified
+    from wsi_pipeline.models.model import Model
+
+
+# The kinds of map, in the words of pictures and summary.
+ALONE = "each patch alone"
+
+IN_CONTEXT = "each patch among its neighbours (context step)"
+
+MEAN_OF_MODELS = "each patch alone, mean of {} models"
+
+
+@dataclass(frozen=True)
+class ShownMap:
+    """Which map a run shows: its kind in words, the step that makes it, and the threshold that belongs to it."""
+
+    kind: str
+    step: ContextStep | None
+    threshold: float
+    warnings: tuple[str, ...] = ()
+
+
+def choose_map(models: "Sequence[Model]", config: InferConfig) -> ShownMap:
+    """The map that `config` and the model's card ask for; its threshold is the config's, else the card's.
+
+    Several models show the mean of what each says of each patch alone, and the threshold is the mean of their
+    cards': a context step is trained on its own network's scores, and fits no mean.
+
+    Patches with gaps between them are shown alone, with a warning: their neighbours are not where those were
+    that the step was trained on. `config.grid` is settled, as `grid_for_model` does.
+    """
+    if len(models) > 1:
+        cards = [model.card.threshold for model in models]
+        return ShownMap(
+            MEAN_OF_MODELS.format(len(models)), None, config.delineate.threshold or sum(cards) / len(cards)
+        )
+    (model,) = models
+    grid, step, warnings = config.grid, model.context if config.context else None, []
+    if step and grid.stride_px and grid.patch_px and grid.stride_px > grid.patch_px:
+        step = None
+        warnings.append(
+            f"each patch is shown alone: the model's context step needs patches side by side or overlapping, "
+            f"stride_px {grid.stride_px} leaves gaps between patches of {grid.patch_px} px"
+        )
+    own = step.card.threshold if step else model.card.threshold
+    threshold = own if config.delineate.threshold is None else config.delineate.threshold
+    return ShownMap(IN_CONTEXT if step else ALONE, step, threshold, tuple(warnings))
+
+
+def grid_for_model(grid: GridOptions, patch_px: int, mpp: float) -> GridOptions:
+    """The grid at the model's patch size and scale: the model card rules.
+
+    Raises ScaleError when the config's grid says another.
+    """
+    if grid.patch_px not in (None, patch_px) or (grid.mpp and abs(grid.mpp / mpp - 1) > 1e-6):
+        raise ScaleError(
+            f"the config's grid says {grid.patch_px or patch_px} px at {grid.mpp or mpp:g} um/px; the model "
+            f"card expects {patch_px} px at {mpp:g} um/px; leave grid.patch_px and grid.mpp out of the "
+            f"config, or take a model of that scale"
+        )
+    return replace(grid, patch_px=patch_px, mpp=mpp)

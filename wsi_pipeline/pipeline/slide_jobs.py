@@ -1,0 +1,185 @@
+"""What a batch does with each of its slides: the jobs of `tile-slides` and `infer-slide`, for any kind of worker."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from wsi_pipeline.base.errors import SlideError
+from wsi_pipeline.base.files import OutPath
+from wsi_pipeline.base.types import Progress
+from wsi_pipeline.inference.classifier import Classifier, Ensemble
+from wsi_pipeline.jobs.events import LOCKS
+from wsi_pipeline.jobs.locks import hold
+from wsi_pipeline.pipeline.config import InferConfig, TileConfig
+from wsi_pipeline.pipeline.infer import infer_slide
+from wsi_pipeline.pipeline.maps import grid_for_model
+from wsi_pipeline.pipeline.prefetch import PrefetchedSlide
+from wsi_pipeline.pipeline.tile import tile_slide
+from wsi_pipeline.results.run_folder import SlideResult, is_finished
+from wsi_pipeline.slides.catalog import SlideEntry
+from wsi_pipeline.slides.local_copies import Stager
+
+OneSlide = Callable[[SlideEntry, Progress, PrefetchedSlide | None], SlideResult]
+
+
+@dataclass(frozen=True)
+class Staging:
+    """Where slides are copied ahead of use, and how many bytes of them at once, in each process."""
+
+    folder: Path
+    limit_bytes: int
+
+
+class SlideWork:
+    """Works on one slide after another, each under its lock in `out`."""
+
+    def __init__(
+        self, out: OutPath, config: TileConfig | InferConfig, one: OneSlide, staging: Staging | None
+    ):
+        """Raises UsageError when slides cannot be staged where `staging` says."""
+        self._out, self._config, self._one = out, config, one
+        self._coming: dict[SlideEntry, PrefetchedSlide] = {}
+        self._stager = Stager(staging.folder, staging.limit_bytes) if staging else None
+
+    def __call__(self, entry: SlideEntry, report: Progress) -> SlideResult:
+        """The slide's result. Raises Busy while another process works on it, a WsiError when it fails."""
+        if entry.refused:
+            raise SlideError(entry.refused)
+        with self._locked(entry, report) as progress, self._opened(entry) as ahead:
+            return self._one(entry, progress, ahead)
+
+    def ahead(self, entries: Sequence[SlideEntry]) -> None:
+        """Copy slides, where they are staged; else open the second and look at it on a thread.
+
+        What an earlier run finished is neither copied nor looked at: likely it is skipped.
+        """
+        if self._stager:
+            for entry in entries:
+                if not entry.refused and not self._is_finished(entry):
+                    self._stager.begin(entry.path)
+        elif len(entries) > 1 and (entry := entries[1]) not in self._coming and not entry.refused:
+            options = None if self._is_finished(entry) else self._config.overview
+            self._coming[entry] = PrefetchedSlide(
+                entry.path, entry.mpp, entry.name, options, self._config.grid
+            )
+
+    def close(self) -> None:
+        """Leave no copies behind."""
+        if self._stager:
+            self._stager.close()
+
+    @contextmanager
+    def _locked(self, entry: SlideEntry, report: Progress) -> Iterator[Progress]:
+        """The slide's lock held, where there can be locks, and a report of progress that makes sure of it."""
+        if not isinstance(self._out, Path):  # an object store has none: see jobs/locks.py
+            yield report
+            return
+        with hold(self._out / LOCKS / f"{entry.name}.lock") as held:
+
+            def progress(done: int, total: int) -> None:
+                held.check()
+                report(done, total)
+
+            yield progress
+
+    @contextmanager
+    def _opened(self, entry: SlideEntry) -> Iterator[PrefetchedSlide | None]:
+        if self._stager is None or self._is_finished(entry):
+            yield self._coming.pop(entry, None)
+            return
+        with self._stager.copy_of(entry.path) as copy:
+            yield PrefetchedSlide(entry.path, entry.mpp, entry.name, None, None, copy)
+
+    def _is_finished(self, entry: SlideEntry) -> bool:
+        return is_finished(self._out / entry.name)
+
+
+@dataclass(frozen=True)
+class TileJob:
+    """`tile-slides`: its fields are the arguments of `tile_slide`."""
+
+    out: OutPath
+    config: TileConfig
+    annotations: Path | None = None
+    export: bool = False
+    overwrite: bool = False
+    staging: Staging | None = None
+
+    def everywhere(self) -> "TileJob":
+        """The same on every machine that has these files at these places."""
+        return replace(
+            self,
+            out=self.out.absolute(),
+            annotations=self.annotations.absolute() if self.annotations else None,
+        )
+
+    def open(self, worker: int) -> SlideWork:
+        """Nothing to load."""
+
+        def one(entry: SlideEntry, progress: Progress, ahead: PrefetchedSlide | None) -> SlideResult:
+            return tile_slide(
+                entry.path,
+                self.out,
+                self.config,
+                entry.mpp,
+                self.annotations,
+                self.export,
+                self.overwrite,
+                progress,
+                entry.name,
+                ahead,
+            )
+
+        return SlideWork(self.out, self.config, one, self.staging)
+
+
+@dataclass(frozen=True)
+class InferJob:
+    """`infer-slide`: its fields are the command's arguments."""
+
+    out: OutPath
+    config: InferConfig
+    models: tuple[str, ...]
+    device: str = "auto"
+    overwrite: bool = False
+    staging: Staging | None = None
+
+    def everywhere(self) -> "InferJob":
+        """The same on every machine that has these files at these places."""
+        models = tuple(str(Path(name).absolute()) if Path(name).is_file() else name for name in self.models)
+        return replace(self, out=self.out.absolute(), models=models)
+
+    def open(self, worker: int) -> SlideWork:
+        """Load the models, onto the worker's own GPU where the machine has several.
+
+        Raises ModelError, ScaleError and UsageError: model, config or device are not what they should be.
+        """
+        config, classifier = self.load(worker)
+
+        def one(entry: SlideEntry, progress: Progress, ahead: PrefetchedSlide | None) -> SlideResult:
+            return infer_slide(
+                entry.path,
+                self.out,
+                config,
+                classifier,
+                entry.mpp,
+                self.overwrite,
+                progress,
+                entry.name,
+                ahead,
+            )
+
+        return SlideWork(self.out, config, one, self.staging)
+
+    def load(self, worker: int) -> tuple[InferConfig, Classifier | Ensemble]:
+        """The config at the model's scale, and the models on their device. Raises as `open`."""
+        from wsi_pipeline.inference.classifier import classifier_of  # torch: seconds, once it is needed
+        from wsi_pipeline.inference.device import choose_device
+        from wsi_pipeline.models.model import load_models
+
+        models = load_models(list(self.models))
+        card = models[0].card
+        config = replace(self.config, grid=grid_for_model(self.config.grid, card.patch_px, card.mpp))
+        classifier = classifier_of(models, choose_device(self.device, worker), config.classify)
+        return config, classifier

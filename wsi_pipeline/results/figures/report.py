@@ -1,0 +1,479 @@
+"""The report: one page with slide and map side by side, regions and fields on them, and the numbers."""
+
+import math
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import shapely
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.cm import ScalarMappable
+from matplotlib.collections import LineCollection
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from matplotlib.patches import Ellipse, Rectangle
+from PIL import Image
+
+from wsi_pipeline.base.files import OutPath
+from wsi_pipeline.base.geometry import Plane, Size
+from wsi_pipeline.base.types import FloatMap, RgbImage
+from wsi_pipeline.results.fields import GradingField
+from wsi_pipeline.results.figures.palette import (
+    BLACK,
+    BLUE,
+    COLOURS,
+    GREY,
+    WHITE,
+    colour,
+    printable,
+    sample,
+    shorten,
+    write_png,
+)
+from wsi_pipeline.results.regions import IdcRegion
+from wsi_pipeline.results.summary import Uncertainty
+
+MOST_NAMES = 12
+MOST_ROWS = 10
+MOST_WARNINGS = 8
+
+DPI = 150
+PAGE_IN, MARGIN_IN, LINE_IN = 14.0, 0.5, 0.22
+TEXT_PT = 10
+
+NOT_SCORED: dict[str, Any] = {"facecolor": "#EBEBEB", "edgecolor": "#BBBBBB", "hatch": "////", "linewidth": 0}
+
+
+@dataclass(frozen=True)
+class ReportInfo:
+    """What the report states beside the pictures.
+
+    mpp_overridden: the scale was given by hand. models: name and SHA-256 of each. map_kind: which map is shown,
+    in words (each patch alone, or after the card's context step). scored, rejected, unreadable: patches.
+    uncertainty: of an ensemble. warnings: a sentence each.
+    """
+
+    slide_name: str
+    size0: Size
+    mpp_overridden: bool
+    models: Sequence[tuple[str, str]]
+    map_kind: str
+    threshold: float
+    patch_px: int
+    patch_mpp: float
+    scored: int
+    rejected: int
+    unreadable: int
+    tissue_mm2: float
+    idc_mm2: float
+    uncertainty: Uncertainty | None
+    warnings: Sequence[str]
+    version: str
+    date: str
+
+
+def render_report(
+    path: OutPath,
+    thumbnail: RgbImage,
+    thumbnail_plane: Plane,
+    heatmap: FloatMap,
+    heatmap_plane: Plane,
+    mpp0: tuple[float, float],
+    regions: Sequence[IdcRegion],
+    fields: Sequence[GradingField],
+    info: ReportInfo,
+) -> None:
+    """Write one page: slide and map at the same scale, regions and fields on them, and the numbers."""
+    ground = _Ground(thumbnail_plane, (thumbnail.shape[0], thumbnail.shape[1]), mpp0)
+    info_lines, table_rows = info_rows(info, mpp0), _table_rows(regions, fields)
+    warnings = _warning_lines(info.warnings)
+    width_mm, height_mm = ground.size_mm
+    layout = _lay_out(width_mm / height_mm, len(info_lines), len(table_rows), len(warnings))
+    page = _Page(layout.width, layout.height)
+
+    right: dict[str, Any] = {"x": layout.width, "ha": "right"}
+    page.text(0, 0.2, shorten(info.slide_name, 8.5, 17), size=17, weight="bold")
+    page.text(0, 0.5, "Map of invasive ductal carcinoma (IDC)", size=11, color="#444444")
+    page.text(y=0.2, text="Research use only, not a medical device", size=12, weight="bold", **right)
+    page.text(y=0.5, text=f"wsi_pipeline {info.version}, {info.date}", color="#444444", **right)
+
+    slide = _draw_panel(page, layout.slide, ground, "Slide")
+    slide.imshow(
+        _fitted(thumbnail, layout.slide), extent=ground.extent_mm, aspect="auto", interpolation="nearest"
+    )
+    _draw_outlines(slide, regions, ground)
+    _draw_fields(slide, fields, ground, layout.slide)
+    chart = _draw_panel(page, layout.map, ground, "Map")
+    _draw_map(chart, heatmap, heatmap_plane, ground, layout.map)
+    _draw_outlines(chart, regions, ground)
+    _draw_names(page, chart, regions, ground)
+
+    _draw_colour_bar(page, layout.bar, info.threshold)
+    _draw_key(page, layout.key, info.threshold, fields, ground)
+    _write_info(page, layout.info, info_lines)
+    _write_table(page, layout.table, table_rows)
+    for i, line in enumerate(warnings):
+        weight = "bold" if i == 0 else "normal"
+        page.text(0, layout.warnings_top + (i + 0.7) * LINE_IN, line, weight=weight)
+    write_png(path, page.image())
+
+
+# --- the page ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Frame:
+    """A rectangle on the page in inches, `top` counted from the page's top."""
+
+    left: float
+    top: float
+    width: float
+    height: float
+
+    @property
+    def right(self) -> float:
+        return self.left + self.width
+
+    @property
+    def bottom(self) -> float:
+        return self.top + self.height
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Where things stand on the page, in inches."""
+
+    width: float
+    height: float
+    slide: _Frame
+    map: _Frame
+    bar: _Frame
+    key: _Frame
+    info: _Frame
+    table: _Frame
+    warnings_top: float
+
+
+def _lay_out(aspect: float, info_rows: int, table_rows: int, warning_rows: int) -> _Layout:
+    """A page for slides of any `aspect` (width by height).
+
+    A wide slide stands above its map; others side by side, a tall one with the numbers to the right.
+    """
+    top, facts_height, table_height = 1.05, info_rows * LINE_IN, table_rows * LINE_IN
+    if aspect >= 2.2:
+        height = min(PAGE_IN / aspect, 6.0)
+        slide = _Frame(0, top, height * aspect, height)
+        map_ = _Frame(0, slide.bottom + 0.85, slide.width, height)
+    else:
+        height = min(6.8 / aspect, 7.5) if aspect >= 0.6 else min(3.3 / aspect, 8.2)
+        slide = _Frame(0, top, height * aspect, height)
+        map_ = _Frame(max(slide.width, 1.5) + 0.4, top, slide.width, height)
+    if aspect >= 0.6:
+        below = map_.bottom + 0.95
+        bar, key = _Frame(0, below, 4.4, 0.17), _Frame(5.4, below - 0.25, 8.6, 3 * LINE_IN)
+        info = _Frame(0, below + 0.95, 6.5, facts_height)
+        table = _Frame(7.0, info.top, PAGE_IN - 7.0, table_height)
+    else:
+        left = max(map_.right, map_.left + 1.5) + 0.6
+        bar, key = _Frame(left, top + 0.25, 4.4, 0.17), _Frame(left, top + 1.15, 6.0, 3 * LINE_IN)
+        info = _Frame(left, key.bottom + 0.3, PAGE_IN - left, facts_height)
+        table = _Frame(left, info.bottom + 0.3, info.width, table_height)
+    warnings_top = max(info.bottom, table.bottom, map_.bottom + 0.6) + 0.2
+    return _Layout(
+        PAGE_IN, warnings_top + warning_rows * LINE_IN, slide, map_, bar, key, info, table, warnings_top
+    )
+
+
+class _Page:
+    """A figure drawn on in inches from the upper left corner inside its margin."""
+
+    def __init__(self, width: float, height: float) -> None:
+        self.width, self.height = width + 2 * MARGIN_IN, height + 2 * MARGIN_IN
+        self.figure = Figure(figsize=(self.width, self.height), dpi=DPI, facecolor=WHITE)
+        self.canvas: Any = FigureCanvasAgg(self.figure)
+        self.paper = self.figure.add_axes((0, 0, 1, 1), zorder=-1)
+        self.paper.set(xlim=(-MARGIN_IN, width + MARGIN_IN), ylim=(height + MARGIN_IN, -MARGIN_IN))
+        self.paper.axis("off")
+
+    def text(self, x: float, y: float, text: str, **style: Any) -> None:
+        """Write one line with its baseline at y, word for word: a dollar sign starts no formula."""
+        self.paper.text(x, y, printable(text), parse_math=False, **{"size": TEXT_PT, **style})
+
+    def axes(self, frame: _Frame) -> Axes:
+        """Axes that fill the frame."""
+        left, top = (frame.left + MARGIN_IN) / self.width, (frame.top + MARGIN_IN) / self.height
+        width, height = frame.width / self.width, frame.height / self.height
+        return self.figure.add_axes((left, 1 - top - height, width, height))
+
+    def image(self) -> Image.Image:
+        """The page as it stands."""
+        self.canvas.draw()
+        return Image.fromarray(np.asarray(self.canvas.buffer_rgba())).convert("RGB")
+
+
+@dataclass(frozen=True)
+class _Ground:
+    """What both panels show: the thumbnail's extent, in millimetres from the slide's upper left corner."""
+
+    plane: Plane
+    shape: tuple[int, int]
+    mpp0: tuple[float, float]
+
+    def mm(self, x0: float, y0: float) -> tuple[float, float]:
+        """A level-0 point in millimetres."""
+        return x0 * self.mpp0[0] / 1000, y0 * self.mpp0[1] / 1000
+
+    @property
+    def extent_mm(self) -> tuple[float, float, float, float]:
+        """Left, right, bottom, top."""
+        left, top = self.mm(*self.plane.point_to_level0(0, 0))
+        right, bottom = self.mm(*self.plane.point_to_level0(self.shape[1], self.shape[0]))
+        return left, right, bottom, top
+
+    @property
+    def size_mm(self) -> tuple[float, float]:
+        """Width and height."""
+        left, right, bottom, top = self.extent_mm
+        return right - left, bottom - top
+
+    def plane_of(self, width_px: int, height_px: int) -> Plane:
+        """The plane on which the same extent is so many pixels."""
+        return self.plane.coarser(self.shape[1] / width_px, self.shape[0] / height_px)
+
+
+def _draw_panel(page: _Page, frame: _Frame, ground: _Ground, title: str) -> Axes:
+    """Empty axes in millimetres with a title, and a scale bar of a round length below."""
+    axes = page.axes(frame)
+    left, right, bottom, top = ground.extent_mm
+    axes.set(xlim=(left, right), ylim=(bottom, top), xticks=[], yticks=[])
+    for spine in axes.spines.values():
+        spine.set(color=GREY, linewidth=0.8)
+    page.text(frame.left, frame.top - 0.1, title, size=11, weight="bold")
+
+    length_mm = _round_length(ground.size_mm[0] / 4)
+    length_in = length_mm / ground.size_mm[0] * frame.width
+    x, y = frame.left, frame.bottom + 0.18
+    page.paper.plot([x, x + length_in], [y, y], color=BLACK, linewidth=3, solid_capstyle="butt")
+    page.text(x + length_in + 0.1, y + 0.05, f"{length_mm:g} mm")
+    return axes
+
+
+def _fitted(picture: RgbImage, frame: _Frame) -> RgbImage:
+    """The picture at the page's own pixels, so that matplotlib need not resample it, which takes it longer."""
+    size = (max(1, round(frame.width * DPI)), max(1, round(frame.height * DPI)))
+    return np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BICUBIC))
+
+
+def _round_length(longest: float) -> float:
+    """The longest of 1, 2 and 5 times a power of ten up to `longest`."""
+    power = 10.0 ** math.floor(math.log10(longest))
+    return max(power * step for step in (1, 2, 5) if power * step <= longest * (1 + 1e-9))
+
+
+def _draw_map(axes: Axes, heatmap: FloatMap, plane: Plane, ground: _Ground, frame: _Frame) -> None:
+    """The map over hatching, which stays to be seen where nothing was scored."""
+    # Images lie at zorder 0, patches above: the hatching goes below both.
+    axes.add_patch(Rectangle((0, 0), 1, 1, transform=axes.transAxes, zorder=-1, **NOT_SCORED))
+    width_px, height_px = max(1, round(frame.width * DPI)), max(1, round(frame.height * DPI))
+    sampled = sample(heatmap, plane, ground.plane_of(width_px, height_px), (height_px, width_px))
+    limits = axes.axis()
+    axes.imshow(colour(sampled), extent=ground.extent_mm, aspect="auto", interpolation="nearest")
+    axes.axis(limits)
+    if not np.isfinite(heatmap).any():
+        style: dict[str, Any] = {
+            "size": 12,
+            "ha": "center",
+            "va": "center",
+            "bbox": {"facecolor": WHITE, "linewidth": 0},
+        }
+        axes.text(0.5, 0.5, "nothing\nwas scored", transform=axes.transAxes, **style)
+
+
+def _draw_outlines(axes: Axes, regions: Sequence[IdcRegion], ground: _Ground) -> None:
+    scale = np.array(ground.mpp0) / 1000
+    rings = [
+        shapely.get_coordinates(ring) * scale
+        for region in regions
+        for ring in (region.polygon.exterior, *region.polygon.interiors)
+    ]
+    # Many regions are small ones: thick lines would hide them.
+    width_pt = 1.4 if len(regions) <= 100 else 0.6
+    axes.add_collection(LineCollection(rings, colors=WHITE, linewidths=width_pt + 1.2), autolim=False)
+    axes.add_collection(LineCollection(rings, colors=BLACK, linewidths=width_pt), autolim=False)
+
+
+def _draw_fields(axes: Axes, fields: Sequence[GradingField], ground: _Ground, frame: _Frame) -> None:
+    for number, field in enumerate(fields, start=1):
+        x, y = ground.mm(field.x0, field.y0)
+        width, height = ground.mm(2 * field.radius_x0, 2 * field.radius_y0)
+        for edge, line_pt in ((WHITE, 2.4), (BLUE, 1.4)):
+            axes.add_patch(Ellipse((x, y), width, height, fill=False, edgecolor=edge, linewidth=line_pt))
+        if width / ground.size_mm[0] * frame.width > 0.2:
+            style: dict[str, Any] = {
+                "size": 7,
+                "color": WHITE,
+                "ha": "center",
+                "va": "center_baseline",
+                "clip_on": True,
+            }
+            box = {"boxstyle": "round,pad=0.15", "facecolor": BLUE, "linewidth": 0}
+            axes.text(x, y - height / 2, str(number), bbox=box, **style)
+
+
+def _draw_names(page: _Page, axes: Axes, regions: Sequence[IdcRegion], ground: _Ground) -> None:
+    """The largest regions' names beside them, where there is room: no name hides another."""
+    taken: list[Any] = []
+    inside = axes.get_window_extent()
+    box = {"boxstyle": "round,pad=0.2", "facecolor": WHITE, "edgecolor": BLACK, "linewidth": 0.6}
+    for region in regions[:MOST_NAMES]:
+        left, top, right, bottom = region.polygon.bounds
+        middle = (left + right) / 2, (top + bottom) / 2
+        places = [
+            ((middle[0], top), "center", "bottom"),
+            ((middle[0], bottom), "center", "top"),
+            ((right, middle[1]), "left", "center"),
+            ((left, middle[1]), "right", "center"),
+            (middle, "center", "center"),
+        ]
+        for point0, across, down in places:
+            x, y = ground.mm(*point0)
+            name = axes.text(x, y, region.name, size=8, ha=across, va=down, bbox=box, zorder=5)
+            extent = name.get_window_extent(page.canvas.get_renderer()).padded(8)
+            fits = (
+                inside.x0 <= extent.x0
+                and extent.x1 <= inside.x1
+                and inside.y0 <= extent.y0
+                and extent.y1 <= inside.y1
+            )
+            if fits and not any(extent.overlaps(other) for other in taken):
+                taken.append(extent)
+                break
+            name.remove()
+
+
+def _draw_colour_bar(page: _Page, frame: _Frame, threshold: float) -> None:
+    axes = page.axes(frame)
+    page.figure.colorbar(ScalarMappable(Normalize(0, 1), COLOURS), cax=axes, orientation="horizontal")
+    axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "0.25", "0.5", "0.75", "1"], size=TEXT_PT)
+    page.text(frame.left + frame.width / 2, frame.bottom + 0.45, "probability of IDC", ha="center")
+    x = frame.left + threshold * frame.width
+    page.paper.plot(x, frame.top - 0.06, marker="v", markersize=5, color=BLACK)
+    page.text(x, frame.top - 0.13, f"threshold {threshold:.3g}", ha="center")
+
+
+def _draw_key(
+    page: _Page, frame: _Frame, threshold: float, fields: Sequence[GradingField], ground: _Ground
+) -> None:
+    def line(row: int, text: str) -> float:
+        y = frame.top + (row + 0.7) * LINE_IN
+        page.text(frame.left + 0.5, y, text)
+        return y - 0.05
+
+    y = line(0, "not scored: background, rejected or unreadable")
+    page.paper.add_patch(Rectangle((frame.left, y - 0.07), 0.35, 0.14, **NOT_SCORED))
+    y = line(1, f"region: connected cells of at least {threshold:.3g}; the smallest are left out")
+    page.paper.add_patch(Rectangle((frame.left, y - 0.07), 0.35, 0.14, fill=False, linewidth=1.4))
+    if fields:
+        diameter_mm = ground.mm(2 * fields[0].radius_x0, 0)[0]
+        y = line(
+            2,
+            f"field for grading, {diameter_mm:.2f} mm across: where the model is surest",
+        )
+        page.paper.add_patch(
+            Ellipse((frame.left + 0.175, y), 0.16, 0.16, fill=False, edgecolor=BLUE, linewidth=1.4)
+        )
+
+
+def info_rows(info: ReportInfo, mpp0: tuple[float, float]) -> list[tuple[str, str]]:
+    """What the page states of the run: a label and its text a row; `mpp0` is um per level-0 pixel."""
+    size, (mpp_x, mpp_y) = info.size0, mpp0
+    width_mm, height_mm = size.width * mpp_x / 1000, size.height * mpp_y / 1000
+    source = "given by hand, not the file's" if info.mpp_overridden else "as the file says"
+    patch_um = info.patch_px * info.patch_mpp
+    models = [f"{name} ({sha256[:12]})" for name, sha256 in info.models]
+    labels = ["Model"] if len(models) == 1 else [f"Model {number}" for number in range(1, len(models) + 1)]
+    rows = [
+        (
+            "Slide",
+            f"{size.width:,} x {size.height:,} px, {width_mm:.2f} x {height_mm:.2f} mm",
+        ),
+        ("Scale", f"{mpp_x:.4g} x {mpp_y:.4g} µm per pixel, {source}"),
+        *zip(labels, models, strict=True),
+        ("Map", info.map_kind),
+        ("Patches", f"{info.patch_px} px at {info.patch_mpp:g} µm per pixel: {patch_um:g} µm a side"),
+        ("Scored", f"{info.scored:,} patches"),
+        ("Not scored", f"{info.rejected:,} rejected, {info.unreadable:,} unreadable"),
+        ("Tissue", f"{info.tissue_mm2:.2f} mm²"),
+        ("IDC", f"{info.idc_mm2:.2f} mm², whole patches"),
+    ]
+    if info.uncertainty:
+        rows.append(("Uncertainty", _uncertainty_text(info.uncertainty)))
+    return rows
+
+
+def _uncertainty_text(uncertainty: Uncertainty) -> str:
+    means = [
+        f"{mean:.3f} {where}"
+        for mean, where in ((uncertainty.mean, "in the mean"), (uncertainty.in_regions, "in regions"))
+        if mean is not None
+    ]
+    return f"{', '.join(means) or 'nothing scored'}: standard deviation between {uncertainty.models} models"
+
+
+def _write_info(page: _Page, frame: _Frame, rows: Sequence[tuple[str, str]]) -> None:
+    for i, (label, value) in enumerate(rows):
+        y = frame.top + (i + 0.7) * LINE_IN
+        page.text(frame.left, y, label, color="#444444")
+        page.text(frame.left + 1.1, y, shorten(value, frame.width - 1.1, TEXT_PT))
+
+
+def _table_rows(regions: Sequence[IdcRegion], fields: Sequence[GradingField]) -> list[tuple[str, ...]]:
+    rows: list[tuple[str, ...]] = [("Region", "mm²", "mean prob.", "highest", "fields")]
+    for region in regions[:MOST_ROWS]:
+        numbers = [str(n) for n, field in enumerate(fields, start=1) if field.region_name == region.name]
+        rows.append(
+            (
+                region.name,
+                f"{region.area_mm2:.2f}",
+                f"{region.mean_probability:.2f}",
+                f"{region.max_probability:.2f}",
+                ", ".join(numbers) or "–",
+            )
+        )
+    rest = regions[MOST_ROWS:]
+    if rest:
+        rows.append((f"{len(rest)} smaller", f"{sum(r.area_mm2 for r in rest):.2f}", "", "", ""))
+    if not regions:
+        rows = [("No region of IDC was found.",)]
+    return rows
+
+
+def _write_table(page: _Page, frame: _Frame, rows: Sequence[tuple[str, ...]]) -> None:
+    for i, row in enumerate(rows):
+        y = frame.top + (i + 0.7) * LINE_IN
+        weight = "bold" if i == 0 else "normal"
+        for text, x, align in zip(
+            row, (0, 1.5, 2.6, 3.4, 3.8), ("left", "right", "right", "right", "left"), strict=False
+        ):
+            page.text(frame.left + x, y, text, ha=align, weight=weight)
+    if len(rows) > 1:
+        y = frame.top + LINE_IN
+        page.paper.plot([frame.left, frame.right], [y, y], color=GREY, linewidth=0.6)
+
+
+# --- text ---------------------------------------------------------------------------------------------
+
+
+def _warning_lines(warnings: Sequence[str]) -> list[str]:
+    if not warnings:
+        return []
+    lines = ["Warnings"]
+    for warning in warnings[:MOST_WARNINGS]:
+        wrapped = textwrap.wrap(printable(warning), 150, max_lines=3, placeholder=" …")
+        lines += [("•  " if i == 0 else "    ") + line for i, line in enumerate(wrapped)]
+    if len(warnings) > MOST_WARNINGS:
+        lines.append(f"    and {len(warnings) - MOST_WARNINGS} more in summary.json")
+    return lines

@@ -1,0 +1,349 @@
+"""The slide's zarr: created whole or not at all, filled a chunk at a time, readable by any OME-Zarr tool.
+
+Layout (zarr format 3, OME-Zarr 0.5; DESIGN.md, section 5)::
+
+    slide.zarr/          the heatmap is its image, so that a viewer pointed here shows it
+      heatmap/0,1,2..    float32 [y, x], probability of IDC, NaN = not scored
+      patch_heatmap/0..  the same before the model's context step, each patch alone; only where it has a step
+      uncertainty/0..    float32 [y, x], standard deviation between an ensemble's models; only of an ensemble
+      labels/status/0..  uint8: 0 background, 1 scored, 2 rejected, 3 unreadable, 4 planned
+      labels/tissue/0..  uint8 at the tissue plane: 1 tissue, 2 tissue rejected by quality
+      patches/           x0, y0 (int32, level-0 pixels), tissue (float32 share), label (int8, if annotated)
+
+Physical coordinates are micrometres from the upper left corner of level 0, of pixel centres.
+"""
+
+import json
+import warnings
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numcodecs
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+from zarr.codecs import ZstdCodec
+from zarr.core.buffer import Buffer
+from zarr.storage import MemoryStore
+
+from wsi_pipeline.base.errors import RecipeError
+from wsi_pipeline.base.files import OutPath, new_tree, sync_files, sync_tree, write_bytes, writing, zarr_store
+from wsi_pipeline.base.geometry import Box, Plane, Size
+from wsi_pipeline.tiling.cell_status import Status
+from wsi_pipeline.tiling.grid import Block, Plan
+
+STORE_NAME = "slide.zarr"
+# The file that makes a folder a store; on an object store it is put last.
+ROOT_FILE = "zarr.json"
+ATTRIBUTES = "wsi_pipeline"
+MAP_TITLE = "probability of IDC"
+# A pyramid ends at a level that fits a thumbnail.
+SMALLEST_LEVEL = 64
+# Chunks of arrays that are not written block by block: planes, and lists of patches.
+FLAT_CHUNK = 1024
+PATCH_CHUNK = 2**18
+# Every chunk: the values, little-endian, in zstd's own default.
+ZSTD_LEVEL = 0
+
+STATUS_COLOURS = {
+    Status.BACKGROUND: (0, 0, 0, 0),
+    Status.SCORED: (68, 119, 170, 255),
+    Status.REJECTED: (204, 187, 68, 255),
+    Status.UNREADABLE: (238, 102, 119, 255),
+    Status.PLANNED: (187, 187, 187, 255),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class PatchTable:
+    """The kept patches in row order: level-0 corners, tissue share 0 to 1, label 1 IDC or 0 not, or none."""
+
+    x0: NDArray[np.int32]
+    y0: NDArray[np.int32]
+    tissue: NDArray[np.float32]
+    label: NDArray[np.int8] | None
+
+
+class SlideStore:
+    """An open slide.zarr."""
+
+    def __init__(self, path: OutPath, is_new: bool = False):
+        """A new one was just created: no block of it is written.
+
+        Raises RecipeError when what lies at `path` is no store of this package.
+        """
+        self.path = path
+        self._is_new = is_new
+        try:
+            self._root = zarr.open_group(zarr_store(path), mode="r+", zarr_format=3)
+            self.attributes: dict[str, Any] = dict(self._root.attrs[ATTRIBUTES])  # type: ignore[arg-type]
+        except (OSError, ValueError, KeyError, TypeError, json.JSONDecodeError) as error:
+            raise RecipeError(
+                f"{path}: not a slide store of this package ({error}); use another --out or --overwrite"
+            ) from error
+        self._arrays: dict[str, zarr.Array[Any]] = {}
+        # What is filled block by block: where a context step follows, the heatmap comes after.
+        self.scores = "patch_heatmap" if "patch_heatmap" in self._root else "heatmap"
+
+    @property
+    def recipe(self) -> str:
+        """The key of what made it: slide, scale, options, model."""
+        return str(self.attributes["recipe"])
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether everything its recipe asks for is written."""
+        return bool(self.attributes["complete"])
+
+    def array(self, name: str) -> NDArray[Any]:
+        """A whole array in memory, by its path in the store ('heatmap/0')."""
+        return np.asarray(self._array(name)[...])
+
+    def status(self, cells: Box) -> NDArray[np.uint8]:
+        """uint8 [row, column] of `labels/status/0` there."""
+        return np.asarray(self._array("labels/status/0")[_slices(cells)], np.uint8)
+
+    def unfinished(self, blocks: Iterable[Block]) -> list[Block]:
+        """Those of the blocks that are not committed: something in them is still planned."""
+        if self._is_new:  # a large slide's status takes the better part of a second to read
+            return list(blocks)
+        status = self.array("labels/status/0")
+        return [block for block in blocks if (status[_slices(block.cells)] == Status.PLANNED).any()]
+
+    def write_block(
+        self,
+        cells: Box,
+        values: NDArray[np.float32],
+        status: NDArray[np.uint8],
+        spread: NDArray[np.float32] | None = None,
+    ) -> None:
+        """Commit a chunk: its values, then its status, so that a chunk whose status says scored is.
+
+        The values are on the disk before the status is written: that holds after a power cut too. `spread` goes to
+        the store's uncertainty, which it must have. Several threads may write different chunks. Raises OutputError.
+        """
+        self._is_new = False
+        self._write_chunk(f"{self.scores}/0", cells, values)
+        if spread is not None:
+            self._write_chunk("uncertainty/0", cells, spread)
+        self._write_chunk("labels/status/0", cells, status, durable=False)
+
+    def write_heatmap(self, values: NDArray[np.float32]) -> None:
+        """The whole map after the context step, [row, column]; the patch-alone map stays as it is."""
+        with writing(self.path):
+            self._array("heatmap/0")[...] = values
+
+    def is_done(self, cells: Box) -> bool:
+        """Whether the chunk was committed: nothing in it is still planned."""
+        return not (self.status(cells) == Status.PLANNED).any()
+
+    def write_pyramid(self) -> None:
+        """The coarser levels of the maps (mean of scored cells) and of status (upper left of four)."""
+        names = {"heatmap", self.scores, "labels/status"}
+        if "uncertainty" in self._root:
+            names.add("uncertainty")
+        for name in sorted(names):
+            reduce: Callable[[NDArray[Any]], NDArray[Any]] = (
+                _halve_nearest if name == "labels/status" else _halve_mean
+            )
+            level = self.array(f"{name}/0")
+            for index in range(1, _level_count(Size(level.shape[1], level.shape[0]))):
+                level = reduce(level)
+                with writing(self.path):
+                    self._array(f"{name}/{index}")[...] = level
+
+    def finish(self) -> None:
+        """Say that it is complete, once all of it is on the disk; the last thing written."""
+        with writing(self.path):
+            sync_tree(self.path)
+            self.attributes["complete"] = True
+            self._root.attrs[ATTRIBUTES] = self.attributes
+            sync_files([self.path / ROOT_FILE])
+
+    def _write_chunk(self, name: str, cells: Box, values: NDArray[Any], durable: bool = True) -> None:
+        """Write the chunk that begins where `cells` do.
+
+        Not by way of zarr: for a few kilobytes that takes several times as long, most of it holding Python's lock, for
+        which readers and network then wait.
+        """
+        array = self._array(name)
+        chunk = np.full(array.chunks, array.fill_value, array.dtype.newbyteorder("<"))
+        chunk[: cells.height, : cells.width] = values
+        place = (cells.y // array.chunks[0], cells.x // array.chunks[1])
+        path = self.path / name / array.metadata.encode_chunk_key(place)
+        write_bytes(path, numcodecs.Zstd(ZSTD_LEVEL).encode(chunk), durable)
+
+    def _array(self, name: str) -> "zarr.Array[Any]":
+        if name not in self._arrays:
+            array = self._root[name]
+            assert isinstance(array, zarr.Array)
+            self._arrays[name] = array
+        return self._arrays[name]
+
+
+def create_store(
+    path: OutPath,
+    attributes: dict[str, Any],
+    plan: Plan,
+    mpp0: tuple[float, float],
+    tissue: NDArray[np.uint8],
+    tissue_plane: Plane,
+    patches: PatchTable,
+    status: NDArray[np.uint8] | None,
+    with_context: bool = False,
+    with_uncertainty: bool = False,
+    clear: Callable[[], None] | None = None,
+) -> SlideStore:
+    """A new store at `path`, which is there whole or not at all.
+
+    With `status` (uint8, the map's cells) it has a heatmap to fill; without, patches and tissue alone.
+    With `with_context` it has a patch_heatmap too, which is filled first; with `with_uncertainty` an
+    uncertainty, filled with the heatmap. `attributes` must hold the `recipe`; what lay at `path` is replaced,
+    and `clear` is called when that is gone and before the new store is there. Raises OutputError.
+    """
+    contents: dict[str, Buffer] = {}
+    root = zarr.create_group(
+        MemoryStore(contents), zarr_format=3, attributes={ATTRIBUTES: attributes | {"complete": False}}
+    )
+    labels = root.create_group("labels")
+    names = ["tissue"]
+    if status is not None:
+        names.insert(0, "status")
+        maps = {"heatmap": MAP_TITLE}
+        if with_context:
+            maps["patch_heatmap"] = f"{MAP_TITLE}, each patch alone"
+        if with_uncertainty:
+            maps["uncertainty"] = f"{MAP_TITLE}, standard deviation between models"
+        _create_maps(root, labels, plan, mpp0, status, maps)
+    labels.attrs["ome"] = {"version": "0.5", "labels": names}
+    _create_tissue(
+        labels.create_group("tissue"), tissue, tissue_plane, mpp0, _level_count(plan.grid.map_size)
+    )
+    _create_patches(root.create_group("patches"), patches)
+    with new_tree(path, {name: part.to_bytes() for name, part in contents.items()}, ROOT_FILE):
+        if clear:
+            clear()
+    return SlideStore(path, is_new=True)
+
+
+def _create_maps(
+    root: zarr.Group,
+    labels: zarr.Group,
+    plan: Plan,
+    mpp0: tuple[float, float],
+    status: NDArray[np.uint8],
+    maps: dict[str, str],
+) -> None:
+    """Status, and what `maps` names, each with its title: float32 on the map's cells, nothing scored yet."""
+    levels = _level_count(plan.grid.map_size)
+    heatmaps = {name: root.create_group(name) for name in maps}
+    group = labels.create_group("status")
+    shape = status.shape
+    for index in range(levels):
+        for heatmap in heatmaps.values():
+            _create_array(heatmap, str(index), shape, np.float32, plan.chunk_cells, fill=np.nan)
+        _create_array(group, str(index), shape, np.uint8, plan.chunk_cells)
+        shape = (-(-shape[0] // 2), -(-shape[1] // 2))
+    array = group["0"]
+    assert isinstance(array, zarr.Array)
+    array[...] = status
+    plane = plan.grid.map_plane
+    for name, title in maps.items():
+        heatmaps[name].attrs["ome"] = _multiscale(title, plane, mpp0, levels)
+    root.attrs["ome"] = _multiscale(MAP_TITLE, plane, mpp0, levels, folder="heatmap/")
+    meanings = {value: value.name.lower() for value in Status}
+    group.attrs["ome"] = _image_label(_multiscale("status", plane, mpp0, levels), "../../", meanings)
+
+
+def _create_tissue(
+    group: zarr.Group, tissue: NDArray[np.uint8], plane: Plane, mpp0: tuple[float, float], levels: int
+) -> None:
+    """The mask in as many levels as the heatmap: OME-Zarr wants them to match."""
+    group.attrs["ome"] = _image_label(_multiscale("tissue", plane, mpp0, levels), "../../")
+    for index in range(levels):
+        _create_array(group, str(index), tissue.shape, np.uint8, FLAT_CHUNK)[...] = tissue
+        tissue = _halve_nearest(tissue)
+
+
+def _create_patches(group: zarr.Group, patches: PatchTable) -> None:
+    for column in fields(patches):
+        values = getattr(patches, column.name)
+        if values is not None:
+            _create_array(group, column.name, values.shape, values.dtype, PATCH_CHUNK)[...] = values
+
+
+def _create_array(
+    group: zarr.Group, name: str, shape: tuple[int, ...], dtype: Any, chunk: int, fill: float = 0
+) -> "zarr.Array[Any]":
+    chunks = tuple(max(1, min(chunk, n)) for n in shape)
+    axes = ["y", "x"] if len(shape) == 2 else ["patch"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # zero-length arrays: a slide without tissue has them
+        return group.create_array(
+            name,
+            shape=shape,
+            chunks=chunks,
+            dtype=dtype,
+            fill_value=fill,
+            compressors=ZstdCodec(level=ZSTD_LEVEL),
+            dimension_names=axes,
+        )
+
+
+def _multiscale(
+    name: str, plane: Plane, mpp0: tuple[float, float], levels: int, folder: str = ""
+) -> dict[str, Any]:
+    """OME-Zarr 0.5 metadata of an image whose level 0 lies on `plane`, each next one twice as coarse."""
+    datasets = []
+    for index in range(levels):
+        level = plane.coarser(2**index, 2**index)
+        x0, y0 = level.point_to_level0(0.5, 0.5)
+        scale = [level.downsample_y * mpp0[1], level.downsample_x * mpp0[0]]
+        translation = [y0 * mpp0[1], x0 * mpp0[0]]
+        transforms = [
+            {"type": "scale", "scale": scale},
+            {"type": "translation", "translation": translation},
+        ]
+        datasets.append({"path": f"{folder}{index}", "coordinateTransformations": transforms})
+    axes = [{"name": axis, "type": "space", "unit": "micrometer"} for axis in ("y", "x")]
+    return {"version": "0.5", "multiscales": [{"name": name, "axes": axes, "datasets": datasets}]}
+
+
+def _image_label(
+    metadata: dict[str, Any], source: str, names: dict[Status, str] | None = None
+) -> dict[str, Any]:
+    label: dict[str, Any] = {"source": {"image": source}}
+    if names:
+        label["colors"] = [{"label-value": int(v), "rgba": list(STATUS_COLOURS[v])} for v in names]
+        label["properties"] = [{"label-value": int(v), "name": name} for v, name in names.items()]
+    return metadata | {"image-label": label}
+
+
+def _level_count(size: Size) -> int:
+    levels, side = 1, max(size.width, size.height)
+    while side > SMALLEST_LEVEL:
+        side = -(-side // 2)
+        levels += 1
+    return levels
+
+
+def _halve_mean(level: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Half the size, each value the mean of the scored of four; NaN where none is."""
+    height, width = level.shape
+    even = np.pad(level, ((0, height % 2), (0, width % 2)), constant_values=np.nan)
+    quarters = np.stack([even[y::2, x::2] for y in (0, 1) for x in (0, 1)])
+    scored = ~np.isnan(quarters)
+    count = scored.sum(axis=0)
+    total = np.where(scored, quarters, 0).sum(axis=0, dtype=np.float64)
+    mean = np.full(count.shape, np.nan, np.float32)
+    np.divide(total, count, out=mean, where=count > 0, casting="same_kind")
+    return mean
+
+
+def _halve_nearest(level: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    return level[::2, ::2]
+
+
+def _slices(box: Box) -> tuple[slice, slice]:
+    return slice(box.y, box.bottom), slice(box.x, box.right)

@@ -1,0 +1,147 @@
+"""What a run says of itself in numbers: its recipe, counts, summary.json, and the report's facts."""
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import wsi_pipeline
+from wsi_pipeline.base.types import Mask
+from wsi_pipeline.results.provenance import recipe_key
+from wsi_pipeline.results.regions import IdcRegion
+from wsi_pipeline.slides.slide import Slide
+from wsi_pipeline.tiling.cell_status import Status
+from wsi_pipeline.tiling.grid import Plan
+from wsi_pipeline.tiling.overview import Overview
+
+if TYPE_CHECKING:  # torch takes seconds to import
+    pass
+
+log = logging.getLogger(__name__)
+
+# The packages that pixels and numbers come through.
+VERSIONED = ("numpy", "openslide-python", "openslide-bin", "scikit-image", "scipy", "torch", "zarr")
+
+
+@dataclass
+class Stopwatch:
+    """Seconds by stage."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        """Add the seconds that the `with` block takes to the stage's."""
+        log.debug("stage %s", stage)
+        start = time.perf_counter()
+        yield
+        self.seconds[stage] = round(self.seconds.get(stage, 0) + time.perf_counter() - start, 3)
+
+    @property
+    def total(self) -> float:
+        """All stages together."""
+        return round(sum(self.seconds.values()), 3)
+
+
+@dataclass(frozen=True)
+class Uncertainty:
+    """How far an ensemble's models are apart: means of the standard deviation between their probabilities.
+
+    models: how many they are. mean: over all scored cells; in_regions: over those in regions; None of no cell.
+    """
+
+    models: int
+    mean: float | None
+    in_regions: float | None
+
+
+def mean_uncertainty(models: int, deviation: NDArray[np.float32], in_regions: Mask) -> Uncertainty:
+    """How far so many `models` are apart: means of `deviation`, [row, column], NaN where not scored.
+
+    `in_regions` marks the cells of regions, of the same shape.
+    """
+    scored = np.isfinite(deviation)
+
+    def mean(cells: Mask) -> float | None:
+        return float(deviation[cells].mean(dtype=np.float64)) if cells.any() else None
+
+    return Uncertainty(models, mean(scored), mean(scored & in_regions))
+
+
+def count(
+    plan: Plan, status: NDArray[np.uint8] | None, labels: NDArray[np.int8] | None = None
+) -> dict[str, Any]:
+    """Patches by the plan; cells of the map by their `status` and patches by their `labels`, if given."""
+    counts: dict[str, Any] = {
+        "positions": plan.kept.size,
+        "patches": int(plan.scored.sum()),
+        "rejected": int(plan.rejected.sum()),
+    }
+    if status is not None:
+        cells = Counter(status.ravel().tolist())
+        counts["cells"] = {value.name.lower(): cells[value] for value in Status}
+    if labels is not None:
+        counts["labels"] = {"idc": int((labels == 1).sum()), "not_idc": int((labels == 0).sum())}
+    return counts
+
+
+def region_info(regions: Sequence[IdcRegion]) -> dict[str, Any]:
+    """Area of IDC in mm2, in all and by region."""
+    return {
+        "idc_mm2": round(sum(region.area_mm2 for region in regions), 4),
+        "regions": [
+            {
+                "name": region.name,
+                "area_mm2": round(region.area_mm2, 4),
+                "mean_probability": round(region.mean_probability, 4),
+                "max_probability": round(region.max_probability, 4),
+            }
+            for region in regions
+        ],
+    }
+
+
+def summarise(
+    slide: Slide,
+    overview: Overview,
+    recipe: dict[str, Any],
+    counts: dict[str, Any],
+    watch: Stopwatch,
+    warnings: list[str],
+) -> dict[str, Any]:
+    """What summary.json says of any run."""
+    grid = overview.plan.grid
+    return {
+        "slide": str(slide.path),
+        "size0": [slide.size0.width, slide.size0.height],
+        "mpp": list(slide.mpp),
+        "mpp_overridden": slide.mpp_overridden,
+        "patch_px": grid.patch_px,
+        "stride_px": grid.stride_px,
+        "patch_mpp": patch_mpp(slide, overview.plan),
+        "level_read": slide.level_for(grid.plane),
+        "tissue_mm2": round(overview.tissue_mm2(slide.mpp), 4),
+        "tissue_reason": overview.tissue.reason,
+        "rejected_mm2": {name: round(mm2, 4) for name, mm2 in overview.artefacts.areas_mm2.items()},
+        "counts": counts,
+        "warnings": warnings,
+        "seconds": watch.seconds | {"total": watch.total},
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": {"wsi_pipeline": wsi_pipeline.__version__}
+        | {name: metadata.version(name) for name in VERSIONED},
+        "recipe_key": recipe_key(recipe),
+        "recipe": recipe,
+    }
+
+
+def patch_mpp(slide: Slide, plan: Plan) -> float:
+    """um per pixel of the slide's patches."""
+    return round(plan.grid.plane.downsample_x * slide.mpp[0], 6)

@@ -1,0 +1,1 @@
+"""What people drew or labelled beside a slide."""

@@ -1,0 +1,144 @@
+"""The storage tiles of one TIFF page: where they lie in the file, and what their bytes decode to.
+
+JPEG tiles go to libjpeg-turbo by way of simplejpeg, the one binding that refuses damaged ones: others give the
+part that could be decoded and grey for the rest. All else goes through tifffile and imagecodecs. Both release
+the interpreter's lock while they decode.
+"""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wsi_pipeline.base.geometry import Box, Size
+
+if TYPE_CHECKING:
+    from tifffile import TiffPage
+
+JPEG = 7
+RGB, YCBCR = 2, 6  # values of the PhotometricInterpretation tag
+SOI, EOI, APP0 = b"\xff\xd8", b"\xff\xd9", b"\xff\xe0"
+# An Adobe APP14 segment whose last byte says: no colour transform. Without it a decoder takes three components
+# for YCbCr, whatever the TIFF's tag says.
+STORED_AS_RGB = bytes.fromhex("ffee000e41646f626500640000000000")
+
+
+@dataclass(frozen=True, eq=False)
+class TilesOfPage:
+    """One page's storage tiles, in row order; a tile of no bytes is missing."""
+
+    size: Size
+    """The page's pixels."""
+
+    tile_size: Size
+    """Pixels of a whole tile; those at the right and lower edge reach past the page."""
+
+    offsets: NDArray[np.int64]
+    """[n] where each tile begins in the file."""
+
+    byte_counts: NDArray[np.int64]
+    """[n] its length; 0: missing."""
+
+    decode: Callable[[bytes, int], NDArray[np.uint8]]
+    """Pixels [row, column, RGB] of the bytes of the tile of this index."""
+
+    @property
+    def columns(self) -> int:
+        """Tiles along a row."""
+        return -(-self.size.width // self.tile_size.width)
+
+    def box(self, index: int) -> Box:
+        """The tile's pixels, cut to the page."""
+        row, column = divmod(index, self.columns)
+        tile = self.tile_size
+        whole = Box(column * tile.width, row * tile.height, tile.width, tile.height)
+        return whole.intersect(Box(0, 0, self.size.width, self.size.height))
+
+    def read(self, file: int, index: int) -> NDArray[np.uint8]:
+        """uint8 [row, column, RGB] of a tile, cut to the page; `file` is the open file's number.
+
+        Raises whatever the decoder or the system raises; ValueError when the file ends inside of the tile or
+        its bytes hold a picture of another size.
+        """
+        count = int(self.byte_counts[index])
+        data = os.pread(file, count, int(self.offsets[index]))
+        if len(data) < count:
+            raise ValueError(f"the file ends after {len(data)} of {count} bytes of the tile")
+        pixels = self.decode(data, index)
+        tile = self.tile_size
+        if pixels.shape != (tile.height, tile.width, 3):
+            raise ValueError(f"the tile has shape {pixels.shape}, expected {(tile.height, tile.width, 3)}")
+        row, column = divmod(index, self.columns)
+        return pixels[: self.size.height - row * tile.height, : self.size.width - column * tile.width]
+
+
+def tiles_of(page: "TiffPage") -> TilesOfPage | None:
+    """The page's tiles; None where it is no tiled page of 8-bit RGB or YCbCr pixels."""
+    if (
+        not page.is_tiled
+        or page.dtype != np.uint8
+        or page.samplesperpixel != 3
+        or page.planarconfig != 1
+        or page.imagedepth != 1
+        or page.photometric not in (RGB, YCBCR)
+    ):
+        return None
+    tiles = TilesOfPage(
+        Size(page.imagewidth, page.imagelength),
+        Size(page.tilewidth, page.tilelength),
+        np.array(page.dataoffsets, np.int64),
+        np.array(page.databytecounts, np.int64),
+        _jpeg_decoder(page) if page.compression == JPEG else _other_decoder(page),
+    )
+    n = tiles.columns * -(-tiles.size.height // tiles.tile_size.height)
+    return tiles if len(tiles.offsets) == len(tiles.byte_counts) == n else None
+
+
+def jpeg_stream(page: "TiffPage") -> Callable[[bytes], bytes]:
+    """Makes of a JPEG tile's bytes a stream that any decoder takes: with the page's tables, and the colours it means.
+
+    What it gives raises ValueError where the bytes are no JPEG's.
+    """
+    tables = page.jpegtables
+    head = SOI if tables is None else tables[: tables.rfind(EOI)]
+    stored_as_rgb = page.photometric == RGB
+    if stored_as_rgb:
+        head += STORED_AS_RGB
+
+    def whole(data: bytes) -> bytes:
+        if not data.startswith(SOI):
+            raise ValueError(f"not a JPEG tile: it starts with 0x{data[:2].hex()}")
+        start = len(SOI)
+        if stored_as_rgb and data[2:4] == APP0:  # a JFIF segment would mean YCbCr
+            start += 2 + int.from_bytes(data[4:6], "big")
+        return head + data[start:]
+
+    return whole
+
+
+def _jpeg_decoder(page: "TiffPage") -> Callable[[bytes, int], NDArray[np.uint8]]:
+    from simplejpeg import decode_jpeg
+
+    whole = jpeg_stream(page)
+
+    def decode(data: bytes, _: int) -> NDArray[np.uint8]:
+        pixels: NDArray[np.uint8] = decode_jpeg(whole(data), strict=True)
+        return pixels
+
+    return decode
+
+
+def _other_decoder(page: "TiffPage") -> Callable[[bytes, int], NDArray[np.uint8]]:
+    decode_segment, tables = page.decode, page.jpegtables
+
+    def decode(data: bytes, index: int) -> NDArray[np.uint8]:
+        pixels = decode_segment(data, index, jpegtables=tables)[0]
+        if pixels is None:
+            raise ValueError("the tile decodes to nothing")
+        tile: NDArray[np.uint8] = pixels[0]  # of [depth, row, column, RGB]
+        return tile
+
+    return decode

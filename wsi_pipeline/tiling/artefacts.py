@@ -1,0 +1,96 @@
+"""What is tissue but should not be scored, as far as one low-power plane tells: ink and black dirt.
+
+Both are told by optical density relative to the glass, as tissue is (tissue.py). Haematoxylin, eosin and DAB
+absorb green at least as strongly as red (Ruifrok and Johnston 2001); blue and green inks absorb red. And what
+is stained is never both dark and grey; black ink, pigment and dirt are.
+
+Left out, because at this scale they cannot be told from tissue that must be scored: red ink (absorbs as eosin
+and blood do), folds (as dark as dense carcinoma beside them), and blur (docs/tissue.md has the measurements).
+"""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from wsi_pipeline.base.geometry import Plane
+from wsi_pipeline.base.options import Field, options
+from wsi_pipeline.base.types import Mask, RgbImage
+from wsi_pipeline.tiling.tissue import channel_od, find_glass, strips, without_small
+
+
+@options
+class ArtefactOptions:
+    """Which tissue is not worth scoring."""
+
+    check_pen: bool = True
+    """Reject blue and green ink: marker strokes and the dyes of resection margins."""
+
+    min_pen_od: Annotated[float, Field(gt=0)] = 0.12
+    """Optical density in red above that in green from which it is ink: no stained tissue reaches 0.1."""
+
+    check_dark: bool = True
+    """Reject black ink, pigment and dirt."""
+
+    min_dark_od: Annotated[float, Field(gt=0)] = 0.8
+    """Mean optical density from which grey is dirt: the darkest nuclei reach it too, but are purple."""
+
+    max_grey_share: Annotated[float, Field(ge=0)] = 0.2
+    """Largest spread of optical density between channels, relative to its mean, that is still grey: the
+    greyest mixture of DAB and haematoxylin has 0.27."""
+
+    min_spot_um2: Annotated[float, Field(ge=0)] = 1_000.0
+    """Smaller spots stay: a patch is not spoilt by a speck of 30 um."""
+
+    margin_um: Annotated[float, Field(ge=0)] = 16.0
+    """Rejected around each spot: its blurred rim."""
+
+
+@dataclass(frozen=True)
+class Artefacts:
+    """Tissue not to be scored, on `plane`, and how much of it there is for each reason ('pen', 'dark').
+
+    Tissue with two reasons counts under both; a check switched off has no entry.
+    """
+
+    rejected: NDArray[np.bool_]
+    plane: Plane
+    areas_mm2: dict[str, float]
+
+
+def find_artefacts(
+    rgb: RgbImage, plane: Plane, mpp: tuple[float, float], tissue: Mask, options: ArtefactOptions
+) -> Artefacts:
+    """The tissue on a low-power plane that should not be scored.
+
+    rgb: the whole plane, uint8 [row, col, 3]. plane: where it lies on the slide.
+    mpp: micrometres per pixel of `rgb`, along x and along y.
+    tissue: what was found to be tissue, and could be read; nothing else is rejected.
+    """
+    glass = find_glass(rgb, np.ones_like(tissue))
+    checked = {"pen": options.check_pen, "dark": options.check_dark}
+    found = {reason: np.zeros_like(tissue) for reason, wanted in checked.items() if wanted}
+    for rows in strips(len(rgb)):
+        red, green, blue = channel_od(rgb[rows], glass)
+        if options.check_pen:
+            found["pen"][rows] = red - green > options.min_pen_od
+        if options.check_dark:
+            mean = (red + green + blue) / 3
+            spread = np.maximum(np.maximum(red, green), blue) - np.minimum(np.minimum(red, green), blue)
+            found["dark"][rows] = (mean > options.min_dark_od) & (spread <= options.max_grey_share * mean)
+
+    rejected = np.zeros_like(tissue)
+    areas_mm2 = {}
+    for reason, spots in found.items():
+        spoilt = _with_margin(without_small(spots, options.min_spot_um2 / (mpp[0] * mpp[1])), mpp, options)
+        spoilt &= tissue
+        rejected |= spoilt
+        areas_mm2[reason] = int(spoilt.sum()) * mpp[0] * mpp[1] / 1e6
+    return Artefacts(rejected, plane, areas_mm2)
+
+
+def _with_margin(mask: Mask, mpp: tuple[float, float], options: ArtefactOptions) -> Mask:
+    size_px = [2 * round(options.margin_um / size_um) + 1 for size_um in (mpp[1], mpp[0])]
+    return np.asarray(ndimage.maximum_filter(mask, size_px, mode="constant"))

@@ -1,0 +1,82 @@
+"""Patches written as PNGs, in the IDC set's folders."""
+
+import logging
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from wsi_pipeline.base.files import OutPath, names, sync_tree, write_many
+from wsi_pipeline.base.images import png_bytes
+from wsi_pipeline.slides.slide import Slide
+from wsi_pipeline.tiling.grid import Plan
+from wsi_pipeline.tiling.patches import patch_positions, read_blocks
+
+log = logging.getLogger(__name__)
+
+# Threads that decode ahead of the PNG writer.
+EXPORT_THREADS = 2
+
+# What the folders of exported patches are called.
+UNLABELLED = "unlabelled"
+
+LABEL_FOLDERS = (UNLABELLED, "0", "1")
+
+
+def write_patches(
+    slide: Slide,
+    plan: Plan,
+    labels: NDArray[np.int8] | None,
+    folder: OutPath,
+    progress: Callable[[int, int], None] | None,
+) -> int:
+    """Write each patch as PNG in the IDC set's layout; gives the number that could not be decoded.
+
+    The names are <0|1>/<slide>_x<x0>_y<y0>_class<0|1>.png with level-0 pixels, or unlabelled/<slide>_x.._y...png
+    without `labels`, int8 [n] of the kept patches. Blocks whose patches all lie in `folder` already are passed
+    over: they are of a run that was broken off. Raises OutputError.
+    """
+    grid = plan.grid
+    places = _png_places(slide.name, plan, labels)
+    todo = plan.scored.copy()  # a patch on the rim of two blocks is written once
+    total, unreadable = int(todo.sum()), 0
+    there = {f"{part}/{name}" for part in LABEL_FOLDERS for name in names(folder / part)}
+    blocks = []
+    for block in plan.blocks():
+        if all(places[row, column] in there for column, row in block.patches.tolist()):
+            todo[block.patches[:, 1], block.patches[:, 0]] = False
+        else:
+            blocks.append(block)
+    if progress:
+        progress(total - int(todo.sum()), total)
+    for block, cut in read_blocks(
+        blocks, grid, lambda box: slide.read_readable(box, grid.plane), EXPORT_THREADS
+    ):
+        files: dict[str, bytes] = {}
+        for (column, row), rgb, readable in zip(block.patches, cut.rgb, cut.readable, strict=True):
+            if not todo[row, column]:
+                continue
+            todo[row, column] = False
+            if readable:
+                files[places[row, column]] = png_bytes(Image.fromarray(rgb))
+            else:
+                unreadable += 1
+        log.debug("done block %d, %d", block.cells.x, block.cells.y)
+        slide.check_unchanged()
+        write_many(folder, files)
+        if progress:
+            progress(total - int(todo.sum()), total)
+    sync_tree(folder)
+    return unreadable
+
+
+def _png_places(name: str, plan: Plan, labels: NDArray[np.int8] | None) -> dict[tuple[int, int], str]:
+    """Where each kept patch's PNG goes, by the patch's row and column."""
+    x0, y0, _ = patch_positions(plan)
+    places = {}
+    for i, (row, column) in enumerate(np.argwhere(plan.kept).tolist()):
+        label = UNLABELLED if labels is None else str(labels[i])
+        suffix = "" if labels is None else f"_class{label}"
+        places[row, column] = f"{label}/{name}_x{x0[i]}_y{y0[i]}{suffix}.png"
+    return places
