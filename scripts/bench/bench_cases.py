@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from wsi_pipeline.base.errors import WsiError
 from wsi_pipeline.base.options import options_from_dict
-from wsi_pipeline.inference.classifier import Classifier, Ensemble, classifier_of
+from wsi_pipeline.inference.classifier import Classifier
 from wsi_pipeline.inference.device import reader_threads
 from wsi_pipeline.inference.engines.batching import BatchRunner
 from wsi_pipeline.inference.engines.choice import Chosen
@@ -21,6 +21,7 @@ from wsi_pipeline.models.model import Model, load_model, save_model
 from wsi_pipeline.models.stain import Tables, patch_densities
 from wsi_pipeline.pipeline import infer as pipeline
 from wsi_pipeline.pipeline.config import InferConfig
+from wsi_pipeline.pipeline.maps import grid_for_model
 from wsi_pipeline.results.store import PatchTable, SlideStore, create_store
 from wsi_pipeline.slides.slide import Slide, open_slide
 from wsi_pipeline.tiling.cell_status import initial_status
@@ -54,7 +55,7 @@ class Setting:
     """A way to compute the network, by the name that the command line gave it, and its classifier for one case."""
 
     name: str
-    classifier: Classifier | Ensemble
+    classifier: Classifier
 
 
 def model_at(mpp: float, work: Path) -> Model:
@@ -69,7 +70,7 @@ def model_at(mpp: float, work: Path) -> Model:
 def make_case(name: str, path: Path, model: Model, most_patches: int | None) -> Case:
     """The case of the first blocks that hold `most_patches` or more; None: of all."""
     config = InferConfig()
-    config = replace(config, grid=pipeline.grid_for_model(config.grid, model.card.patch_px, model.card.mpp))
+    config = replace(config, grid=grid_for_model(config.grid, model.card.patch_px, model.card.mpp))
     slide = open_slide(path, MPP0)
     return Case(
         name,
@@ -90,7 +91,7 @@ def settings_of(names: list[str], case: Case, device: torch.device) -> Iterator[
         options = {"precision": precision} | ({"engine": engine} if engine else {})
         try:
             chosen = options_from_dict(type(case.config.classify), options, name)
-            classifier = _adapted(classifier_of([case.model], device, chosen), case)
+            classifier = _adapted(Classifier([case.model], device, chosen), case)
             classifier.scores_and_spread(
                 np.zeros((2, case.model.card.patch_px, case.model.card.patch_px, 3), np.uint8)
             )
@@ -102,19 +103,15 @@ def settings_of(names: list[str], case: Case, device: torch.device) -> Iterator[
 
 def without_network(case: Case) -> Setting:
     """As if a device computed the network in no time: what reading, cutting and writing can carry."""
-    return Setting("no network", _WithoutNetwork(case.model, torch.device("cpu"), case.config.classify))
-
-
-class _WithoutNetwork(Classifier):
-    @property
-    def chosen(self) -> Chosen:
-        return _NO_NETWORK
+    classifier = Classifier([case.model], torch.device("cpu"), case.config.classify)
+    classifier.members[0]._chosen = _NO_NETWORK
+    return Setting("no network", classifier)
 
 
 class _OnePixel:
     """For a score, the red of one pixel of each patch."""
 
-    name, precision, lanes, batch_sizes = "no network", "fp32", 2, (2048,)
+    name, precision, parallel_batches, batch_sizes = "no network", "fp32", 2, (2048,)
 
     def probabilities(self, batch: NDArray[np.uint8], _: Tables | None) -> NDArray[np.float32]:
         return batch[:, 0, 0, 0] / np.float32(255)
@@ -197,7 +194,7 @@ def first_blocks(slide: Slide, plan: Plan, most: int | None) -> Plan:
     return replace(plan, kept=kept)
 
 
-def _adapted(classifier: Classifier | Ensemble, case: Case) -> Classifier | Ensemble:
+def _adapted(classifier: Classifier, case: Case) -> Classifier:
     """The classifier for the case's slide, as the pipeline makes it."""
     sample = sample_patches(open_slide(case.path, MPP0), case.plan)
     return classifier.adapted(patch_densities(sample), sample)

@@ -64,8 +64,8 @@ def measure_decoders(path: Path, device: torch.device, repeats: int) -> dict[str
     ValueError where the slide has no JPEG tiles.
     """
     fine, coarse = tile_streams(path, 1), tile_streams(path, SCORED_AT)
-    scored = Classifier(load_model("idc_default"), device, ClassifyOptions(precision="fp32"))
-    threshold, side = scored.model.card.threshold, scored.model.card.patch_px
+    scored = Classifier([load_model("idc_default")], device, ClassifyOptions(precision="fp32"))
+    threshold, side = scored.card.threshold, scored.card.patch_px
     found = {}
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         decoders = list(_decoders(device, pool))

@@ -59,7 +59,7 @@ def main() -> int:
 
 def table(model: Model, val: LabelledPatches, rounds: int) -> list[str]:
     """A row a way."""
-    ways = {name: Classifier(model, CPU, options) for name, options in WAYS.items()}
+    ways = {name: Classifier([model], CPU, options) for name, options in WAYS.items()}
     speed = speeds(ways, val, rounds)
     scored = {name: by_patient(classifier, val, WAYS[name]) for name, classifier in ways.items()}
     eager, threshold = scored["torch fp32"], model.card.threshold

@@ -78,7 +78,7 @@ def main() -> int:
     with (args.data / "idc/manifest.csv").open(newline="") as file:
         val = {row["patient"] for row in csv.DictReader(file) if row["split"] == "val"}
     config = InferConfig()
-    classifier = Classifier(load_model(args.model), choose_device(args.device), config.classify)
+    classifier = Classifier([load_model(args.model)], choose_device(args.device), config.classify)
     mapped = []
     for path in sorted(slides.glob("*.tiff")):
         mapped.append(map_mount(path, args.work / "maps", config, classifier))
@@ -92,7 +92,7 @@ def main() -> int:
 
 def map_mount(path: Path, out: Path, config: InferConfig, classifier: Classifier) -> Mapped:
     """The map of one whole mount beside its labels."""
-    card = classifier.model.card
+    card = classifier.card
     try:
         result = infer_slide(path, out, config, classifier)
     except RecipeError:  # a map of another model or other options
@@ -102,7 +102,7 @@ def map_mount(path: Path, out: Path, config: InferConfig, classifier: Classifier
     scored = ~np.isnan(alone)
     smoothed = neighbour_mean(np.nan_to_num(alone), scored, GAUSSIAN_SIGMA)
     maps = {ALONE: alone, GAUSSIAN: np.where(scored, smoothed, np.nan)}
-    if classifier.model.context:
+    if classifier.models[0].context:
         maps[CONTEXT] = store.array("heatmap/0").astype(np.float64)
     grid = grid_for_model(config.grid, card.patch_px, card.mpp)
     share = make_overview(open_slide(path), config.overview, grid).plan.tissue
@@ -119,7 +119,7 @@ def map_mount(path: Path, out: Path, config: InferConfig, classifier: Classifier
 
 def page(val: list[Mapped], every: list[Mapped], classifier: Classifier) -> str:
     """The text of docs/results.md."""
-    card = classifier.model.card
+    card = classifier.card
     numbers, honest = card.metrics["val"], card.metrics["crossfitted"]
     patients = card.metrics["patients"]
     thresholds = map_thresholds(card)
@@ -130,7 +130,7 @@ def page(val: list[Mapped], every: list[Mapped], classifier: Classifier) -> str:
         "Written by `make results`, on the part of the public IDC set that docs/training.md describes. Nothing here "
         "was measured on the published test patients, nor on slides of another scanner.",
         "",
-        f"Model `{card.name}`, {classifier.model.sha256[:12]}, {card.training['train']['patches']:,} training "
+        f"Model `{card.name}`, {classifier.models[0].sha256[:12]}, {card.training['train']['patches']:,} training "
         f"patches of {card.training['train']['patients']} patients. {platform.machine()}, "
         f"{classifier.device}, {classifier.precision}.",
         "",

@@ -11,7 +11,7 @@ from models import brightness_model, dimmer_model
 from test_patches import everything
 
 from wsi_pipeline.base.errors import UsageError
-from wsi_pipeline.inference.classifier import Classifier, Ensemble, classifier_of
+from wsi_pipeline.inference.classifier import Classifier
 from wsi_pipeline.inference.classify import ClassifyOptions, classify_blocks
 from wsi_pipeline.inference.device import choose_device, reader_threads
 from wsi_pipeline.models.card import Stain
@@ -23,28 +23,30 @@ CPU = torch.device("cpu")
 
 def test_scores_are_what_the_network_says_of_each_patch() -> None:
     patches = np.stack([np.full((50, 50, 3), value, np.uint8) for value in (10, 128, 250)])
-    scores = Classifier(brightness_model(), CPU, ClassifyOptions()).scores(patches)
+    scores = Classifier([brightness_model()], CPU, ClassifyOptions()).scores(patches)
     assert scores.dtype == np.float32
     assert scores == pytest.approx([10 / 255, 128 / 255, 250 / 255], abs=1e-5)
 
 
 def test_no_patches_have_no_scores() -> None:
-    scores = Classifier(brightness_model(), CPU, ClassifyOptions()).scores(np.empty((0, 50, 50, 3), np.uint8))
+    scores = Classifier([brightness_model()], CPU, ClassifyOptions()).scores(
+        np.empty((0, 50, 50, 3), np.uint8)
+    )
     assert scores.shape == (0,)
 
 
 @pytest.mark.parametrize("batch", [1, 7, 64])
 def test_the_batch_size_changes_scores_by_less_than_a_thousandth(batch: int) -> None:
     patches = np.random.default_rng(0).integers(0, 256, (30, 50, 50, 3), np.uint8)
-    whole = Classifier(brightness_model(), CPU, ClassifyOptions(batch_size=1000)).scores(patches)
-    parts = Classifier(brightness_model(), CPU, ClassifyOptions(batch_size=batch)).scores(patches)
+    whole = Classifier([brightness_model()], CPU, ClassifyOptions(batch_size=1000)).scores(patches)
+    parts = Classifier([brightness_model()], CPU, ClassifyOptions(batch_size=batch)).scores(patches)
     assert np.abs(whole - parts).max() < 1e-3
 
 
 def test_blocks_come_scored_in_order_and_unreadable_patches_as_nan(shared: Path) -> None:
     slide, plan = everything(shared / "data/bad/five_tiles_corrupt.svs", block_px=1024)
     options = ClassifyOptions()
-    classifier = Classifier(brightness_model(), CPU, options)
+    classifier = Classifier([brightness_model()], CPU, options)
     scored = list(
         classify_blocks(
             plan.blocks(), plan.grid, lambda b: slide.read_readable(b, plan.grid.plane), classifier, options
@@ -60,7 +62,7 @@ def test_threads_change_no_bit(make_slide: MakeSlide) -> None:
     runs = []
     for threads in (1, 4):
         options = ClassifyOptions(reader_threads=threads)
-        classifier = Classifier(brightness_model(), CPU, options)
+        classifier = Classifier([brightness_model()], CPU, options)
         read = lambda b: slide.read_readable(b, plan.grid.plane)  # noqa: E731
         runs.append(
             np.concatenate(
@@ -83,8 +85,8 @@ def test_a_device_that_is_not_there_is_refused(name: str) -> None:
 def test_bf16_is_taken_only_where_the_card_allows_it_or_one_asks() -> None:
     model = brightness_model()
     assert not model.card.bf16
-    assert Classifier(model, CPU, ClassifyOptions()).precision == "fp32"
-    assert Classifier(model, CPU, ClassifyOptions(precision="bf16")).precision == "bf16"
+    assert Classifier([model], CPU, ClassifyOptions()).precision == "fp32"
+    assert Classifier([model], CPU, ClassifyOptions(precision="bf16")).precision == "bf16"
 
 
 def grey(*values: int) -> np.ndarray:
@@ -93,7 +95,7 @@ def grey(*values: int) -> np.ndarray:
 
 def test_an_ensemble_says_the_mean_of_its_models_and_how_far_they_are_apart() -> None:
     brightness = np.array([10, 128, 250]) / 255
-    ensemble = Ensemble([brightness_model(), dimmer_model()], CPU, ClassifyOptions(batch_size=2))
+    ensemble = Classifier([brightness_model(), dimmer_model()], CPU, ClassifyOptions(batch_size=2))
     scores, spread = ensemble.scores_and_spread(grey(10, 128, 250))
     assert scores.dtype == spread.dtype == np.float32
     # The models say b and b / 2: in the mean 3/4 b, each 1/4 b away from it.
@@ -102,31 +104,29 @@ def test_an_ensemble_says_the_mean_of_its_models_and_how_far_they_are_apart() ->
 
 
 def test_models_that_agree_have_no_spread() -> None:
-    ensemble = Ensemble([brightness_model()] * 3, CPU, ClassifyOptions())
+    ensemble = Classifier([brightness_model()] * 3, CPU, ClassifyOptions())
     scores, spread = ensemble.scores_and_spread(grey(10, 77, 250))
-    alone = Classifier(brightness_model(), CPU, ClassifyOptions()).scores(grey(10, 77, 250))
+    alone = Classifier([brightness_model()], CPU, ClassifyOptions()).scores(grey(10, 77, 250))
     assert np.array_equal(scores, alone)
     assert (spread == 0).all()
 
 
 def test_an_ensemble_of_no_patches_says_nothing() -> None:
-    ensemble = Ensemble([brightness_model(), dimmer_model()], CPU, ClassifyOptions())
+    ensemble = Classifier([brightness_model(), dimmer_model()], CPU, ClassifyOptions())
     assert [len(a) for a in ensemble.scores_and_spread(np.empty((0, 50, 50, 3), np.uint8))] == [0, 0]
 
 
 def test_one_model_is_no_ensemble() -> None:
-    one = classifier_of([brightness_model()], CPU, ClassifyOptions())
-    assert isinstance(one, Classifier)
+    one = Classifier([brightness_model()], CPU, ClassifyOptions())
     scores, spread = one.scores_and_spread(grey(10, 77))
     assert np.array_equal(scores, one.scores(grey(10, 77)))
     assert spread is None
-    assert isinstance(classifier_of([brightness_model(), dimmer_model()], CPU, ClassifyOptions()), Ensemble)
 
 
 def test_an_ensembles_spread_is_nan_where_a_patch_cannot_be_read(shared: Path) -> None:
     slide, plan = everything(shared / "data/bad/five_tiles_corrupt.svs", block_px=1024)
     options = ClassifyOptions()
-    ensemble = Ensemble([brightness_model(), dimmer_model()], CPU, options)
+    ensemble = Classifier([brightness_model(), dimmer_model()], CPU, options)
     read = lambda b: slide.read_readable(b, plan.grid.plane)  # noqa: E731
     lost = 0
     for _, scores, spread in classify_blocks(plan.blocks(), plan.grid, read, ensemble, options):
@@ -143,13 +143,13 @@ def test_a_slide_is_seen_in_the_stain_that_the_card_wants():
     model = replace(model, card=replace(model.card, stain=stain, stain_normalisation=0.7))
     patches = np.random.default_rng(0).integers(20, 250, (200, 50, 50, 3), dtype=np.uint8)
     densities = patch_densities(patches)
-    plain = Classifier(model, torch.device("cpu"), ClassifyOptions())
+    plain = Classifier([model], torch.device("cpu"), ClassifyOptions())
     tables = stain_tables(densities, stain, 0.7)
     assert np.array_equal(
         plain.adapted(densities).scores(patches), plain.scores(normalise_stain(patches, tables))
     )
     assert not np.array_equal(plain.adapted(densities).scores(patches), plain.scores(patches))
-    off = Classifier(brightness_model(), torch.device("cpu"), ClassifyOptions())
+    off = Classifier([brightness_model()], torch.device("cpu"), ClassifyOptions())
     assert np.array_equal(off.adapted(densities).scores(patches), off.scores(patches))
 
 

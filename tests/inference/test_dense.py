@@ -13,7 +13,7 @@ from models import brightness_model
 from test_patches import everything
 
 from wsi_pipeline.base.errors import ModelError
-from wsi_pipeline.inference.classifier import classifier_of
+from wsi_pipeline.inference.classifier import Classifier
 from wsi_pipeline.inference.classify import ClassifyOptions, classify_blocks
 from wsi_pipeline.models.architectures.registry import build_network
 from wsi_pipeline.models.model import Model
@@ -53,9 +53,7 @@ def scored(
     """All blocks' scores in one row, and the spread of each block."""
     options = ClassifyOptions(dense=dense)  # type: ignore[arg-type]
     read = lambda box: slide.read_readable(box, plan.grid.plane)  # noqa: E731
-    blocks = list(
-        classify_blocks(plan.blocks(), plan.grid, read, classifier_of(models, CPU, options), options)
-    )
+    blocks = list(classify_blocks(plan.blocks(), plan.grid, read, Classifier(models, CPU, options), options))
     return np.concatenate([scores for _, scores, _ in blocks]), [spread for _, _, spread in blocks]
 
 
@@ -104,7 +102,7 @@ def test_a_plain_network_of_one_output_without_padding_runs_over_blocks_too(make
     np.testing.assert_allclose(whole, alone, rtol=0, atol=1e-5)
 
 
-def test_an_ensemble_runs_over_blocks_with_the_same_mean_and_spread(make_slide: MakeSlide) -> None:
+def test_an_ensemble_runs_over_blocks_with_the_samemean_and_spread(make_slide: MakeSlide) -> None:
     slide, plan = everything(make_slide("a.tiff", noise(200, 300)), block_px=256, stride_px=10)
     models = [random_model(seed=1), random_model(seed=2)]
     whole, spreads = scored(slide, plan, models, "require")
@@ -164,7 +162,7 @@ def test_the_map_of_overlapping_patches_is_the_same_cell_by_cell(
             delineate=DelineateOptions(threshold=0.5),
         )
         folder = infer_slide(
-            path, tmp_path / dense, config, classifier_of([random_model()], CPU, config.classify)
+            path, tmp_path / dense, config, Classifier([random_model()], CPU, config.classify)
         ).folder
         maps.append(np.asarray(zarr.open_array(folder / "slide.zarr/heatmap/0", mode="r")[...]))
     assert maps[0].shape == (30, 41)

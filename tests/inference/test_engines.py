@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from test_patches import everything
 from torch import nn
 
-from wsi_pipeline.inference.classifier import Classifier, Ensemble
+from wsi_pipeline.inference.classifier import Classifier
 from wsi_pipeline.inference.classify import ClassifyOptions, classify_blocks
 from wsi_pipeline.inference.engines.batching import BatchRunner, Precision, batch_slices
 from wsi_pipeline.inference.engines.choice import OPENVINO_BATCH, TOLERANCES, Engines, made_patches
@@ -58,7 +58,7 @@ def eager(model: Model, patches: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 
 def adapted(model: Model, sample: NDArray[np.uint8], **options: object) -> Classifier:
-    return Classifier(model, CPU, ClassifyOptions(**options)).adapted(patch_densities(sample), sample)  # type: ignore[arg-type]
+    return Classifier([model], CPU, ClassifyOptions(**options)).adapted(patch_densities(sample), sample)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("engine", ["torch", "openvino"])
@@ -72,7 +72,7 @@ def test_each_engine_says_what_eager_torch_says(engine: str, precision: Precisio
     ):
         patches = made_patches(model.card, 100)
         scored = adapted(model, patches[:40], engine=engine, precision=precision)
-        assert (scored.chosen.lanes.engine.name, scored.precision) == (engine, precision)
+        assert (scored.members[0].chosen.runner.engine.name, scored.precision) == (engine, precision)
         moved = np.abs(scored.scores(patches) - eager(model, patches))
         assert moved.max() <= TOLERANCES[precision].furthest
         assert moved.mean() <= TOLERANCES[precision].mean
@@ -87,7 +87,7 @@ def test_the_zoo_is_computed_by_openvino(architecture: str, options: dict[str, o
     model = of_the_zoo(architecture, **options)
     patches = made_patches(model.card, 5)
     scored = adapted(model, patches)
-    assert scored.chosen.lanes.engine.name == "openvino"
+    assert scored.members[0].chosen.runner.engine.name == "openvino"
     assert np.abs(scored.scores(patches) - eager(model, patches)).max() <= 1e-5
 
 
@@ -135,7 +135,7 @@ def test_a_graph_that_cannot_be_made_is_refused(shipped: Model) -> None:
 
     patches = made_patches(shipped.card, 5)
     scored = adapted(model_of(NotATensor()), patches)
-    assert scored.chosen.lanes.engine.name == "torch"
+    assert scored.members[0].chosen.runner.engine.name == "torch"
     assert np.ptp(scored.scores(patches)) > 0
 
 
@@ -147,13 +147,13 @@ def test_without_openvino_torch_computes(
     for module in ("openvino_engine", "quantise"):
         monkeypatch.delitem(sys.modules, f"wsi_pipeline.inference.engines.{module}", raising=False)
     scored = adapted(shipped, made_patches(shipped.card, 5), precision="int8")
-    assert scored.chosen.lanes.engine.name == "torch"
+    assert scored.members[0].chosen.runner.engine.name == "torch"
     assert "not installed" in scored.engine_info[0]["refused"][0]
     assert "wsi_pipeline[openvino]" in caplog.text
 
 
 def test_int8_needs_a_slide_to_be_calibrated_on(shipped: Model) -> None:
-    scored = Classifier(shipped, CPU, ClassifyOptions(precision="int8"))
+    scored = Classifier([shipped], CPU, ClassifyOptions(precision="int8"))
     assert scored.precision != "int8"
     assert "calibrated" in scored.engine_info[0]["refused"][0]
 
@@ -163,7 +163,7 @@ def test_int8_is_never_taken_unasked(shipped: Model) -> None:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
-def test_lanes_change_no_bit(precision: Precision, shipped: Model) -> None:
+def test_batches_side_by_side_change_no_bit(precision: Precision, shipped: Model) -> None:
     graphs, patches = Graphs(shipped, OPENVINO_BATCH), made_patches(shipped.card, 300)
     ranges = graphs.ranges(patches[:50], None) if precision == "int8" else None
     one, three = (
@@ -219,7 +219,7 @@ def test_reading_ahead_is_bounded(make_slide: MakeSlide) -> None:
         return slide.read_readable(box, plan.grid.plane)
 
     options = ClassifyOptions(reader_threads=2, batch_size=4)
-    classifier = Classifier(brightness_model(), CPU, options)
+    classifier = Classifier([brightness_model()], CPU, options)
     blocks = list(plan.blocks())
     first = next(classify_blocks(blocks, plan.grid, read, classifier, options))
     ahead = classifier.max_in_flight // len(first[0].patches) + 1
@@ -234,23 +234,23 @@ def test_what_an_engine_raises_reaches_the_caller(shipped: Model) -> None:
 
 def test_each_member_of_an_ensemble_has_its_own_engine(shipped: Model) -> None:
     sample = made_patches(shipped.card, 20)
-    both = Ensemble([shipped, of_the_zoo("cancernet", input_px=50)], CPU, ClassifyOptions()).adapted(
+    both = Classifier([shipped, of_the_zoo("cancernet", input_px=50)], CPU, ClassifyOptions()).adapted(
         patch_densities(sample), sample
     )
-    assert [info["precision"] for info in both.engine_info] == [both._members[0].precision, "fp32"]
+    assert [info["precision"] for info in both.engine_info] == [both.members[0].precision, "fp32"]
     scores, spread = both.scores_and_spread(sample)
     assert scores.shape == spread.shape == (20,)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_graph_sees_the_stain_that_the_tables_give(precision: Precision, shipped: Model) -> None:
-    lanes = BatchRunner(OpenVinoEngine(Graphs(shipped, OPENVINO_BATCH), precision, 2))
+    runner = BatchRunner(OpenVinoEngine(Graphs(shipped, OPENVINO_BATCH), precision, 2))
     patches = made_patches(shipped.card, 80)
     for gain in ((1.3, 0.8, 1.1), (0.9, 1.2, 0.7)):
         tables = tables_of(np.array(gain))
-        stained = lanes.start(normalise_stain(patches, tables)).result()
-        assert np.array_equal(lanes.start(patches, tables).result(), stained)
-        assert np.abs(lanes.start(patches).result() - stained).max() > 0.01
+        stained = runner.start(normalise_stain(patches, tables)).result()
+        assert np.array_equal(runner.start(patches, tables).result(), stained)
+        assert np.abs(runner.start(patches).result() - stained).max() > 0.01
 
 
 def test_stain_tables_are_looked_up_byte_by_byte() -> None:

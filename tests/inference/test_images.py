@@ -20,7 +20,7 @@ from wsi_pipeline.inference.images import FailedImage, ImageScore, cut_image, sc
 
 @pytest.fixture
 def classifier() -> Classifier:
-    return Classifier(brightness_model(), torch.device("cpu"), ClassifyOptions(precision="fp32"))
+    return Classifier([brightness_model()], torch.device("cpu"), ClassifyOptions(precision="fp32"))
 
 
 def write(path: Path, rgb: np.ndarray) -> Path:

@@ -133,7 +133,7 @@ def test_a_slide_of_another_stain_is_mapped_and_flagged_in_its_summary(tmp_path)
     own = slide_densities(opened, make_overview(opened, config.overview, grid).plan).mean(axis=0)
     stain = replace(STAIN, od_mean=tuple(own * 4), od_patient_std=(0.01, 0.01, 0.01))
     model = replace(model, card=replace(model.card, stain=stain))
-    classifier = Classifier(model, torch.device("cpu"), ClassifyOptions(precision="fp32"))
+    classifier = Classifier([model], torch.device("cpu"), ClassifyOptions(precision="fp32"))
     result = infer_slide(slide, tmp_path / "out", config, classifier)
     summary = json.loads((result.folder / "summary.json").read_text())
     flagged = [warning for warning in summary["warnings"] if "stain is unlike" in warning]

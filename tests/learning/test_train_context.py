@@ -127,7 +127,7 @@ def test_a_mount_is_scored_as_its_map_is_and_labelled_by_the_picture_beside_it(t
     Image.fromarray(labels).save(tmp_path / "p1_labels.png")
     found = find_mounts(tmp_path)
     assert list(found) == ["p1"]
-    classifier = Classifier(brightness_model(), choose_device("cpu"), ClassifyOptions())
+    classifier = Classifier([brightness_model()], choose_device("cpu"), ClassifyOptions())
     scored = score_slide(found["p1"], classifier, InferConfig(), views=3)
     assert scored.alone.shape == (3, 12, 14)
     assert (scored.labels[2:4, 1:3] == 1).all()

@@ -16,7 +16,7 @@ from models import brightness_model, dimmer_model, random_step
 from PIL import Image
 
 from wsi_pipeline.base.errors import RecipeError, ScaleError, UnreadableSlideError
-from wsi_pipeline.inference.classifier import Classifier, Ensemble
+from wsi_pipeline.inference.classifier import Classifier
 from wsi_pipeline.inference.classify import ClassifyOptions
 from wsi_pipeline.models.context import apply_context
 from wsi_pipeline.pipeline import infer as pipeline
@@ -50,7 +50,7 @@ def section(height: int = 1200, width: int = 1600, margin: int = 100) -> np.ndar
 
 
 def classifier(mpp: float = 4.0) -> Classifier:
-    return Classifier(brightness_model(mpp=mpp), CPU, ClassifyOptions())
+    return Classifier([brightness_model(mpp=mpp)], CPU, ClassifyOptions())
 
 
 def heatmap(folder: Path, name: str = "heatmap/0") -> np.ndarray:
@@ -167,7 +167,7 @@ def test_an_interrupted_map_goes_on_and_ends_bit_equal(
 
 def in_context(threshold: float = 0.5) -> Classifier:
     model = replace(brightness_model(), context=random_step(threshold))
-    return Classifier(model, CPU, ClassifyOptions())
+    return Classifier([model], CPU, ClassifyOptions())
 
 
 def test_a_model_with_a_context_step_leaves_both_maps(make_slide: MakeSlide, tmp_path: Path) -> None:
@@ -238,9 +238,9 @@ def test_overlapping_patches_are_judged_a_patch_apart_and_gaps_are_refused(
     assert not (result.folder / "slide.zarr/patch_heatmap").exists()
 
 
-def two_models() -> Ensemble:
+def two_models() -> Classifier:
     """One says a patch's brightness, the other, which alone has a context step, half of it."""
-    return Ensemble(
+    return Classifier(
         [brightness_model(), replace(dimmer_model(), context=random_step())], CPU, ClassifyOptions()
     )
 
@@ -276,7 +276,7 @@ def test_the_models_and_the_configs_threshold_are_part_of_an_ensembles_recipe(
     path = make_slide("a.tiff", section(700, 900), mpp=(4.0, 4.0), factors=(1,))
     infer_slide(path, tmp_path, InferConfig(), two_models())
     assert infer_slide(path, tmp_path, InferConfig(), two_models()).skipped
-    three = Ensemble([*two_models().models, brightness_model(threshold=0.7)], CPU, ClassifyOptions())
+    three = Classifier([*two_models().models, brightness_model(threshold=0.7)], CPU, ClassifyOptions())
     given = InferConfig(delineate=DelineateOptions(threshold=0.6))
     for other, config in ((classifier(), InferConfig()), (three, InferConfig()), (two_models(), given)):
         with pytest.raises(RecipeError):
@@ -416,7 +416,7 @@ def test_the_same_scene_at_any_scale_gives_the_same_map(tmp_path: Path) -> None:
     from scripts.sample_slide.make_sample_slide import make_sample_slide
     from wsi_pipeline.models.model import load_model
 
-    shipped = Classifier(load_model("idc_default"), CPU, ClassifyOptions(precision="fp32"))
+    shipped = Classifier([load_model("idc_default")], CPU, ClassifyOptions(precision="fp32"))
     maps = {}
     for mpp in (0.25, 0.23, 0.5, (0.25, 0.2625)):
         path = tmp_path / f"{mpp}.tiff"

@@ -76,7 +76,7 @@ def _run(args: argparse.Namespace) -> int:
     from wsi_pipeline.models.model import load_model
 
     model = load_model(args.model)
-    classifier = Classifier(model, choose_device(args.device), InferConfig().classify)
+    classifier = Classifier([model], choose_device(args.device), InferConfig().classify)
     scores: list[ImageScore] = []
     failures: list[FailedImage] = []
     width = max(len(str(path)) for path in paths)

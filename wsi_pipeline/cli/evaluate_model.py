@@ -70,7 +70,7 @@ def main(argv: list[str] | None = None) -> int:
         except OSError as error:
             raise UsageError(f"--out {args.out}: cannot be made: {error.strerror}") from error
         evaluated = evaluate_patches(model, side, device)
-        classifier, sections = Classifier(model, device, config.classify), []
+        classifier, sections = Classifier([model], device, config.classify), []
         for number, (path, known) in enumerate(pairs, 1):
             with SlideProgress(path.stem) as progress:
                 maps = args.out / "maps"

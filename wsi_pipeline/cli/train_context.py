@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from wsi_pipeline.pipeline.config import load_config
 
         options = load_config(ContextTrainOptions, args.config) if args.config else ContextTrainOptions()
-        classifier = Classifier(load_model(args.model), choose_device(args.device), ClassifyOptions())
+        classifier = Classifier([load_model(args.model)], choose_device(args.device), ClassifyOptions())
         weights = train_context(options, classifier, args.slides, args.manifest, args.out)
     except UsageError as error:
         print(f"train-context: {error}", file=sys.stderr)

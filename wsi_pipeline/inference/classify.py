@@ -7,23 +7,19 @@ bits whatever was done before it.
 import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from wsi_pipeline.base.errors import ModelError
 from wsi_pipeline.base.geometry import Box
-from wsi_pipeline.inference.classifier import Classifier, Ensemble, PendingScores, _mean_and_spread
+from wsi_pipeline.inference.classifier import Classifier, PendingScores, mean_and_spread
 from wsi_pipeline.inference.dense import DenseScorer, dense_scorer
 from wsi_pipeline.inference.device import reader_threads
 from wsi_pipeline.inference.engines.options import ClassifyOptions as ClassifyOptions
 from wsi_pipeline.slides.slide import Pixels
 from wsi_pipeline.tiling.grid import Block, Grid
 from wsi_pipeline.tiling.patches import load_blocks, read_blocks
-
-if TYPE_CHECKING:  # torch takes seconds to import: it waits until something is classified
-    pass
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +28,7 @@ def classify_blocks(
     blocks: Iterable[Block],
     grid: Grid,
     read: Callable[[Box], Pixels],
-    classifier: Classifier | Ensemble,
+    classifier: Classifier,
     options: ClassifyOptions,
 ) -> Iterator[tuple[Block, NDArray[np.float32], NDArray[np.float32] | None]]:
     """Each block with its patches' scores and, of an ensemble, their spread, in the blocks' order.
@@ -76,7 +72,7 @@ def _read_already(read: Callable[[Box], Pixels], box: Box, pixels: Pixels) -> Ca
 
 
 def _dense_scorer(
-    pixels: Pixels, block: Block, grid: Grid, classifier: Classifier | Ensemble, options: ClassifyOptions
+    pixels: Pixels, block: Block, grid: Grid, classifier: Classifier, options: ClassifyOptions
 ) -> DenseScorer | None:
     """The scorer over whole blocks, compared with patch by patch on this one; None where it is not the same."""
     try:
@@ -96,7 +92,7 @@ def _classify_densely(
 ) -> Iterator[tuple[Block, NDArray[np.float32], NDArray[np.float32] | None]]:
     for block, pixels in load_blocks(blocks, lambda block: read(block.read_box), threads):
         each = dense.scores(pixels, block)
-        yield block, *((each[0], None) if len(each) == 1 else _mean_and_spread(np.stack(each)))
+        yield block, *mean_and_spread(each)
 
 
 def _among_all(values: NDArray[np.float32], readable: NDArray[np.bool_]) -> NDArray[np.float32]:

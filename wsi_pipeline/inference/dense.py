@@ -20,7 +20,7 @@ from wsi_pipeline.tiling.grid import Block, Grid
 from wsi_pipeline.tiling.patches import cut_patches, readable_patches
 
 if TYPE_CHECKING:  # torch takes seconds to import
-    from wsi_pipeline.inference.classifier import Classifier
+    from wsi_pipeline.inference.classifier import Member
     from wsi_pipeline.models.architectures.fully_convolutional import DenseForm
 
 # A score may differ from the patch's own by no more.
@@ -37,7 +37,7 @@ PIECE_PX = 1024
 class DenseScorer:
     """Every member of a classifier in its form for whole blocks; made by `dense_scorer`."""
 
-    members: "Sequence[Classifier]"
+    members: "Sequence[Member]"
     forms: "Sequence[DenseForm]"
     grid: Grid
 
@@ -74,7 +74,7 @@ class DenseScorer:
                 )
 
     def _piece(
-        self, member: "Classifier", form: "DenseForm", rgb: NDArray[np.uint8], places: NDArray[np.int32]
+        self, member: "Member", form: "DenseForm", rgb: NDArray[np.uint8], places: NDArray[np.int32]
     ) -> NDArray[np.float32]:
         """float32 [n] of the patches at these columns and rows of the block."""
         stride, step, size = self.grid.stride_px, form.step_px, self.grid.patch_px
@@ -89,7 +89,7 @@ class DenseScorer:
         return scores
 
 
-def dense_scorer(members: "Sequence[Classifier]", grid: Grid) -> DenseScorer:
+def dense_scorer(members: "Sequence[Member]", grid: Grid) -> DenseScorer:
     """The scorer of a classifier's members on this grid.
 
     Raises ModelError where an architecture has no form for whole blocks, or nothing would be gained by it.
@@ -124,7 +124,7 @@ def _pieces(places: NDArray[np.int32], wanted: NDArray[np.bool_], grid: Grid) ->
         yield np.flatnonzero(wanted & (piece == (column, row)).all(axis=1))
 
 
-def _probabilities(member: "Classifier", form: "DenseForm", rgb: NDArray[np.uint8]) -> NDArray[np.float32]:
+def _probabilities(member: "Member", form: "DenseForm", rgb: NDArray[np.uint8]) -> NDArray[np.float32]:
     """float32 [rows, columns] of one run over uint8 pixels [H, W, 3]."""
     import torch
 

@@ -85,7 +85,7 @@ def score_images(
     """
 
     def load(path: Path) -> CutImage | FailedImage:
-        card = classifier.model.card
+        card = classifier.card
         try:
             return cut_image(read_image(path), str(path), card.patch_px, card.mpp, mpp, squeeze)
         except WsiError as error:
@@ -153,7 +153,7 @@ def _starts(length: int, patch_px: int) -> list[int]:
 def _score(
     paths: Sequence[Path], cuts: Sequence[CutImage | FailedImage], classifier: Classifier
 ) -> Iterator[ImageScore | FailedImage]:
-    card = classifier.model.card
+    card = classifier.card
     good = [cut for cut in cuts if isinstance(cut, CutImage)]
     every = (
         np.concatenate([_as_taken(cut, card) for cut in good]) if good else np.empty((0, 1, 1, 3), np.uint8)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from wsi_pipeline.base.errors import SlideError
-from wsi_pipeline.inference.classifier import Classifier, Ensemble
+from wsi_pipeline.inference.classifier import Classifier
 from wsi_pipeline.pipeline.config import InferConfig, TileConfig
 from wsi_pipeline.slides.catalog import SlideEntry
 from wsi_pipeline.slides.slide import Slide, open_slide
@@ -104,7 +104,7 @@ def estimator_of_tiling(config: TileConfig, export: bool) -> Estimator:
     return Estimator(config, 0, 1, export_patches if export else None)
 
 
-def estimator_of_inference(config: InferConfig, classifier: Classifier | Ensemble) -> Estimator:
+def estimator_of_inference(config: InferConfig, classifier: Classifier) -> Estimator:
     """Estimates `infer-slide`; the config's grid is the model's."""
 
     def classify(patches: NDArray[np.uint8]) -> int:

@@ -15,7 +15,7 @@ from wsi_pipeline.base.errors import UnreadableSlideError
 from wsi_pipeline.base.files import OutPath, write_json
 from wsi_pipeline.base.options import options_to_dict
 from wsi_pipeline.base.types import Progress
-from wsi_pipeline.inference.classifier import Classifier, Ensemble
+from wsi_pipeline.inference.classifier import Classifier
 from wsi_pipeline.inference.classify import classify_blocks
 from wsi_pipeline.inference.stain_check import StainCheck, check_stain, sample_patches
 from wsi_pipeline.models.context import apply_context
@@ -57,7 +57,7 @@ def infer_slide(
     path: Path,
     out: OutPath,
     config: InferConfig,
-    classifier: Classifier | Ensemble,
+    classifier: Classifier,
     mpp: float | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
@@ -161,7 +161,7 @@ def _fill(
     store: SlideStore,
     slide: Slide,
     plan: Plan,
-    classifier: Classifier | Ensemble,
+    classifier: Classifier,
     config: InferConfig,
     progress: Progress | None,
 ) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from wsi_pipeline.base.errors import SlideError
 from wsi_pipeline.base.files import OutPath
 from wsi_pipeline.base.types import Progress
-from wsi_pipeline.inference.classifier import Classifier, Ensemble
+from wsi_pipeline.inference.classifier import Classifier
 from wsi_pipeline.jobs.events import LOCKS
 from wsi_pipeline.jobs.locks import hold
 from wsi_pipeline.pipeline.config import InferConfig, TileConfig
@@ -172,14 +172,14 @@ class InferJob:
 
         return SlideWork(self.out, config, one, self.staging)
 
-    def load(self, worker: int) -> tuple[InferConfig, Classifier | Ensemble]:
+    def load(self, worker: int) -> tuple[InferConfig, Classifier]:
         """The config at the model's scale, and the models on their device. Raises as `open`."""
-        from wsi_pipeline.inference.classifier import classifier_of  # torch: seconds, once it is needed
+        from wsi_pipeline.inference.classifier import Classifier  # torch: seconds, once it is needed
         from wsi_pipeline.inference.device import choose_device
         from wsi_pipeline.models.model import load_models
 
         models = load_models(list(self.models))
         card = models[0].card
         config = replace(self.config, grid=grid_for_model(self.config.grid, card.patch_px, card.mpp))
-        classifier = classifier_of(models, choose_device(self.device, worker), config.classify)
+        classifier = Classifier(models, choose_device(self.device, worker), config.classify)
         return config, classifier

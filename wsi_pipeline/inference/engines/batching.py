@@ -1,6 +1,6 @@
-"""Batches side by side: every lane is a thread that puts one batch after another through an engine.
+"""Batches side by side: every thread puts one batch after another through an engine.
 
-What a batch gives depends on that batch alone, so the number of lanes changes no bit.
+What a batch gives depends on that batch alone, so how many run at once changes no bit.
 """
 
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ class Engine(Protocol):
         """What most of it is computed in."""
 
     @property
-    def lanes(self) -> int:
+    def parallel_batches(self) -> int:
         """Batches that it works on at once, each called from a thread of its own."""
 
     @property
@@ -60,12 +60,12 @@ class BatchRunner:
 
     def __init__(self, engine: Engine):
         self.engine = engine
-        self._threads = ThreadPoolExecutor(engine.lanes, thread_name_prefix="network")
+        self._threads = ThreadPoolExecutor(engine.parallel_batches, thread_name_prefix="network")
 
     @property
     def max_in_flight(self) -> int:
-        """Patches that keep every lane at work while the next ones are brought."""
-        return 2 * self.engine.lanes * self.engine.batch_sizes[0]
+        """Patches that keep every thread at work while the next ones are brought."""
+        return 2 * self.engine.parallel_batches * self.engine.batch_sizes[0]
 
     def start(self, patches: NDArray[np.uint8], tables: Tables | None = None) -> Pending:
         """Begin on uint8 patches [n, S, S, 3], whose stain goes by `tables`; they must not change until then."""

@@ -54,7 +54,7 @@ UNASKED_BF16 = Tolerance(1e-2, 1e-2)
 class Chosen:
     """An engine at work, and how it was found."""
 
-    lanes: BatchRunner
+    runner: BatchRunner
     # How far it moved the furthest of `checked` patches from eager float32.
     moved: float
     checked: int
@@ -65,9 +65,9 @@ class Chosen:
     def info(self) -> dict[str, Any]:
         """For summary.json."""
         return {
-            "engine": self.lanes.engine.name,
-            "precision": self.lanes.engine.precision,
-            "lanes": self.lanes.engine.lanes,
+            "engine": self.runner.engine.name,
+            "precision": self.runner.engine.precision,
+            "parallel_batches": self.runner.engine.parallel_batches,
             "checked_patches": self.checked,
             "moved_at_most": round(self.moved, 7),
             "refused": list(self.refused),
@@ -112,13 +112,13 @@ class Engines:
             sample = None
         patches = made_patches(self.model.card, self.openvino_batch + 3) if sample is None else sample
         with self._lock:
-            plain = self._lanes("torch, unfolded", "fp32", lambda: self._torch("fp32", fold=False))
+            plain = self._runner("torch, unfolded", "fp32", lambda: self._torch("fp32", fold=False))
             expected = plain.start(patches, tables).result()
             refused: list[str] = []
             for attempt in self._attempts(sample, tables):
                 try:
-                    lanes = attempt.build()
-                    moved = np.abs(lanes.start(patches, tables).result() - expected)
+                    runner = attempt.build()
+                    moved = np.abs(runner.start(patches, tables).result() - expected)
                 except (
                     Exception
                 ) as error:  # whatever a library raises, the network is computed by another one
@@ -129,7 +129,7 @@ class Engines:
                 if problem := _problem(moved, attempt.tolerance):
                     refused.append(f"{attempt.name} {attempt.precision}: {problem}")
                     continue
-                return self._logged(Chosen(lanes, float(moved.max()), len(patches), tuple(refused)))
+                return self._logged(Chosen(runner, float(moved.max()), len(patches), tuple(refused)))
             return self._logged(Chosen(plain, 0.0, len(patches), tuple(refused)))
 
     def _logged(self, chosen: Chosen) -> Chosen:
@@ -141,13 +141,13 @@ class Engines:
                 name,
                 reason,
             )
-        engine = chosen.lanes.engine
+        engine = chosen.runner.engine
         log.info(
-            "%s: computed by %s in %s, %d lanes; moves %d patches by %.1g at most against eager float32",
+            "%s: computed by %s in %s, %d batches at once; moves %d patches by %.1g at most against eager float32",
             name,
             engine.name,
             engine.precision,
-            engine.lanes,
+            engine.parallel_batches,
             chosen.checked,
             chosen.moved,
         )
@@ -181,7 +181,7 @@ class Engines:
         def build() -> BatchRunner:
             if precision == "int8":
                 return self._calibrated(sample, tables)
-            return self._lanes("openvino", precision, lambda: self._openvino(precision))
+            return self._runner("openvino", precision, lambda: self._openvino(precision))
 
         return _Attempt("openvino", precision, tolerance, build)
 
@@ -194,12 +194,12 @@ class Engines:
                 name,
                 precision,
                 tolerance,
-                lambda name=name, fold=fold: self._lanes(  # type: ignore[misc]
+                lambda name=name, fold=fold: self._runner(  # type: ignore[misc]
                     name, precision, lambda: self._torch(precision, fold)
                 ),
             )
 
-    def _lanes(self, name: str, precision: Precision, build: Callable[[], Engine]) -> BatchRunner:
+    def _runner(self, name: str, precision: Precision, build: Callable[[], Engine]) -> BatchRunner:
         """Built once; what cannot be built is not tried again."""
         key = (name, precision)
         if key not in self._built:

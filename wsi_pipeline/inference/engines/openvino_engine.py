@@ -29,7 +29,7 @@ from wsi_pipeline.models.stain import Tables
 # What is left of a block goes in batches this much smaller.
 SMALLER = 4
 # Batches handed over for each thread that computes: while one ends and the next is made ready, no core may wait.
-LANES_A_THREAD = 2
+BATCHES_A_THREAD = 2
 
 
 class Graphs:
@@ -80,7 +80,7 @@ class OpenVinoEngine:
 
     def __init__(self, graphs: Graphs, precision: Precision, threads: int, ranges: Ranges | None = None):
         self.precision: Precision = precision
-        self.lanes = LANES_A_THREAD * threads
+        self.parallel_batches = BATCHES_A_THREAD * threads
         self.batch_sizes = graphs.batch_sizes
         self._graphs, self._ranges, self._threads = graphs, ranges, threads
         self._lock = threading.Lock()

@@ -16,7 +16,7 @@ from wsi_pipeline.models.model import Model, idc_probability
 from wsi_pipeline.models.stain import Tables, normalise_stain
 
 # A GPU wants to be filled; while one lane waits for its numbers, the other one feeds.
-GPU_LANES = 2
+GPU_BATCHES = 2
 
 
 class EagerEngine:
@@ -37,7 +37,9 @@ class EagerEngine:
         fold: bool = False,
     ):
         self.precision: Precision = precision
-        self.lanes = GPU_LANES if device.type == "cuda" else 1  # on a CPU, torch's own threads share a batch
+        self.parallel_batches = (
+            GPU_BATCHES if device.type == "cuda" else 1
+        )  # on a CPU, torch's own threads share a batch
         self.batch_sizes = (batch_size,)
         self._model, self._device = model, device
         self._network = folded(model.network) if fold else model.network.to(device)

@@ -65,7 +65,7 @@ def find_mounts(folder: Path) -> dict[str, Path]:
 
 def score_slide(path: Path, classifier: Classifier, config: InferConfig, views: int) -> LabelledSlide:
     """The mount at `path` as `infer-slide` would score it, and in further views up to 8."""
-    card = classifier.model.card
+    card = classifier.card
     grid = grid_for_model(config.grid, card.patch_px, card.mpp)
     slide = open_slide(path)
     plan = make_overview(slide, config.overview, grid).plan

@@ -110,7 +110,7 @@ def evaluate_slide(
     `known` is its label picture or its outlines. Raises what `infer_slide` raises, and DataError where the
     labels do not fit the slide.
     """
-    card = classifier.model.card
+    card = classifier.card
     result = infer_slide(path, out, config, classifier, overwrite=overwrite, progress=progress)
     slide = open_slide(path)
     config = replace(config, grid=grid_for_model(config.grid, card.patch_px, card.mpp))

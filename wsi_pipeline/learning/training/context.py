@@ -108,7 +108,7 @@ def train_context(
     slides: a folder of whole mounts with labels (mounts.py). manifest: a CSV with the columns patient and
     split; none: the config's split names the validation patients. Raises DataError when they do not fit.
     """
-    model = classifier.model
+    model = classifier.models[0]
     found = find_mounts(slides)
     train_names, val_names = split_mounts(list(found), options.split, manifest)
     config = InferConfig()
