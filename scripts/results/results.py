@@ -21,7 +21,6 @@ from scripts.doc_sections import kept_section
 from wsi_pipeline.base.errors import RecipeError
 from wsi_pipeline.inference.classifier import Classifier
 from wsi_pipeline.inference.device import choose_device
-from wsi_pipeline.learning.datasets.labelled_slides import NO_LABEL, read_cell_labels
 from wsi_pipeline.learning.evaluation.metrics import (
     Decisions,
     auroc,
@@ -36,6 +35,8 @@ from wsi_pipeline.pipeline.config import InferConfig
 from wsi_pipeline.pipeline.infer import infer_slide
 from wsi_pipeline.pipeline.maps import grid_for_model
 from wsi_pipeline.results.store import SlideStore
+from wsi_pipeline.slides.annotations.cell_labels import UNLABELLED, labels_of_picture
+from wsi_pipeline.slides.annotations.files import PICTURE_SUFFIX
 from wsi_pipeline.slides.slide import open_slide
 from wsi_pipeline.tiling.overview import make_overview
 
@@ -105,14 +106,16 @@ def map_mount(path: Path, out: Path, config: InferConfig, classifier: Classifier
     if classifier.models[0].context:
         maps[CONTEXT] = store.array("heatmap/0").astype(np.float64)
     grid = grid_for_model(config.grid, card.patch_px, card.mpp)
-    share = make_overview(open_slide(path), config.overview, grid).plan.tissue
-    labels = read_cell_labels(path, (alone.shape[0], alone.shape[1]), card.patch_px)
-    known = labels != NO_LABEL
+    slide = open_slide(path)
+    plan = make_overview(slide, config.overview, grid).plan
+    picture = path.with_name(f"{path.stem}{PICTURE_SUFFIX}")
+    labels = labels_of_picture(picture, slide.size0, plan.grid.map_plane, alone.shape)
+    known = labels != UNLABELLED
     return Mapped(
         path.stem,
         {kind: values[known] for kind, values in maps.items()},
         labels[known].astype(int),
-        share[known],
+        plan.tissue[known],
         result.idc_mm2 or 0.0,
     )
 

@@ -239,6 +239,6 @@ def test_exported_patches_are_counted_and_labelled(shared: Path, tmp_path: Path)
     assert tile(slides / "breast_40x.svs", *arguments) == 0
     folder = tmp_path / "out/breast_40x"
     counts = json.loads((folder / "summary.json").read_text())["counts"]
-    for label, name in ((0, "not_idc"), (1, "idc")):
+    for label, name in ((0, "not_idc"), (1, "idc"), ("unlabelled", "unlabelled")):
         assert len(list((folder / f"export/breast_40x/{label}").glob("*.png"))) == counts["labels"][name]
     assert np.asarray(counts["unreadable"]) == 0

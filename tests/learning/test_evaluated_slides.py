@@ -1,5 +1,6 @@
 """Whole sections: labels fall on the map's cells whatever they are given as, and what is counted is said."""
 
+import itertools
 import json
 from pathlib import Path
 
@@ -11,23 +12,28 @@ from test_infer import classifier, section
 
 from wsi_pipeline.base.errors import DataError
 from wsi_pipeline.base.geometry import Plane, Size
+from wsi_pipeline.cli.evaluate_model import main
 from wsi_pipeline.learning.evaluation.page import write_evaluation
 from wsi_pipeline.learning.evaluation.patches import evaluated_from
 from wsi_pipeline.learning.evaluation.slides import (
+    EvaluateConfig,
     EvaluatedSlide,
     all_slides_metrics,
     evaluate_slide,
-    find_labelled_slides,
     slide_metrics,
 )
-from wsi_pipeline.pipeline.config import InferConfig
+from wsi_pipeline.models.model import build_network, save_model
+from wsi_pipeline.pipeline.config import InferConfig, load_config
+from wsi_pipeline.results.regions import DelineateOptions
 from wsi_pipeline.slides.annotations.cell_labels import (
     IDC,
     NOT_IDC,
     UNLABELLED,
-    labels_of_outlines,
     labels_of_picture,
+    labels_of_slide,
 )
+from wsi_pipeline.slides.annotations.geojson import AnnotationOptions
+from wsi_pipeline.slides.slide import open_slide
 
 SIZE0, PLANE, SHAPE = Size(400, 200), Plane(50.0, 50.0), (4, 8)
 
@@ -89,14 +95,26 @@ def outline(path: Path, box: tuple[int, int, int, int], name: str = "IDC") -> Pa
     return path
 
 
-def test_outlines_label_the_tissue_and_whatever_they_cover(tmp_path) -> None:
+def test_outlines_label_the_tissue_and_whatever_of_idc_they_cover(make_slide, tmp_path) -> None:
     tissue = np.zeros(SHAPE, bool)
     tissue[1:3, 1:7] = True
-    labels = labels_of_outlines(outline(tmp_path / "o.geojson", (0, 50, 130, 100)), PLANE, tissue)
+    slide = open_slide(make_slide("s.tiff", np.full((200, 400, 3), 200, np.uint8)))
+    file = outline(tmp_path / "o.geojson", (0, 50, 130, 100))
+    throughout = AnnotationOptions(annotated_throughout=True)
+    labels = labels_of_slide(file, slide, PLANE, tissue, throughout)
     assert labels[1].tolist() == [IDC, IDC, IDC, 0, 0, 0, 0, UNLABELLED]
     assert labels[2].tolist() == [UNLABELLED, 0, 0, 0, 0, 0, 0, UNLABELLED]
-    with pytest.raises(DataError, match="no outline of IDC"):
-        labels_of_outlines(outline(tmp_path / "s.geojson", (0, 0, 9, 9), "Stroma"), PLANE, tissue)
+    labels = labels_of_slide(file, slide, PLANE, tissue, AnnotationOptions())
+    assert (labels != UNLABELLED).sum() == 3
+    stroma = outline(tmp_path / "stroma.geojson", (0, 50, 400, 100), "Stroma")
+    assert labels_of_slide(stroma, slide, PLANE, tissue, AnnotationOptions())[1].tolist() == [
+        255,
+        *[0] * 6,
+        255,
+    ]
+    off = outline(tmp_path / "s.geojson", (0, 0, 9, 9), "Stroma")
+    with pytest.raises(DataError, match="found 1 Stroma, which label none of the 12 cells"):
+        labels_of_slide(off, slide, PLANE, tissue, AnnotationOptions())
 
 
 def evaluated(probability: np.ndarray, labels: np.ndarray, name: str = "a") -> EvaluatedSlide:
@@ -127,17 +145,6 @@ def test_all_slides_together_are_their_cells_together() -> None:
     assert values["mean_absolute_area_error_mm2"] == pytest.approx(0.04)
 
 
-def test_slides_are_found_with_what_is_known_of_them(tmp_path) -> None:
-    for name in ("a.tiff", "a_labels.png", "b.svs", "b.geojson", "c.tiff"):
-        (tmp_path / name).touch()
-    assert [(p.name, k.name) for p, k in find_labelled_slides(tmp_path)] == [
-        ("a.tiff", "a_labels.png"),
-        ("b.svs", "b.geojson"),
-    ]
-    with pytest.raises(DataError, match="expected NAME_labels"):
-        find_labelled_slides(tmp_path / "..")
-
-
 def test_a_slide_is_mapped_and_compared_with_its_label_picture(make_slide, tmp_path) -> None:
     slide = make_slide("a.tiff", section(), mpp=(4.0, 4.0))
     # The network calls the brighter half: say so of the tissue that lies wholly on the slide's left.
@@ -145,11 +152,11 @@ def test_a_slide_is_mapped_and_compared_with_its_label_picture(make_slide, tmp_p
     labels[100:1100, 100:1500] = NOT_IDC
     labels[100:1100, 100:900] = IDC
     known = saved(tmp_path / "a_labels.png", labels)
-    found = evaluate_slide(slide, known, tmp_path / "maps", InferConfig(), classifier())
+    found = evaluate_slide(slide, known, tmp_path / "maps", EvaluateConfig(), classifier())
     values = slide_metrics(found)
     assert values["labelled_mm2"] == pytest.approx(1000 * 800 * 16e-6)
     assert values["dice"] > 0.95
-    again = evaluate_slide(slide, known, tmp_path / "maps", InferConfig(), classifier())
+    again = evaluate_slide(slide, known, tmp_path / "maps", EvaluateConfig(), classifier())
     assert np.array_equal(again.probability, found.probability, equal_nan=True)
 
 
@@ -167,3 +174,38 @@ def test_sections_stand_on_the_page_and_in_the_numbers(tmp_path) -> None:
     page = (tmp_path / "index.html").read_text(encoding="utf-8")
     assert "one &lt;slide&gt;" in page
     assert "one <slide>" not in page
+
+
+def test_one_failing_slide_does_not_lose_the_others(make_slide, tmp_path, capsys) -> None:
+    network = build_network("residual_cnn", classes=2, **card().architecture_options)
+    save_model(tmp_path / "m.safetensors", network, card(patch_px=50))
+    patches = tmp_path / "patches"
+    for patient, label, x in itertools.product("pq", (0, 1), range(4)):
+        (patches / patient / str(label)).mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(x).integers(0, 200 - 90 * label, (50, 50, 3), np.uint8)
+        saved(patches / f"{patient}/{label}/{patient}_idx5_x{x}_y1_class{label}.png", pixels)
+    slides = tmp_path / "slides"
+    slides.mkdir()
+    make_slide("slides/b.tiff", section(), mpp=(4.0, 4.0))
+    outline(slides / "b.geojson", (100, 100, 900, 1100))
+    (slides / "a.tiff").write_bytes(b"no slide")
+    outline(slides / "a.geojson", (100, 100, 900, 1100))
+    arguments = ["--data", patches, "--split", "all", "--slides", slides, "--out", tmp_path / "out"]
+    code = main(["--model", str(tmp_path / "m.safetensors"), *map(str, arguments), "--device", "cpu"])
+    assert code == 1
+    metrics = json.loads((tmp_path / "out/metrics.json").read_text())
+    assert [row["slide"] for row in metrics["slides"]] == ["b"]
+    assert [row["slide"] for row in metrics["failed_slides"]] == ["a"]
+    assert "a.tiff: no slide format" in (tmp_path / "out/index.html").read_text()
+    said = capsys.readouterr().out
+    assert "[1/2] a: failed: " in said
+    assert "cells IDC, 0 not, " in said
+
+
+def test_the_config_of_the_slides_says_how_outlines_are_read_and_decides_no_map(tmp_path) -> None:
+    (tmp_path / "c.yaml").write_text(
+        "annotations: {annotated_throughout: true}\ndelineate: {threshold: 0.3}\n"
+    )
+    config = load_config(EvaluateConfig, tmp_path / "c.yaml")
+    assert config.annotations.annotated_throughout
+    assert config.infer == InferConfig(delineate=DelineateOptions(threshold=0.3))

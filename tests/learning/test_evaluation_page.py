@@ -42,6 +42,7 @@ KEYS = {
     "mistakes",
     "slides",
     "all_slides",
+    "failed_slides",
 }
 MEASURES = {
     "accuracy",

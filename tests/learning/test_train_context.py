@@ -15,11 +15,12 @@ from scipy.special import expit
 from wsi_pipeline.base.errors import DataError
 from wsi_pipeline.cli.train_context import main
 from wsi_pipeline.learning.datasets import SplitOptions
-from wsi_pipeline.learning.datasets.labelled_slides import LabelledSlide, find_mounts, score_slide, turned
+from wsi_pipeline.learning.datasets.labelled_slides import LabelledSlide, score_slide, turned
 from wsi_pipeline.learning.training.context import ContextTrainOptions, fit_and_judge, split_mounts
 from wsi_pipeline.models.context import RingOptions
 from wsi_pipeline.models.model import build_network, load_model, save_model
 from wsi_pipeline.pipeline.config import InferConfig, dump_config, load_config
+from wsi_pipeline.slides.annotations.geojson import AnnotationOptions
 
 SMALL = ContextTrainOptions(
     rings=RingOptions(sigmas=(1.0, 2.5), spread_sigmas=(1.0,)),
@@ -125,14 +126,17 @@ def test_a_mount_is_scored_as_its_map_is_and_labelled_by_the_picture_beside_it(t
     labels[100:200, 50:150] = 1
     labels[200:300, 50:150] = 0
     Image.fromarray(labels).save(tmp_path / "p1_labels.png")
-    found = find_mounts(tmp_path)
-    assert list(found) == ["p1"]
+    slide, known = tmp_path / "p1.tiff", tmp_path / "p1_labels.png"
     classifier = Classifier([brightness_model()], choose_device("cpu"), ClassifyOptions())
-    scored = score_slide(found["p1"], classifier, InferConfig(), views=3)
+    scored = score_slide(slide, known, classifier, InferConfig(), AnnotationOptions(), views=3)
     assert scored.alone.shape == (3, 12, 14)
     assert (scored.labels[2:4, 1:3] == 1).all()
     assert (scored.labels[4:6, 1:3] == 0).all()
     assert (scored.labels != 255).sum() == 8
+    for px in (300, 1200):  # labels are of the whole slide, at any scale
+        Image.fromarray(labels).resize((px * 7 // 6, px), Image.Resampling.NEAREST).save(known)
+        again = score_slide(slide, known, classifier, InferConfig(), AnnotationOptions(), views=1)
+        assert np.array_equal(again.labels, scored.labels)
     bright = image.reshape(12, 50, 14, 50, 3).mean(axis=(1, 3, 4)) / 255
     here = ~np.isnan(scored.alone[0])
     assert here.sum() > 100
@@ -145,14 +149,6 @@ def test_the_eight_views_of_a_patch_differ():
     views = {turned(patches, view).tobytes() for view in range(8)}
     assert len(views) == 8
     assert np.array_equal(turned(patches, 0), patches)
-
-
-def test_labels_without_a_slide_or_of_another_kind_are_refused(tmp_path: Path):
-    with pytest.raises(DataError, match=r"found no NAME_labels\.png"):
-        find_mounts(tmp_path)
-    Image.fromarray(np.zeros((4, 4), np.uint8)).save(tmp_path / "a_labels.png")
-    with pytest.raises(DataError, match=r"found no slide a\.\*"):
-        find_mounts(tmp_path)
 
 
 def test_the_config_beside_the_command_says_its_defaults(tmp_path: Path):

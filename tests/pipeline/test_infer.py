@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import zarr
-from conftest import SHARED, noise
+from conftest import SHARED, noise, write_scn
 from models import brightness_model, dimmer_model, random_step
 from PIL import Image
 
@@ -25,6 +25,7 @@ from wsi_pipeline.pipeline.config import InferConfig, TileConfig, TileGridOption
 from wsi_pipeline.pipeline.infer import infer_slide
 from wsi_pipeline.pipeline.tile import tile_slide
 from wsi_pipeline.results.regions import DelineateOptions
+from wsi_pipeline.slides.annotations.geojson import AnnotationOptions
 from wsi_pipeline.tiling.grid import GridOptions
 
 MakeSlide = Callable[..., Path]
@@ -407,8 +408,32 @@ def test_outlines_label_the_patches(shared: Path, tmp_path: Path) -> None:
     result = tile_slide(slide, tmp_path, config, annotations=slide.parent)
     labels = heatmap(result.folder, "patches/label")
     counts = json.loads((result.folder / "summary.json").read_text())["counts"]["labels"]
-    assert counts == {"idc": int((labels == 1).sum()), "not_idc": int((labels == 0).sum())}
-    assert 20 < counts["idc"] < counts["not_idc"]
+    assert counts == {
+        name: int((labels == value).sum()) for name, value in (("idc", 1), ("not_idc", 0), ("unlabelled", -1))
+    }
+    assert 20 < counts["idc"] < counts["not_idc"] < counts["unlabelled"]
+    assert result.labels == counts
+    throughout = replace(config, annotations=AnnotationOptions(annotated_throughout=True))
+    whole = tile_slide(slide, tmp_path / "whole", throughout, annotations=slide.parent)
+    assert whole.labels == {"idc": counts["idc"], "not_idc": len(labels) - counts["idc"], "unlabelled": 0}
+
+
+def test_regions_as_written_are_outlines_as_read_on_a_slide_that_its_file_cuts(tmp_path: Path) -> None:
+    path = write_scn(tmp_path / "a.scn", section(4000, 6000, 400), 3000, 2400, (12000, 9000))
+    result = infer_slide(path, tmp_path / "maps", InferConfig(), classifier())
+    (tmp_path / "maps/a/regions.geojson").rename(tmp_path / "a.geojson")
+    config = TileConfig(
+        grid=TileGridOptions(patch_px=50, mpp=4.0, min_tissue=0.1),
+        annotations=AnnotationOptions(annotated_throughout=True),
+    )
+    tiled = tile_slide(path, tmp_path / "tiles", config, annotations=tmp_path)
+    labels = heatmap(tiled.folder, "patches/label")
+    threshold = json.loads((result.folder / "summary.json").read_text())["threshold"]
+    values = heatmap(result.folder)
+    called = values[~np.isnan(values)] >= threshold
+    assert len(labels) == len(called)
+    assert called.sum() > 40
+    assert ((labels == 1) == called).mean() > 0.98
 
 
 @pytest.mark.slow

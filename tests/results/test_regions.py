@@ -13,8 +13,9 @@ from wsi_pipeline.base.errors import ConfigError
 from wsi_pipeline.base.geometry import Plane, Size
 from wsi_pipeline.base.options import options_from_dict, options_to_dict
 from wsi_pipeline.results.fields import choose_fields
-from wsi_pipeline.results.geojson import qupath_origin0, regions_to_geojson
+from wsi_pipeline.results.geojson import regions_to_geojson
 from wsi_pipeline.results.regions import DelineateOptions, delineate, rasterise
+from wsi_pipeline.slides.annotations.geojson import qupath_origin0
 
 EVERYTHING = DelineateOptions(min_area_mm2=0.0, fill_holes_mm2=0.0)
 MPP0 = (0.25, 0.25)

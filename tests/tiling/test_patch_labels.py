@@ -6,51 +6,92 @@ import pytest
 import shapely
 
 from wsi_pipeline.base.errors import DataError
-from wsi_pipeline.base.geometry import Plane
-from wsi_pipeline.slides.annotations.geojson import AnnotationOptions, read_outlines
+from wsi_pipeline.base.geometry import Plane, Size
+from wsi_pipeline.slides.annotations.geojson import AnnotationOptions, Outlines, read_outlines
 from wsi_pipeline.tiling.grid import Grid, Plan
 from wsi_pipeline.tiling.patch_labels import label_patches
 
-
-def feature(polygon: shapely.Polygon, name: str) -> dict[str, object]:
-    return {
-        "type": "Feature",
-        "geometry": shapely.geometry.mapping(polygon),
-        "properties": {"classification": {"name": name}},
-    }
+SIZE0 = Size(1000, 1000)
 
 
-def test_patches_half_under_an_outline_are_idc(tmp_path: Path) -> None:
-    grid = Grid(Plane(2, 2, 10, 0), 50, 50, columns=4, rows=2)
-    kept = np.ones((2, 4), np.bool_)
-    kept[0, 0] = False
-    plan = Plan(grid, kept.astype(np.float32), kept, ~kept, 8)
-    file = tmp_path / "a.geojson"
-    outline = feature(shapely.box(160, 0, 310, 100), "tumor")  # level 0: half of column 1, all of column 2
-    other = feature(shapely.box(0, 100, 500, 200), "Stroma")
-    file.write_text(json.dumps({"type": "FeatureCollection", "features": [outline, other]}))
-    labels = label_patches(plan, read_outlines(file, AnnotationOptions()), AnnotationOptions())
-    assert labels.tolist() == [1, 1, 0, 0, 0, 0, 0]
+def saved(path: Path, *outlines: tuple[shapely.Polygon, str]) -> Path:
+    features = [
+        {
+            "type": "Feature",
+            "geometry": shapely.geometry.mapping(polygon),
+            "properties": {"classification": {"name": name}},
+        }
+        for polygon, name in outlines
+    ]
+    path.write_text(json.dumps({"type": "FeatureCollection", "features": features}))
+    return path
 
 
-def test_a_file_without_idc_outlines_labels_nothing_idc(tmp_path: Path) -> None:
-    kept = np.ones((1, 2), np.bool_)
-    plan = Plan(Grid(Plane(1, 1), 50, 50, 2, 1), kept.astype(np.float32), kept, ~kept, 8)
-    (tmp_path / "a.geojson").write_text('{"type": "FeatureCollection", "features": []}')
-    outlines = read_outlines(tmp_path / "a.geojson", AnnotationOptions())
-    assert label_patches(plan, outlines, AnnotationOptions()).tolist() == [0, 0]
+def read(path: Path, options: AnnotationOptions | None = None) -> Outlines:
+    return read_outlines(path, options or AnnotationOptions(), SIZE0)
 
 
-@pytest.mark.parametrize(
-    "text", ["", "[", '{"a": 1}', '[{"geometry": 3, "properties": {"classification": {"name": "IDC"}}}]']
-)
-def test_what_is_no_geojson_says_so(tmp_path: Path, text: str) -> None:
-    (tmp_path / "wrong.geojson").write_text(text)
-    with pytest.raises(DataError, match=r"wrong\.geojson: expected GeoJSON"):
-        read_outlines(tmp_path / "wrong.geojson", AnnotationOptions())
+def plan(plane: Plane, columns: int, rows: int, stride: int = 50) -> Plan:
+    kept = np.ones((rows, columns), np.bool_)
+    return Plan(Grid(plane, 50, stride, columns, rows), kept.astype(np.float32), kept, ~kept, 8)
 
 
-def test_the_shared_outlines_are_read(shared: Path) -> None:
-    outlines = read_outlines(shared / "data/slides/breast_40x.geojson", AnnotationOptions())
-    assert outlines.area > 1e6
-    assert outlines.bounds[2] <= 24_000
+def test_patches_are_labelled_by_what_half_of_them_lies_under_and_else_not_at_all(tmp_path: Path) -> None:
+    found = plan(Plane(2, 2, 10, 0), 4, 2)
+    found.kept[0, 0] = False
+    outlines = read(
+        saved(
+            tmp_path / "a.geojson",
+            (shapely.box(160, 0, 310, 100), "tumor"),  # level 0: half of column 1, all of column 2
+            (shapely.box(0, 100, 200, 200), "Stroma"),
+            (shapely.box(210, 100, 300, 149), "Stroma"),
+        )
+    )
+    assert label_patches(found, outlines, AnnotationOptions()).tolist() == [1, 1, -1, 0, 0, -1, -1]
+
+
+def test_where_the_slide_is_annotated_throughout_all_else_is_not_idc(tmp_path: Path) -> None:
+    options = AnnotationOptions(annotated_throughout=True)
+    outlines = read(
+        saved(
+            tmp_path / "a.geojson",
+            (shapely.box(0, 0, 50, 50), "IDC"),
+            (shapely.box(50, 0, 99, 50), "Ignore*"),
+        ),
+        options,
+    )
+    assert label_patches(plan(Plane(1, 1), 3, 2), outlines, options).tolist() == [1, -1, 0, 0, 0, 0]
+
+
+def test_outside_of_a_region_of_interest_nothing_is_labelled(tmp_path: Path) -> None:
+    file = saved(
+        tmp_path / "a.geojson",
+        (shapely.box(0, 0, 50, 50), "IDC"),
+        (shapely.box(100, 0, 150, 50), "IDC"),
+        (shapely.box(0, 0, 100, 50), "Region*"),
+    )
+    found = plan(Plane(1, 1), 3, 2)
+    throughout = AnnotationOptions(annotated_throughout=True)
+    assert label_patches(found, read(file), AnnotationOptions()).tolist() == [1, -1, -1, -1, -1, -1]
+    assert label_patches(found, read(file, throughout), throughout).tolist() == [1, 0, -1, -1, -1, -1]
+    assert "outside of the regions of interest" in read(file).warnings[0]
+
+
+def test_a_file_without_objects_labels_nothing_unless_the_slide_is_annotated_throughout(
+    tmp_path: Path,
+) -> None:
+    outlines, found = read(saved(tmp_path / "a.geojson")), plan(Plane(1, 1), 2, 1)
+    assert label_patches(found, outlines, AnnotationOptions()).tolist() == [-1, -1]
+    assert label_patches(found, outlines, AnnotationOptions(annotated_throughout=True)).tolist() == [0, 0]
+
+
+def test_outlines_that_label_no_patch_are_refused(tmp_path: Path) -> None:
+    outlines = read(saved(tmp_path / "a.geojson", (shapely.box(500, 500, 700, 700), "IDC")))
+    with pytest.raises(DataError, match=r"a\.geojson: found 1 IDC, which label none of the 2 patches"):
+        label_patches(plan(Plane(1, 1), 2, 1), outlines, AnnotationOptions())
+
+
+def test_patches_that_overlap_are_each_labelled_by_their_own_area(tmp_path: Path) -> None:
+    outlines = read(saved(tmp_path / "a.geojson", (shapely.box(0, 0, 50, 50), "IDC")))
+    labels = label_patches(plan(Plane(1, 1), 4, 1, stride=10), outlines, AnnotationOptions(min_share=0.75))
+    assert labels.tolist() == [1, 1, -1, -1]

@@ -344,4 +344,8 @@ def _line(outcome: SlideOutcome) -> str:
     if result.skipped:
         return f"{name}: skipped, already done by the same recipe: {result.folder}"
     found = "" if result.idc_mm2 is None else f", {result.idc_mm2:.2f} mm2 IDC"
+    if (labels := result.labels) is not None:
+        found = (
+            f" ({labels['idc']:,} IDC, {labels['not_idc']:,} not, {labels.get('unlabelled', 0):,} unlabelled)"
+        )
     return f"{name}: {result.patches:,} patches{found} in {result.seconds:.1f} s: {result.folder}"

@@ -3,10 +3,11 @@
 import sys
 from pathlib import Path
 
-from wsi_pipeline.base.errors import UsageError
-from wsi_pipeline.cli.common import command_parser, run_command
+from wsi_pipeline.base.errors import UsageError, WsiError
+from wsi_pipeline.cli.common import ALL_DONE, SOME_FAILED, command_parser, run_command
 from wsi_pipeline.cli.progress import SlideProgress
-from wsi_pipeline.pipeline.config import InferConfig, load_config
+from wsi_pipeline.pipeline.config import load_config
+from wsi_pipeline.slides.slide import slide_name
 
 EXAMPLE = """  evaluate-model --model idc_default --data ../shared/data/idc --out judged
   evaluate-model --model runs/mine/mine.safetensors --data patches --split all --out judged
@@ -35,7 +36,7 @@ def main(argv: list[str] | None = None) -> int:
         "--slides",
         type=Path,
         metavar="FOLDER",
-        help="slides, each with NAME_labels.png or NAME.geojson beside it, to be mapped and compared",
+        help="slides, each with NAME_labels.png or NAME.geojson(.gz) beside it, to be mapped and compared",
     )
     parser.add_argument(
         "--out", required=True, type=Path, metavar="DIR", help="index.html and metrics.json go here"
@@ -44,7 +45,7 @@ def main(argv: list[str] | None = None) -> int:
         "--config",
         type=Path,
         metavar="FILE",
-        help="YAML of options for the slides; default: as configs/infer.yaml",
+        help="YAML of options for the slides: those of configs/infer.yaml, and `annotations`",
     )
     parser.add_argument("--device", default="auto", metavar="D", help="auto (default), cpu, cuda or cuda:1")
     parser.add_argument(
@@ -53,15 +54,16 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
 
     def run() -> int:
-        config = load_config(InferConfig, args.config) if args.config else InferConfig()
         from wsi_pipeline.inference.classifier import Classifier
         from wsi_pipeline.inference.device import choose_device  # torch: seconds, once it is needed
         from wsi_pipeline.learning.datasets import load_side
+        from wsi_pipeline.learning.datasets.labelled_slides import find_labelled_slides
         from wsi_pipeline.learning.evaluation.page import write_evaluation
         from wsi_pipeline.learning.evaluation.patches import evaluate_patches, split_of
-        from wsi_pipeline.learning.evaluation.slides import evaluate_slide, find_labelled_slides
+        from wsi_pipeline.learning.evaluation.slides import EvaluateConfig, evaluate_slide
         from wsi_pipeline.models.model import load_model
 
+        config = load_config(EvaluateConfig, args.config) if args.config else EvaluateConfig()
         model, device = load_model(args.model), choose_device(args.device)
         pairs = find_labelled_slides(args.slides) if args.slides else []
         side = load_side(args.data, model.card.patch_px, args.split, split_of(model.card))
@@ -70,21 +72,30 @@ def main(argv: list[str] | None = None) -> int:
         except OSError as error:
             raise UsageError(f"--out {args.out}: cannot be made: {error.strerror}") from error
         evaluated = evaluate_patches(model, side, device)
-        classifier, sections = Classifier([model], device, config.classify), []
+        classifier, sections, failed = Classifier([model], device, config.classify), [], {}
         for number, (path, known) in enumerate(pairs, 1):
-            with SlideProgress(path.stem) as progress:
-                maps = args.out / "maps"
-                sections.append(
-                    evaluate_slide(path, known, maps, config, classifier, args.overwrite, progress)
-                )
-            print(f"[{number}/{len(pairs)}] {path.stem}: Dice {sections[-1].decisions.f1:.3f}", flush=True)
-        metrics = write_evaluation(args.out, evaluated, args.split, args.data, sections)
+            name, maps = slide_name(path), args.out / "maps"
+            try:
+                with SlideProgress(name) as progress:
+                    slide = evaluate_slide(path, known, maps, config, classifier, args.overwrite, progress)
+            except (WsiError, OSError) as error:  # the others go on, and what was evaluated is written
+                failed[name] = " ".join(str(error).split())
+                print(f"[{number}/{len(pairs)}] {name}: failed: {failed[name]}", flush=True)
+                continue
+            sections.append(slide)
+            print(
+                f"[{number}/{len(pairs)}] {name}: Dice {slide.decisions.f1:.3f} ({slide.counts_in_words})",
+                flush=True,
+            )
+        metrics = write_evaluation(args.out, evaluated, args.split, args.data, sections, failed)
         values = {
             name: metrics["patches"][name]["value"] for name in ("auroc", "f1", "balanced_accuracy", "ece")
         }
         print(", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in values.items()))
         print(args.out / "index.html")
-        return 0
+        if failed:
+            print(f"{len(failed)} of {len(pairs)} slides failed; reasons on the page", file=sys.stderr)
+        return SOME_FAILED if failed else ALL_DONE
 
     return run_command(run, args.verbose)
 

@@ -27,7 +27,7 @@ from wsi_pipeline.pipeline.run import finish, new_store, render_overview
 from wsi_pipeline.results.commit import commit_blocks
 from wsi_pipeline.results.fields import choose_fields
 from wsi_pipeline.results.figures.slide_figures import FinishedMap, draw_map
-from wsi_pipeline.results.geojson import qupath_origin0, regions_to_geojson
+from wsi_pipeline.results.geojson import regions_to_geojson
 from wsi_pipeline.results.provenance import (
     model_info,
     recipe_key,
@@ -41,6 +41,7 @@ from wsi_pipeline.results.run_folder import (
 )
 from wsi_pipeline.results.store import PatchTable, SlideStore
 from wsi_pipeline.results.summary import Stopwatch, count, mean_uncertainty, region_info, summarise
+from wsi_pipeline.slides.annotations.geojson import qupath_origin0
 from wsi_pipeline.slides.slide import Slide, open_slide
 from wsi_pipeline.tiling.cell_status import Status, initial_status
 from wsi_pipeline.tiling.grid import Plan

@@ -13,7 +13,8 @@ from wsi_pipeline.results.provenance import file_sha256, recipe_key, slide_info
 from wsi_pipeline.results.run_folder import EXPORT_FOLDER, SlideResult, find_run, finished_result
 from wsi_pipeline.results.store import PatchTable
 from wsi_pipeline.results.summary import Stopwatch, count, summarise
-from wsi_pipeline.slides.annotations.geojson import read_outlines
+from wsi_pipeline.slides.annotations.cell_labels import outlines_on_slide
+from wsi_pipeline.slides.annotations.files import outlines_of
 from wsi_pipeline.slides.slide import open_slide
 from wsi_pipeline.tiling.export import write_patches
 from wsi_pipeline.tiling.overview import make_overview
@@ -38,21 +39,21 @@ def tile_slide(
 ) -> SlideResult:
     """Plan the slide's patches and write them to its run folder, with a picture of the tissue kept.
 
-    `mpp` overrides the file's scale. `annotations` is a folder of GeoJSON outlines, <slide name>.geojson,
-    that label the patches. `export` writes each patch as a PNG too. `name` is the run folder's, where it is not
-    the file's. `ahead` is this slide, where it was opened ahead, or is read from a copy. Raises a WsiError whose text
-    says why; an earlier result of the same recipe is left as it is, an interrupted one goes on from its last block of
-    PNGs.
+    `mpp` overrides the file's scale. `annotations` is a folder of outlines that label the patches, <slide name>.geojson
+    or one of the other names of slides/annotations/files.py. `export` writes each patch as a PNG too. `name` is the
+    run folder's, where it is not the file's. `ahead` is this slide, where it was opened ahead, or is read from a copy.
+    Raises a WsiError whose text says why; an earlier result of the same recipe is left as it is, an interrupted one
+    goes on from its last block of PNGs.
     """
     watch = Stopwatch()
     with watch("open"):
         slide = ahead.slide() if ahead else open_slide(path, mpp, name)
-        outlines = annotations / f"{slide.name}.geojson" if annotations else None
+        outlines = outlines_of(annotations, path, slide.name) if annotations else None
         recipe = {
             "command": "tile-slides",
             "slide": slide_info(slide),
             "options": options_to_dict(config),
-            "annotations": file_sha256(outlines) if outlines and outlines.is_file() else None,
+            "annotations": file_sha256(outlines) if outlines else None,
             "export": export,
         }
         folder = out / slide.name
@@ -68,11 +69,17 @@ def tile_slide(
     with watch("plan"):
         x0, y0, tissue = patch_positions(overview.plan)
         warnings, labels = list(overview.warnings), None
-        if outlines and outlines.is_file():
-            drawn = read_outlines(outlines, config.annotations)
+        if outlines:
+            drawn = outlines_on_slide(outlines, slide, config.annotations)
             labels = label_patches(overview.plan, drawn, config.annotations)
-        elif outlines:
-            warnings.append(f"no annotations: {outlines} does not exist; its patches are not labelled")
+            warnings += drawn.warnings
+            if not drawn.found and not config.annotations.annotated_throughout:
+                warnings.append(f"{outlines} holds no outlines; the patches are not labelled")
+        elif annotations:
+            warnings.append(
+                f"no annotations: found neither {slide.name}.geojson nor {path.name}.geojson (or .geojson.gz) in "
+                f"{annotations}; the patches are not labelled"
+            )
     with watch("write"):
         if store is None:
             table = PatchTable(x0, y0, tissue, labels)
@@ -85,4 +92,6 @@ def tile_slide(
                 slide, overview.plan, labels, folder / EXPORT_FOLDER / slide.name, progress
             )
     finish(folder, store, summarise(slide, overview, recipe, counts, watch, warnings))
-    return SlideResult(folder, False, counts["patches"], None, watch.total, tuple(warnings))
+    return SlideResult(
+        folder, False, counts["patches"], None, watch.total, tuple(warnings), counts.get("labels")
+    )

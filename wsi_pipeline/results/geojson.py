@@ -1,13 +1,12 @@
 """Regions and fields as GeoJSON that QuPath reads."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import shapely
 from shapely.geometry.polygon import orient
 
-from wsi_pipeline.base.geometry import Size
 from wsi_pipeline.results.fields import GradingField
 from wsi_pipeline.results.regions import IdcRegion
 
@@ -48,20 +47,6 @@ def regions_to_geojson(
             _feature(geometry, name, FIELD_CLASS, {"Mean probability of IDC": field.mean_probability})
         )
     return {"type": "FeatureCollection", "features": features}
-
-
-def qupath_origin0(properties: Mapping[str, str], size0: Size) -> tuple[float, float]:
-    """The level-0 point that QuPath shows at (0, 0), from OpenSlide's properties of the slide.
-
-    QuPath cuts a slide to the bounds that its file declares (MRXS and some others do) when these are smaller
-    both ways; its coordinates count from there, OpenSlide's and ours from the corner of the whole.
-    """
-    bounds = [properties.get(f"openslide.bounds-{key}") for key in ("x", "y", "width", "height")]
-    if None in bounds:
-        return 0.0, 0.0
-    x0, y0, width0, height0 = (float(value) for value in bounds if value is not None)
-    is_cut = width0 != size0.width and height0 != size0.height
-    return (x0, y0) if is_cut else (0.0, 0.0)
 
 
 def _ellipse(field: GradingField) -> shapely.Polygon:

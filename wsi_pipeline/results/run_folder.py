@@ -1,6 +1,7 @@
 """OUT/<slide name>/: what lies in it, whose it is, and what must not be mixed there."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from wsi_pipeline.base.errors import RecipeError
@@ -30,6 +31,8 @@ class SlideResult:
     idc_mm2: float | None
     seconds: float
     warnings: tuple[str, ...]
+    # How many patches are labelled `idc`, `not_idc` and `unlabelled`, of an annotated slide.
+    labels: Mapping[str, int] | None = None
 
 
 def find_run(folder: OutPath, recipe: str, overwrite: bool) -> SlideStore | None:
@@ -65,8 +68,9 @@ def is_finished(folder: OutPath) -> bool:
 def finished_result(folder: OutPath) -> SlideResult:
     """What the summary of the finished run in `folder` says."""
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    counts, warnings = summary["counts"], tuple(summary["warnings"])
     return SlideResult(
-        folder, True, summary["counts"]["patches"], summary.get("idc_mm2"), 0.0, tuple(summary["warnings"])
+        folder, True, counts["patches"], summary.get("idc_mm2"), 0.0, warnings, counts.get("labels")
     )
 
 

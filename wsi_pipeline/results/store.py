@@ -8,7 +8,7 @@ Layout (zarr format 3, OME-Zarr 0.5; DESIGN.md, section 5)::
       uncertainty/0..    float32 [y, x], standard deviation between an ensemble's models; only of an ensemble
       labels/status/0..  uint8: 0 background, 1 scored, 2 rejected, 3 unreadable, 4 planned
       labels/tissue/0..  uint8 at the tissue plane: 1 tissue, 2 tissue rejected by quality
-      patches/           x0, y0 (int32, level-0 pixels), tissue (float32 share), label (int8, if annotated)
+      patches/           x0, y0 (int32, level-0 pixels), tissue (float32 share), label (int8 1, 0, -1; if annotated)
 
 Physical coordinates are micrometres from the upper left corner of level 0, of pixel centres.
 """
@@ -57,7 +57,10 @@ STATUS_COLOURS = {
 
 @dataclass(frozen=True, eq=False)
 class PatchTable:
-    """The kept patches in row order: level-0 corners, tissue share 0 to 1, label 1 IDC or 0 not, or none."""
+    """The kept patches in row order: level-0 corners, tissue share 0 to 1, and label.
+
+    The label is 1 IDC, 0 not, -1 not labelled; None where the slide has no outlines.
+    """
 
     x0: NDArray[np.int32]
     y0: NDArray[np.int32]

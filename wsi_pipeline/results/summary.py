@@ -89,7 +89,8 @@ def count(
         cells = Counter(status.ravel().tolist())
         counts["cells"] = {value.name.lower(): cells[value] for value in Status}
     if labels is not None:
-        counts["labels"] = {"idc": int((labels == 1).sum()), "not_idc": int((labels == 0).sum())}
+        names = {"idc": 1, "not_idc": 0, "unlabelled": -1}
+        counts["labels"] = {name: int((labels == value).sum()) for name, value in names.items()}
     return counts
 
 

@@ -44,16 +44,13 @@ def list_slides(arguments: Iterable[str | Path], mpp: float | None = None) -> li
     an earlier one's name has a reason in `refused`, for both would write to one folder. Raises ListError when
     an argument gives no slide, or a CSV cannot be read or has a column or value that it should not have.
     """
-    entries: list[SlideEntry] = []
-    seen: dict[str, SlideEntry] = {}
-    for argument in arguments:
-        for entry in _entries(str(argument), mpp):
-            earlier = seen.setdefault(entry.name, entry)
-            if earlier is entry:
-                entries.append(entry)
-            elif (earlier.path.absolute(), earlier.mpp) != (entry.path.absolute(), entry.mpp):
-                entries.append(_refused(entry, earlier))
-    return entries
+    return _without_namesakes(entry for argument in arguments for entry in _entries(str(argument), mpp))
+
+
+def slides_directly_in(folder: Path) -> list[SlideEntry]:
+    """The slides in the folder, without those of the folders below; none where there is none."""
+    paths = [path for path in _walk(folder) if path.parent == folder and path != folder]
+    return _without_namesakes(_entry(path, None) for path in paths)
 
 
 def shard_of(entries: Sequence[SlideEntry], shard: str) -> list[SlideEntry]:
@@ -70,6 +67,18 @@ def shard_of(entries: Sequence[SlideEntry], shard: str) -> list[SlideEntry]:
             f"--shard {shard}: expected i/n with i from 1 to n, as 3/10 for the third of ten"
         ) from None
     return list(entries[i - 1 :: n])
+
+
+def _without_namesakes(found: Iterable[SlideEntry]) -> list[SlideEntry]:
+    entries: list[SlideEntry] = []
+    seen: dict[str, SlideEntry] = {}
+    for entry in found:
+        earlier = seen.setdefault(entry.name, entry)
+        if earlier is entry:
+            entries.append(entry)
+        elif (earlier.path.absolute(), earlier.mpp) != (entry.path.absolute(), entry.mpp):
+            entries.append(_refused(entry, earlier))
+    return entries
 
 
 def _entries(argument: str, mpp: float | None) -> Iterator[SlideEntry]:

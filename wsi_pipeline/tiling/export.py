@@ -34,8 +34,9 @@ def write_patches(
     """Write each patch as PNG in the IDC set's layout; gives the number that could not be decoded.
 
     The names are <0|1>/<slide>_x<x0>_y<y0>_class<0|1>.png with level-0 pixels, or unlabelled/<slide>_x.._y...png
-    without `labels`, int8 [n] of the kept patches. Blocks whose patches all lie in `folder` already are passed
-    over: they are of a run that was broken off. Raises OutputError.
+    where a patch has no label: `labels` are int8 [n] of the kept patches, 1, 0, or -1 for none; None: none has.
+    Blocks whose patches all lie in `folder` already are passed over: they are of a run that was broken off. Raises
+    OutputError.
     """
     grid = plan.grid
     places = _png_places(slide.name, plan, labels)
@@ -76,7 +77,8 @@ def _png_places(name: str, plan: Plan, labels: NDArray[np.int8] | None) -> dict[
     x0, y0, _ = patch_positions(plan)
     places = {}
     for i, (row, column) in enumerate(np.argwhere(plan.kept).tolist()):
-        label = UNLABELLED if labels is None else str(labels[i])
-        suffix = "" if labels is None else f"_class{label}"
+        is_labelled = labels is not None and labels[i] >= 0
+        label = str(labels[i]) if labels is not None and is_labelled else UNLABELLED
+        suffix = f"_class{label}" if is_labelled else ""
         places[row, column] = f"{label}/{name}_x{x0[i]}_y{y0[i]}{suffix}.png"
     return places

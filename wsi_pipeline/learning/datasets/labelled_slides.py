@@ -1,7 +1,7 @@
-"""Whole mounts with labels: the grid of what the model says of each patch alone, and what the pathologist said.
+"""Slides with labels: which they are, and the grid of what the model says of each patch alone beside its label.
 
-A folder of them holds slides and, beside each, NAME_labels.png: 1 IDC, 0 not, 255 no label, in pixels of the
-model's scale.
+A folder of them holds slides and, beside each, NAME_labels.png, a grey picture of the whole slide at any scale (1 IDC,
+0 not, 255 not labelled), or NAME.geojson, outlines as QuPath exports them.
 """
 
 import logging
@@ -10,23 +10,21 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from wsi_pipeline.base.errors import DataError
 from wsi_pipeline.inference.classifier import Classifier
 from wsi_pipeline.inference.stain_check import slide_densities
 from wsi_pipeline.pipeline.config import InferConfig
 from wsi_pipeline.pipeline.maps import grid_for_model
-from wsi_pipeline.slides.slide import open_slide
+from wsi_pipeline.slides.annotations.cell_labels import UNLABELLED, labels_of_slide
+from wsi_pipeline.slides.annotations.files import PICTURE_SUFFIX, label_picture_of, outlines_of
+from wsi_pipeline.slides.annotations.geojson import AnnotationOptions
+from wsi_pipeline.slides.catalog import slides_directly_in
+from wsi_pipeline.slides.slide import open_slide, slide_name
 from wsi_pipeline.tiling.overview import make_overview
 from wsi_pipeline.tiling.patches import read_blocks
 
-logger = logging.getLogger(__name__)
-
-NO_LABEL = 255
-LABELS = "_labels.png"
-# What lies beside a slide and is none.
-NO_SLIDES = (".png", ".json", ".geojson", ".csv", ".txt")
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,28 +41,60 @@ class LabelledSlide:
     @property
     def evaluated(self) -> NDArray[np.bool_]:
         """[row, column] both scored and labelled."""
-        return np.asarray((self.labels != NO_LABEL) & ~np.isnan(self.alone[0]))
+        return np.asarray((self.labels != UNLABELLED) & ~np.isnan(self.alone[0]))
 
 
-def find_mounts(folder: Path) -> dict[str, Path]:
-    """The slides under `folder` that have labels beside them, by name.
+def find_labelled_slides(folder: Path) -> list[tuple[Path, Path]]:
+    """Each slide of the folder with the file of its labels beside it, by the slides' paths.
 
-    Raises DataError when there are none, or labels lie there without their slide.
+    NAME_labels.png before NAME.geojson, for a picture says which cells are not labelled at all. What is left over is
+    logged. Raises DataError where there is no such folder, no slide has labels, a label picture lies there without
+    its slide, or the labels are of two slides.
     """
-    found = {}
-    for labels in sorted(folder.glob(f"*{LABELS}")):
-        name = labels.name.removesuffix(LABELS)
-        slides = [p for p in sorted(folder.glob(f"{name}.*")) if p.suffix.lower() not in NO_SLIDES]
-        if not slides:
-            raise DataError(f"{labels}: found no slide {name}.* beside it; put the two together")
-        found[name] = slides[0]
-    if not found:
-        raise DataError(f"{folder}: found no NAME{LABELS}; expected slides with their label pictures")
-    return found
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder; expected slides, each with its labels")
+    pairs, without = [], []
+    for entry in slides_directly_in(folder):
+        picture, outlines = label_picture_of(folder, entry.name), outlines_of(folder, entry.path, entry.name)
+        known = picture or outlines
+        if known is None:
+            without.append(entry.path.name)
+        elif entry.refused:
+            raise DataError(f"{known}: found two slides that it may be of: {entry.refused}")
+        else:
+            pairs.append((entry.path, known))
+        if picture and outlines:
+            log.warning(
+                "%s: its outlines, %s, are passed over: a label picture lies beside it", *(entry, outlines)
+            )
+    names = {slide_name(path) for path, _ in pairs}
+    for picture in sorted(folder.glob(f"*{PICTURE_SUFFIX}")):
+        if (name := picture.name.removesuffix(PICTURE_SUFFIX)) not in names and not name.startswith("."):
+            raise DataError(f"{picture}: found no slide {name}.* beside it; put the two together")
+    if not pairs:
+        raise DataError(
+            f"{folder}: found no slide with labels ({len(without)} without); "
+            f"expected NAME{PICTURE_SUFFIX} or NAME.geojson beside a slide NAME"
+        )
+    if without:
+        log.warning(
+            "%s: %d slides have no labels and are passed over: %s", folder, len(without), _some(without)
+        )
+    return pairs
 
 
-def score_slide(path: Path, classifier: Classifier, config: InferConfig, views: int) -> LabelledSlide:
-    """The mount at `path` as `infer-slide` would score it, and in further views up to 8."""
+def score_slide(
+    path: Path,
+    known: Path,
+    classifier: Classifier,
+    config: InferConfig,
+    annotations: AnnotationOptions,
+    views: int,
+) -> LabelledSlide:
+    """The slide at `path` as `infer-slide` would score it, and in further views up to 8, with its labels in `known`.
+
+    Raises DataError where the labels do not fit the slide.
+    """
     card = classifier.card
     grid = grid_for_model(config.grid, card.patch_px, card.mpp)
     slide = open_slide(path)
@@ -77,9 +107,8 @@ def score_slide(path: Path, classifier: Classifier, config: InferConfig, views: 
         columns, rows = block.patches[cut.readable].T
         for view in range(views):
             alone[view, rows, columns] = classifier.scores(turned(cut.rgb[cut.readable], view))
-    return LabelledSlide(
-        path.stem, alone, read_cell_labels(path, (alone.shape[1], alone.shape[2]), card.patch_px)
-    )
+    labels = labels_of_slide(known, slide, plan.grid.map_plane, plan.kept, annotations)
+    return LabelledSlide(slide.name, alone, labels)
 
 
 def turned(patches: NDArray[np.uint8], view: int) -> NDArray[np.uint8]:
@@ -88,20 +117,5 @@ def turned(patches: NDArray[np.uint8], view: int) -> NDArray[np.uint8]:
     return np.ascontiguousarray(quarters[:, :, ::-1] if view >= 4 else quarters)
 
 
-def read_cell_labels(slide: Path, shape: tuple[int, int], patch_px: int) -> NDArray[np.uint8]:
-    """uint8 [row, column]: the label of each cell's patch, 255 where there is none.
-
-    `slide` is the slide that the labels lie beside. Raises DataError when they cannot be read.
-    """
-    path = slide.with_name(f"{slide.stem}{LABELS}")
-    try:
-        labels = np.asarray(Image.open(path))
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read as a picture of labels ({error})") from error
-    if labels.ndim != 2 or not np.isin(np.unique(labels), (0, 1, NO_LABEL)).all():
-        raise DataError(f"{path}: expected one channel of 0, 1 and {NO_LABEL} (no label)")
-    height, width = shape[0] * patch_px, shape[1] * patch_px
-    padded = np.full((height, width), NO_LABEL, np.uint8)
-    padded[: labels.shape[0], : labels.shape[1]] = labels[:height, :width]
-    # Patches are labelled whole, and start where cells start: any of their pixels says it.
-    return padded[::patch_px, ::patch_px]
+def _some(names: list[str], most: int = 5) -> str:
+    return ", ".join(names[:most]) + (" ..." if len(names) > most else "")

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,16 +41,23 @@ CALIBRATION_NAMES = {
 
 
 def write_evaluation(
-    out: Path, evaluated: EvaluatedPatches, side: str, folder: Path, sections: Sequence[EvaluatedSlide]
+    out: Path,
+    evaluated: EvaluatedPatches,
+    side: str,
+    folder: Path,
+    sections: Sequence[EvaluatedSlide],
+    failed: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Write `out`/metrics.json and `out`/index.html; gives the metrics back.
 
-    `side` of the split of `folder` is what was judged, `sections` are whole slides judged beside (may be none).
+    `side` of the split of `folder` is what was judged, `sections` are whole slides judged beside (may be none),
+    `failed` says of each slide that could not be, why.
     """
     metrics = {"schema": SCHEMA, "version": wsi_pipeline.__version__, **metrics_of(evaluated)}
     metrics["data"] = {"folder": str(folder), "side": side, **metrics["data"]}
     metrics["slides"] = [slide_metrics(section) for section in sections]
     metrics["all_slides"] = all_slides_metrics(sections) if sections else None
+    metrics["failed_slides"] = [{"slide": name, "reason": reason} for name, reason in (failed or {}).items()]
     out.mkdir(parents=True, exist_ok=True)
     write_page(out / "index.html", page(evaluated, metrics, sections))
     write_json(out / "metrics.json", plain(metrics))
@@ -87,6 +94,9 @@ def page(evaluated: EvaluatedPatches, metrics: dict[str, Any], sections: Sequenc
         parts.append(_patients_section(metrics))
     if sections:
         parts.append(_slides_section(metrics, sections))
+    if metrics["failed_slides"]:
+        rows = [[row["slide"], row["reason"]] for row in metrics["failed_slides"]]
+        parts.append(Section("Slides that failed", [Table(["slide", "reason"], rows, text_columns=2)]))
     parts.append(_mistakes_section(evaluated))
     model = metrics["model"]
     footer = (

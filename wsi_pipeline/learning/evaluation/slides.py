@@ -1,26 +1,26 @@
 """Whole sections judged: the map that infer-slide makes of a slide, cell by cell beside what is known of it.
 
-What is known lies beside the slide: `<slide>_labels.png`, a grey picture of the whole slide at any scale (0 not
-IDC, 1 IDC, 255 not labelled), or `<slide>.geojson`, outlines as QuPath exports them, outside of which all tissue
-counts as not IDC. Every labelled cell counts; one of IDC that the map does not score counts as missed.
+What is known lies beside the slide (datasets/labelled_slides.py): a picture of labels, or outlines. Every labelled
+cell counts; one of IDC that the map does not score counts as missed.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from wsi_pipeline.base.errors import DataError
+from wsi_pipeline.base.options import options
 from wsi_pipeline.base.types import Progress
 from wsi_pipeline.learning.evaluation.metrics import Decisions, auroc, decide
 from wsi_pipeline.pipeline.config import InferConfig
 from wsi_pipeline.pipeline.infer import infer_slide
 from wsi_pipeline.pipeline.maps import choose_map, grid_for_model
 from wsi_pipeline.results.store import STORE_NAME, SlideStore
-from wsi_pipeline.slides.annotations.cell_labels import IDC, UNLABELLED, labels_of_outlines, labels_of_picture
+from wsi_pipeline.slides.annotations.cell_labels import IDC, UNLABELLED, labels_of_slide
+from wsi_pipeline.slides.annotations.geojson import AnnotationOptions
 from wsi_pipeline.slides.slide import open_slide
 from wsi_pipeline.tiling.cell_status import Status
 from wsi_pipeline.tiling.grid import plan_grid
@@ -55,6 +55,13 @@ class EvaluatedSlide:
         return np.asarray(self.labels != UNLABELLED)
 
     @property
+    def counts_in_words(self) -> str:
+        """How many cells have which label."""
+        idc, known = int((self.labels == IDC).sum()), int(self.known.sum())
+        unlabelled = int((~self.known & ~np.isnan(self.probability)).sum())
+        return f"{idc:,} cells IDC, {known - idc:,} not, {unlabelled:,} scored and unlabelled"
+
+    @property
     def called(self) -> NDArray[np.bool_]:
         """The cells called IDC; what is not scored is not."""
         return np.asarray(np.nan_to_num(self.probability, nan=-1.0) >= self.threshold)
@@ -73,34 +80,23 @@ class EvaluatedSlide:
         return decide(self.called[known].astype(float), self.labels[known].astype(int), 0.5)
 
 
-def find_labelled_slides(folder: Path) -> list[tuple[Path, Path]]:
-    """Each slide of the folder with the file that says what is known of it, by name.
+@options
+class EvaluateConfig(InferConfig):
+    """The slides' part of `evaluate-model`: how they are mapped, and what their outlines mean."""
 
-    Raises DataError when there is no such folder, or no label or outline fits a slide.
-    """
-    if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder; expected slides, each with its labels")
-    known = {p.name.removesuffix("_labels.png"): p for p in sorted(folder.glob("*_labels.png"))}
-    # A label picture says what no outline says: which cells are not labelled at all.
-    known = {p.stem: p for p in sorted(folder.glob("*.geojson"))} | known
-    pairs = [
-        (path, known[path.stem])
-        for path in sorted(folder.iterdir())
-        if path.stem in known and path.suffix not in (".geojson", ".png", ".json")
-    ]
-    if not pairs:
-        raise DataError(
-            f"{folder}: found {len(known)} files of labels and no slide with one; "
-            "expected NAME_labels.png or NAME.geojson beside a slide NAME"
-        )
-    return pairs
+    annotations: AnnotationOptions = AnnotationOptions()
+
+    @property
+    def infer(self) -> InferConfig:
+        """What of it decides a map."""
+        return InferConfig(**{each.name: getattr(self, each.name) for each in fields(InferConfig)})
 
 
 def evaluate_slide(
     path: Path,
     known: Path,
     out: Path,
-    config: InferConfig,
+    config: EvaluateConfig,
     classifier: "Classifier",
     overwrite: bool = False,
     progress: Progress | None = None,
@@ -111,16 +107,13 @@ def evaluate_slide(
     labels do not fit the slide.
     """
     card = classifier.card
-    result = infer_slide(path, out, config, classifier, overwrite=overwrite, progress=progress)
+    result = infer_slide(path, out, config.infer, classifier, overwrite=overwrite, progress=progress)
     slide = open_slide(path)
-    config = replace(config, grid=grid_for_model(config.grid, card.patch_px, card.mpp))
-    plane, shown = plan_grid(slide, config.grid).map_plane, choose_map(classifier.models, config)
+    infer = replace(config.infer, grid=grid_for_model(config.grid, card.patch_px, card.mpp))
+    plane, shown = plan_grid(slide, infer.grid).map_plane, choose_map(classifier.models, infer)
     store = SlideStore(result.folder / STORE_NAME)
     probability, status = store.array("heatmap/0"), store.array("labels/status/0")
-    if known.suffix == ".png":
-        labels = labels_of_picture(known, slide.size0, plane, probability.shape)
-    else:
-        labels = labels_of_outlines(known, plane, status != Status.BACKGROUND)
+    labels = labels_of_slide(known, slide, plane, status != Status.BACKGROUND, config.annotations)
     return EvaluatedSlide(
         name=slide.name,
         probability=probability,

@@ -21,7 +21,7 @@ from wsi_pipeline.base.errors import DataError
 from wsi_pipeline.base.options import Field, options, options_to_dict
 from wsi_pipeline.inference.classifier import Classifier
 from wsi_pipeline.learning.datasets import SplitOptions, check_no_leak
-from wsi_pipeline.learning.datasets.labelled_slides import NO_LABEL, LabelledSlide, find_mounts, score_slide
+from wsi_pipeline.learning.datasets.labelled_slides import LabelledSlide, find_labelled_slides, score_slide
 from wsi_pipeline.learning.evaluation import metrics
 from wsi_pipeline.models.context import (
     ContextCard,
@@ -37,6 +37,9 @@ from wsi_pipeline.models.context import (
 )
 from wsi_pipeline.models.model import save_model
 from wsi_pipeline.pipeline.config import InferConfig
+from wsi_pipeline.slides.annotations.cell_labels import UNLABELLED
+from wsi_pipeline.slides.annotations.geojson import AnnotationOptions
+from wsi_pipeline.slides.slide import slide_name
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +51,8 @@ class ContextTrainOptions:
     rings: RingOptions = Field(default_factory=RingOptions)
     # Who is trained on: values of the manifest's column `split`, or val_patients by name.
     split: SplitOptions = Field(default_factory=SplitOptions)
+    # What outlines mean, of slides that are labelled by outlines.
+    annotations: AnnotationOptions = Field(default_factory=AnnotationOptions)
     # Views of each training patch, turned and flipped, 1 to 8: how much the network's answers waver.
     views: Annotated[int, Field(ge=1, le=8)] = 8
     # Maps drawn of each mount, each of another view, its scores jittered as below; the first is the map itself.
@@ -105,18 +110,18 @@ def train_context(
 ) -> Path:
     """The weights file, `out`/NAME.safetensors, of the classifier's model with a new context step.
 
-    slides: a folder of whole mounts with labels (mounts.py). manifest: a CSV with the columns patient and
-    split; none: the config's split names the validation patients. Raises DataError when they do not fit.
+    slides: a folder of whole mounts with labels (datasets/labelled_slides.py). manifest: a CSV with the columns
+    patient and split; none: the config's split names the validation patients. Raises DataError when they do not fit.
     """
     model = classifier.models[0]
-    found = find_mounts(slides)
+    found = {slide_name(path): (path, known) for path, known in find_labelled_slides(slides)}
     train_names, val_names = split_mounts(list(found), options.split, manifest)
     config = InferConfig()
 
     def scored(names: Sequence[str], views: int) -> list[LabelledSlide]:
         mounts = []
         for name in names:
-            mounts.append(score_slide(found[name], classifier, config, views))
+            mounts.append(score_slide(*found[name], classifier, config, options.annotations, views))
             logger.info("%s: %d labelled patches scored", name, mounts[-1].evaluated.sum())
         return mounts
 
@@ -291,9 +296,9 @@ def _examples(mount: LabelledSlide, options: ContextTrainOptions, index: int) ->
             odds[random.random(odds.shape) < random.choice(options.dropped or (0.0,))] = np.nan
         base, rings = ring_features(odds, options.rings)
         told = mount.labels[~np.isnan(odds)]
-        seen.append(rings[told != NO_LABEL])
-        bases.append(base[told != NO_LABEL])
-        labels.append(told[told != NO_LABEL] == 1)
+        seen.append(rings[told != UNLABELLED])
+        bases.append(base[told != UNLABELLED])
+        labels.append(told[told != UNLABELLED] == 1)
     count = max(1, sum(len(part) for part in labels))
     return _Examples(
         np.concatenate(seen).astype(np.float32),

@@ -1,21 +1,26 @@
 """Labels of a map's cells, from a picture of labels or from outlines."""
 
+import logging
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
-import shapely
 from numpy.typing import NDArray
 from PIL import Image
 
 from wsi_pipeline.base.errors import DataError
 from wsi_pipeline.base.geometry import Plane, Size
-from wsi_pipeline.slides.annotations.geojson import AnnotationOptions, read_outlines
+from wsi_pipeline.slides.annotations.coverage import Cells, covered_share
+from wsi_pipeline.slides.annotations.files import names_outlines
+from wsi_pipeline.slides.annotations.geojson import (
+    AnnotationOptions,
+    Outlines,
+    qupath_origin0,
+    read_outlines,
+)
 from wsi_pipeline.slides.resample import axis_weights
+from wsi_pipeline.slides.slide import Slide
 
-if TYPE_CHECKING:
-    pass
-
+log = logging.getLogger(__name__)
 
 NOT_IDC, IDC, UNLABELLED = 0, 1, 255
 
@@ -61,29 +66,54 @@ def labels_of_picture(path: Path, size0: Size, plane: Plane, shape: tuple[int, .
     return np.where((labelled >= half * inside) & (labelled > 0), labels, UNLABELLED).astype(np.uint8)
 
 
-def labels_of_outlines(
-    path: Path, plane: Plane, tissue: NDArray[np.bool_], options: AnnotationOptions | None = None
+def labels_of_slide(
+    path: Path, slide: Slide, plane: Plane, tissue: NDArray[np.bool_], options: AnnotationOptions
 ) -> NDArray[np.uint8]:
-    """uint8 as `tissue` (bool, cells of `plane`): IDC where outlines cover half of a cell, tissue or not.
+    """uint8 [row, column], a label for each cell of `plane`, from a label picture or a file of outlines.
 
-    All other tissue counts as not IDC, the rest as not labelled. Raises DataError as `read_outlines`, and
-    where the file has no outline of IDC.
+    tissue: bool [row, column] of the cells. Of outlines, IDC counts on tissue or not, what is not IDC on tissue
+    alone. Raises DataError where the labels do not fit the slide, or label nothing of it.
     """
-    options = options or AnnotationOptions()
-    outlines = read_outlines(path, options)
-    if outlines.is_empty:
+    if not names_outlines(path):
+        return labels_of_picture(path, slide.size0, plane, tissue.shape)
+    outlines = outlines_on_slide(path, slide, options)
+    for warning in outlines.warnings:
+        log.warning(warning)
+    labels = labels_of_outlines(outlines, Cells(plane, tissue.shape[1], tissue.shape[0]), options)
+    labels[(labels == NOT_IDC) & ~tissue] = UNLABELLED
+    check_labelled(outlines, labels[tissue | (labels != UNLABELLED)], UNLABELLED, "cells of tissue")
+    return labels
+
+
+def outlines_on_slide(path: Path, slide: Slide, options: AnnotationOptions) -> Outlines:
+    """The file's outlines in level-0 pixels of the slide. Raises DataError as `read_outlines`."""
+    return read_outlines(path, options, slide.size0, qupath_origin0(slide.properties, slide.size0))
+
+
+def labels_of_outlines(outlines: Outlines, cells: Cells, options: AnnotationOptions) -> NDArray[np.uint8]:
+    """uint8 [row, column] of the cells: IDC or not IDC where so much of a cell is outlined as such, else not labelled.
+
+    How much is `options.min_share`. Where the slide is annotated throughout, what is in no outline counts as not IDC.
+    """
+    idc = covered_share(outlines.idc, cells)
+    if not options.annotated_throughout:
+        not_idc = covered_share(outlines.not_idc, cells)
+    elif outlines.region is not None:
+        not_idc = covered_share(outlines.region, cells) - idc
+    else:
+        not_idc = 1 - covered_share(outlines.ignored, cells) - idc
+    enough = options.min_share - 1e-9
+    return np.where(idc >= enough, IDC, np.where(not_idc >= enough, NOT_IDC, UNLABELLED)).astype(np.uint8)
+
+
+def check_labelled(outlines: Outlines, labels: NDArray[np.integer], unlabelled: int, what: str) -> None:
+    """Raises DataError where the file holds objects, there are labels to give, and all are `unlabelled`.
+
+    `what` the labels are of, in words.
+    """
+    if outlines.found and labels.size and (labels == unlabelled).all():
         raise DataError(
-            f"{path}: found no outline of IDC; expected some of the class {' or '.join(options.idc_classes)}"
+            f"{outlines.path}: found {outlines}, which label none of the {labels.size:,} {what}; expected outlines "
+            "around tissue, in pixels of the slide's full resolution (not in micrometres), or "
+            "annotations: {annotated_throughout: true} in the config where the slide was looked at as a whole"
         )
-    rows, columns = np.indices(tissue.shape)
-    left, top = (
-        plane.origin_x0 + columns * plane.downsample_x,
-        plane.origin_y0 + rows * plane.downsample_y,
-    )
-    cells = shapely.box(left, top, left + plane.downsample_x, top + plane.downsample_y)
-    shapely.prepare(outlines)
-    share = np.zeros(tissue.shape)
-    touched = shapely.intersects(outlines, cells)
-    share[touched] = shapely.area(shapely.intersection(cells[touched], outlines))
-    idc = share >= options.min_share * plane.downsample_x * plane.downsample_y
-    return np.where(idc, IDC, np.where(tissue, NOT_IDC, UNLABELLED)).astype(np.uint8)

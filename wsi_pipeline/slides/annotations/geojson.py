@@ -1,42 +1,312 @@
-"""Outlines drawn by people (GeoJSON as QuPath exports it), and what they say of each patch."""
+"""Outlines drawn by people (GeoJSON as QuPath exports it): of what, and where on the slide.
 
+QuPath names a class in several ways: {"name": "Tumor"}, {"name": "Tumor: IDC"} and {"names": ["Tumor", "IDC"]} for a
+class derived from another one, a plain text in some exports of other programs. Of a derived class, the last part that
+the options know decides: "Tumor: DCIS" is DCIS, "IDC: Grade 3" is IDC.
+"""
+
+import enum
+import gzip
 import json
+import zlib
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
+import numpy as np
 import shapely
 
 from wsi_pipeline.base.errors import DataError
+from wsi_pipeline.base.geometry import Size
 from wsi_pipeline.base.options import Field, options
+
+# What objects without a class are called here, in messages and in the options.
+UNCLASSIFIED = "unclassified"
+# Outlines of a whole slide's tissue weigh some MB; what is larger, unpacked, is something else.
+MAX_BYTES = 2**29
+# QuPath's objects that are no outlines of tissue.
+NO_OUTLINES = {"cell": "cells", "detection": "detections", "tmacore": "TMA cores"}
+LINES_AND_POINTS = {
+    "LineString": "lines",
+    "MultiLineString": "lines",
+    "Point": "points",
+    "MultiPoint": "points",
+}
+
+
+class Kind(enum.Enum):
+    """What an outline says of what lies in it."""
+
+    IDC = "IDC"
+    NOT_IDC = "not IDC"
+    IGNORED = "ignored"
+    REGION = "region of interest"
 
 
 @options
 class AnnotationOptions:
-    """How outlines become labels of patches."""
+    """How outlines become labels. Classes are named as QuPath shows them; case and blanks around do not matter."""
 
-    idc_classes: tuple[str, ...] = ("IDC", "Tumor", "Tumour")
-    """Names of the classes that mean IDC, as QuPath shows them; case does not matter."""
+    idc_classes: tuple[str, ...] = ("IDC", "Invasive ductal carcinoma", "Tumor", "Tumour")
+    """What lies in an outline of these classes is IDC. `unclassified` stands for outlines without a class."""
+
+    not_idc_classes: tuple[str, ...] = (
+        *("Not IDC", "Normal", "Benign", "DCIS", "Stroma", "Immune cells", "Other"),
+    )
+    """What lies in these is not IDC. Where it overlaps with IDC, the smaller outline counts: it was drawn inside."""
+
+    ignored_classes: tuple[str, ...] = ("Ignore*", "Ignore")
+    """What lies in these has no label, whatever else is drawn there."""
+
+    region_classes: tuple[str, ...] = ("Region*",)
+    """Regions of interest: where a slide has any, what lies outside of them has no label."""
+
+    annotated_throughout: bool = False
+    """Whether tissue outside of all outlines is not IDC: true only where somebody looked at all of it (of the regions
+    of interest, where there are any). False: it has no label."""
 
     min_share: Annotated[float, Field(gt=0, le=1)] = 0.5
-    """A patch is IDC where such outlines cover this share of it; half is the coarse outlines' own precision."""
+    """A patch has a label where outlines of it cover this share of the patch; half is the coarse outlines' own
+    precision."""
+
+    def __post_init__(self) -> None:
+        seen = Counter(name for kind in self.classes.values() for name in {_key(name) for name in kind})
+        if twice := [name for name, count in seen.items() if count > 1]:
+            raise ValueError(f"the class '{twice[0]}' stands in two lists; expected each class in one")
+
+    @property
+    def classes(self) -> dict[Kind, tuple[str, ...]]:
+        """The names of the classes of each kind."""
+        return {
+            Kind.IDC: self.idc_classes,
+            Kind.NOT_IDC: self.not_idc_classes,
+            Kind.IGNORED: self.ignored_classes,
+            Kind.REGION: self.region_classes,
+        }
+
+    def kind_of(self, parts: Sequence[str]) -> Kind | None:
+        """What a class of these parts, the base class first, stands for; None where no list names it."""
+        kinds = {_key(name): kind for kind, names in self.classes.items() for name in names}
+        for name in (": ".join(parts), *reversed(parts)):
+            if kind := kinds.get(_key(name)):
+                return kind
+        return None
 
 
-def read_outlines(path: Path, options: AnnotationOptions) -> shapely.Geometry:
-    """The union of all IDC outlines in the file, level-0 pixels; empty when it has none.
+@dataclass(frozen=True, eq=False)
+class Outlines:
+    """What a file of outlines says of a slide; areas in level-0 pixels that do not overlap each other."""
 
-    Raises DataError when the file is no GeoJSON of polygons.
+    path: Path
+    idc: shapely.Geometry
+    not_idc: shapely.Geometry
+    ignored: shapely.Geometry
+    # None: the whole slide.
+    region: shapely.Geometry | None
+    # How many objects of each class, and of each sort that is no outline, the file holds.
+    found: Mapping[str, int]
+    # What of them was passed over, or needed a decision.
+    warnings: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return listed(self.found) or "no objects"
+
+
+def read_outlines(
+    path: Path, options: AnnotationOptions, size0: Size, origin0: tuple[float, float] = (0.0, 0.0)
+) -> Outlines:
+    """The outlines in the file, on a slide of `size0`, where the file counts from the level-0 point `origin0`.
+
+    `qupath_origin0` finds that point. Raises DataError where the file is no GeoJSON, holds broken outlines, or holds
+    objects of which none is an outline on the slide of a class that the options name.
     """
-    wanted = {name.casefold() for name in options.idc_classes}
-    polygons = []
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        features = content["features"] if isinstance(content, dict) else content
-        for feature in features:
-            classification = feature.get("properties", {}).get("classification") or {}
-            if str(classification.get("name", "")).casefold() in wanted:
-                polygons.append(shapely.make_valid(shapely.geometry.shape(feature["geometry"])))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, shapely.errors.ShapelyError) as error:
+    kinds: dict[Kind, list[shapely.Geometry]] = {kind: [] for kind in Kind}
+    found, passed_over = Counter[str](), Counter[str]()
+    slide = shapely.box(0, 0, size0.width, size0.height)
+    for number, feature in enumerate(_features(path), 1):
+        try:
+            parts, polygons, dropped = _drawn(feature)
+        except (ValueError, KeyError, TypeError, AttributeError, shapely.errors.ShapelyError) as error:
+            raise DataError(
+                f"{path}: object {number} is broken ({error!r}); expected GeoJSON as QuPath exports it; export it again"
+            ) from error
+        name, kind = ": ".join(parts) or UNCLASSIFIED, options.kind_of(parts or [UNCLASSIFIED])
+        found[dropped or name] += 1
+        moved = shapely.transform(shapely.union_all(polygons), lambda xy: xy + np.asarray(origin0))
+        if dropped:
+            passed_over[dropped] += 1
+        elif kind is None:
+            passed_over[name if name == UNCLASSIFIED else f"of class '{name}'"] += 1
+        elif not shapely.intersects(moved, slide):
+            passed_over["off the slide"] += 1
+        else:
+            kinds[kind].append(moved)
+    if found and not any(kinds.values()):
+        off = f" ({passed_over['off the slide']:,} off the slide)" if passed_over["off the slide"] else ""
         raise DataError(
-            f"{path}: expected GeoJSON as QuPath exports it (File, Export objects as GeoJSON): {error}"
+            f"{path}: found {listed(found)}{off}, of which none labels anything; "
+            f"expected polygons on the slide, {size0.width} x {size0.height} px, of the classes {_expected(options)}; "
+            "name your classes in the config under annotations: idc_classes, not_idc_classes, ignored_classes"
+        )
+    return _outlines(path, kinds, found, passed_over)
+
+
+def qupath_origin0(properties: Mapping[str, str], size0: Size) -> tuple[float, float]:
+    """The level-0 point that QuPath shows at (0, 0), from OpenSlide's properties of the slide.
+
+    QuPath cuts a slide to the bounds that its file declares (MRXS and some others do) when these are smaller
+    both ways; its coordinates count from there, OpenSlide's and ours from the corner of the whole.
+    """
+    bounds = [properties.get(f"openslide.bounds-{key}") for key in ("x", "y", "width", "height")]
+    if None in bounds:
+        return 0.0, 0.0
+    x0, y0, width0, height0 = (float(value) for value in bounds if value is not None)
+    is_cut = width0 != size0.width and height0 != size0.height
+    return (x0, y0) if is_cut else (0.0, 0.0)
+
+
+def listed(counts: Mapping[str, int]) -> str:
+    """Counts in words, the largest first.
+
+    >>> listed({"lines": 1, "Tumor": 3})
+    '3 Tumor, 1 lines'
+    """
+    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    return ", ".join(f"{count:,} {name}" for name, count in ordered)
+
+
+def _key(name: str) -> str:
+    return ": ".join(" ".join(part.split()).casefold() for part in name.split(":"))
+
+
+def _expected(options: AnnotationOptions) -> str:
+    return f"{', '.join(options.idc_classes)} (IDC) or {', '.join(options.not_idc_classes)} (not IDC)"
+
+
+def _features(path: Path) -> Iterator[Any]:
+    """Every object of the file, as its JSON says it."""
+    try:
+        data = path.read_bytes()
+        if data[:2] == b"\x1f\x8b":
+            with gzip.open(path) as file:
+                data = file.read(MAX_BYTES + 1)
+        if len(data) > MAX_BYTES:
+            raise ValueError(f"more than {MAX_BYTES:,} bytes")
+        content = json.loads(data)  # finds UTF-8, 16 and 32, with a mark in front or without
+        if isinstance(content, list):
+            return iter(content)
+        if content["type"] == "FeatureCollection":
+            return iter(content["features"])
+        if content["type"] == "Feature":
+            return iter([content])
+        if "coordinates" in content or "geometries" in content:
+            return iter([{"type": "Feature", "geometry": content, "properties": None}])
+        raise ValueError(f"found an object of type {content['type']}")
+    except (OSError, EOFError, zlib.error, ValueError, KeyError, TypeError, RecursionError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise DataError(
+            f"{path}: expected GeoJSON as QuPath exports it (File, Export objects as GeoJSON): {reason}"
         ) from error
-    return shapely.union_all(polygons)
+
+
+def _drawn(feature: Any) -> tuple[list[str], list[shapely.Geometry], str]:
+    """The parts of a feature's class, its polygons, and what it is where it is no outline."""
+    properties, geometry = feature.get("properties") or {}, feature.get("geometry")
+    parts = _class_parts(properties.get("classification"))
+    if no_outline := NO_OUTLINES.get(str(properties.get("objectType", "")).replace("_", "").lower()):
+        return parts, [], no_outline
+    if geometry is None:
+        return parts, [], "objects without a place"
+    sort = LINES_AND_POINTS.get(geometry["type"])
+    polygons = [] if sort else _polygons(geometry)
+    return parts, polygons, sort or ("" if polygons else "objects without an area")
+
+
+def _class_parts(classification: Any) -> list[str]:
+    if isinstance(classification, dict):
+        names = classification.get("names") or classification.get("name")
+    else:
+        names = classification
+    if names is None:
+        return []
+    texts = names.split(":") if isinstance(names, str) else names
+    if not all(isinstance(text, str) for text in texts):
+        raise TypeError(f"its class is {classification}")
+    return [stripped for text in texts if (stripped := " ".join(text.split()))]
+
+
+def _polygons(geometry: Mapping[str, Any]) -> list[shapely.Geometry]:
+    """The valid polygons of a geometry; lines and points in a collection are left out."""
+    if geometry["type"] == "GeometryCollection":
+        return [polygon for part in geometry["geometries"] for polygon in _polygons(part)]
+    if geometry["type"] in LINES_AND_POINTS:
+        return []
+    if geometry["type"] not in ("Polygon", "MultiPolygon"):
+        raise ValueError(f"its geometry is of type {geometry['type']}")
+    several = geometry["coordinates"] if geometry["type"] == "MultiPolygon" else [geometry["coordinates"]]
+    polygons = []
+    for rings in several:
+        points = [np.asarray(ring, np.float64)[:, :2] for ring in rings if len(ring)]
+        if not all(np.isfinite(ring).all() for ring in points):
+            raise ValueError("a coordinate is no number")
+        corners = [ring for ring in points if len(np.unique(ring, axis=0)) >= 3]
+        if not corners or corners[0] is not points[0]:
+            continue  # a line or a point, given as a polygon
+        valid = shapely.make_valid(shapely.Polygon(corners[0], corners[1:]))
+        polygons.append(valid)
+    return [part for polygon in polygons for part in shapely.get_parts(polygon) if part.area > 0]
+
+
+def _outlines(
+    path: Path, kinds: Mapping[Kind, list[shapely.Geometry]], found: Counter[str], passed_over: Counter[str]
+) -> Outlines:
+    """The areas of each kind, laid apart."""
+    idc, not_idc, overlaps = _smaller_on_top(kinds[Kind.IDC], kinds[Kind.NOT_IDC])
+    ignored = shapely.union_all(kinds[Kind.IGNORED])
+    region = shapely.union_all(kinds[Kind.REGION]) if kinds[Kind.REGION] else None
+    if region is not None:
+        region = shapely.difference(region, ignored)
+        inside = [shapely.intersection(area, region) for area in (idc, not_idc)]
+    else:
+        inside = [shapely.difference(area, ignored) for area in (idc, not_idc)]
+    warnings = []
+    if passed_over:
+        warnings.append(f"{path.name}: {listed(passed_over)} passed over: they label nothing")
+    if overlaps:
+        warnings.append(
+            f"{path.name}: {overlaps} outlines of IDC and of what is not overlap: the smaller one counts, "
+            "of two alike none"
+        )
+    if region is not None and sum(area.area for area in inside) < 0.999 * (idc.area + not_idc.area):
+        warnings.append(
+            f"{path.name}: of what is outlined, what lies outside of the regions of interest has no label"
+        )
+    return Outlines(path, inside[0], inside[1], ignored, region, found, tuple(warnings))
+
+
+def _smaller_on_top(
+    idc: Sequence[shapely.Geometry], not_idc: Sequence[shapely.Geometry]
+) -> tuple[shapely.Geometry, shapely.Geometry, int]:
+    """The areas of both without what smaller outlines of the other kind take from them, and how many lose some."""
+    lists = (list(idc), list(not_idc))
+    apart, cut = [], 0
+    for own, others in (lists, lists[::-1]):
+        tree = shapely.STRtree(others)
+        left = []
+        for outline in own:
+            on_top = [
+                others[i]
+                for i in tree.query(outline, predicate="intersects")
+                if others[i].area < outline.area
+            ]
+            rest = shapely.difference(outline, shapely.union_all(on_top)) if on_top else outline
+            cut += bool(rest.area < outline.area * (1 - 1e-9))
+            left.append(rest)
+        apart.append(shapely.union_all(left))
+    # Of outlines of one size neither is on top: what both claim is nobody's.
+    both = shapely.intersection(*apart)
+    if both.area > 0:
+        cut, apart = cut + 1, [shapely.difference(area, both) for area in apart]
+    return apart[0], apart[1], cut

@@ -1,0 +1,38 @@
+"""Which files hold the labels of a slide: outlines (GeoJSON), and pictures of labels."""
+
+from pathlib import Path
+
+from wsi_pipeline.base.errors import DataError
+
+# As QuPath and people write it; packed, as QuPath does where one asks for it.
+OUTLINE_SUFFIXES = (".geojson", ".GEOJSON", ".geojson.gz", ".GEOJSON.GZ")
+PICTURE_SUFFIX = "_labels.png"
+
+
+def outlines_of(folder: Path, slide: Path, name: str) -> Path | None:
+    """The outlines in `folder` of the slide at `slide`, called `name`: NAME.geojson or FILE.geojson, packed or not.
+
+    None where there are none. Raises DataError where there are two.
+    """
+    # Slides that a list gives a name may share that of their file.
+    names = {name: None, slide.name: None} if name in (slide.stem, slide.name) else {name: None}
+    found: list[Path] = []
+    for path in (folder / f"{each}{suffix}" for each in names for suffix in OUTLINE_SUFFIXES):
+        if path.is_file() and not any(path.samefile(other) for other in found):
+            found.append(path)
+    if len(found) > 1:
+        raise DataError(
+            f"{slide}: found two files of outlines, {found[0].name} and {found[1].name} in {folder}; keep one"
+        )
+    return found[0] if found else None
+
+
+def label_picture_of(folder: Path, name: str) -> Path | None:
+    """The picture of labels in `folder` of the slide called `name`, NAME_labels.png; None where there is none."""
+    path = folder / f"{name}{PICTURE_SUFFIX}"
+    return path if path.is_file() else None
+
+
+def names_outlines(path: Path) -> bool:
+    """Whether the file's name is that of a file of outlines."""
+    return path.name.endswith(OUTLINE_SUFFIXES)
