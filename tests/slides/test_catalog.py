@@ -1,12 +1,33 @@
 import os
+import shutil
 from pathlib import Path
 
 import pytest
+from conftest import write_slide
 from hypothesis import given
 from hypothesis import strategies as st
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
-from wsi_pipeline.base.errors import ListError
+from wsi_pipeline.base.errors import ListError, SlideOpenError
 from wsi_pipeline.slides.catalog import SlideEntry, list_slides, shard_of
+from wsi_pipeline.slides.formats import slide_files
+from wsi_pipeline.slides.slide import open_slide, slide_file
+
+SLIDE, REPORT = "1.2.840.10008.5.1.4.1.1.77.1.6", "1.2.840.10008.5.1.4.1.1.88.11"
+
+
+def write_dicom(path: Path, series: str, sop_class: str = SLIDE, modality: str = "SM") -> Path:
+    """A DICOM file that has a header and no pixels."""
+    data = Dataset()
+    data.file_meta = FileMetaDataset()
+    data.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    data.file_meta.MediaStorageSOPClassUID, data.SOPClassUID = sop_class, sop_class
+    data.file_meta.MediaStorageSOPInstanceUID = data.SOPInstanceUID = generate_uid()
+    data.SeriesInstanceUID, data.Modality = series, modality
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data.save_as(path, enforce_file_format=True)
+    return path
 
 
 @pytest.fixture
@@ -20,13 +41,13 @@ def archive(tmp_path: Path) -> Path:
         "case/mirax.mrxs",
         "case/mirax/Data0000.dat",
         "case/mirax/preview.tif",
-        "case/dicom/1.dcm",
-        "case/dicom/2.dcm",
         "case/out/slide.zarr/looks_like.tiff",
         ".batch/z.svs",
     ):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
+    for name in ("1.dcm", "2.dcm"):
+        write_dicom(tmp_path / "case/dicom" / name, "1.2.3")
     return tmp_path
 
 
@@ -42,6 +63,137 @@ def test_a_folder_gives_each_slide_once_whatever_files_it_is_made_of(archive: Pa
 
 def test_a_folder_of_dicom_files_is_one_slide(archive: Path) -> None:
     assert list_slides([archive / "case/dicom"]) == [SlideEntry(archive / "case/dicom", "dicom")]
+
+
+def test_what_is_passed_over_is_counted_by_its_ending(archive: Path) -> None:
+    (archive / "case/notes.txt").touch()
+    (archive / "LICENSE").touch()
+    (archive / "scan.isyntax").touch()
+    assert str(list_slides([archive]).passed_over) == (
+        "2 .txt, 1 .isyntax, 1 .zarr folders, 1 files without an ending, 1 hidden files, 1 hidden folders"
+    )
+
+
+def test_links_to_folders_are_followed_and_each_folder_is_there_once(tmp_path: Path) -> None:
+    for name in ("archive/a.svs", "share/b.svs", "share/deep/c.svs"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "archive/link").symlink_to("../share")
+    (tmp_path / "share/back").symlink_to("../archive")  # a circle
+    (tmp_path / "share/again").symlink_to("deep")
+    (tmp_path / "share/loop").symlink_to("loop")
+    (tmp_path / "share/gone.svs").symlink_to("nowhere")
+    found = list_slides([tmp_path / "archive"])
+    assert named(found) == ["a", "b", "gone", "c"]
+    assert found[-1].path == tmp_path / "archive/link/deep/c.svs"
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read every folder")
+def test_a_folder_that_may_not_be_read_is_named(archive: Path) -> None:
+    (archive / "case").chmod(0)
+    try:
+        assert f"{archive / 'case'} (permission denied)" in str(list_slides([archive]).passed_over)
+        assert list_slides([archive / "case/x.svs"])[0].name == "x"
+    finally:
+        (archive / "case").chmod(0o755)
+
+
+def test_a_path_longer_than_names_may_be_is_a_slide_that_fails_by_itself(tmp_path: Path) -> None:
+    assert len(list_slides([tmp_path / ("x" * 300 + ".tif"), tmp_path / "a.svs"])) == 2
+
+
+@pytest.mark.parametrize("suffix", [".qptiff", ".btf", ".avs", "", ".7"])
+def test_files_whose_ending_says_nothing_are_slides_where_their_content_is_one(
+    tmp_path: Path, suffix: str
+) -> None:
+    import numpy as np
+
+    write_slide(tmp_path / "a.tiff", np.zeros((300, 300, 3), np.uint8)).rename(tmp_path / f"a{suffix}")
+    (tmp_path / f"b{suffix}").write_bytes(b"II*\0 and nothing more")
+    (tmp_path / f"c{suffix}").touch()
+    found = list_slides([tmp_path])
+    assert [entry.path.name for entry in found] == [f"a{suffix}"]
+    ending = "files without an ending" if suffix in ("", ".7") else suffix
+    assert str(found.passed_over) == f"2 {ending}"
+
+
+def test_a_dicom_slide_is_a_series_however_its_files_are_named_and_given(archive: Path) -> None:
+    folder = archive / "case/dicom"
+    (folder / "1.dcm").rename(folder / "1.DCM")
+    (folder / "2.dcm").rename(folder / "2")
+    (folder / "._0.dcm").write_bytes(b"\0\5\26\7")
+    write_dicom(folder / "0_annotation.dcm", "1.2.4", REPORT, "SR")
+    found = list_slides([archive / "case/dicom"])
+    assert found == [SlideEntry(folder, "dicom")]
+    assert str(found.passed_over) == "1 files of .dcm (DICOM SR), 1 hidden files"
+    assert list_slides([folder / "1.DCM", folder / "2"]) == [SlideEntry(folder, "dicom")]
+    assert list_slides([str(folder / "*")]) == [SlideEntry(folder, "dicom")]
+    assert str(list_slides([str(folder / "*")]).passed_over) == "1 files of .dcm (of no slide)"
+    for file in ("1.DCM", "2"):
+        (folder / file).unlink()
+    (alone,) = list_slides([folder / "0_annotation.dcm"])
+    assert alone.path == folder / "0_annotation.dcm"
+
+
+def test_two_dicom_slides_of_one_folder_are_two_slides(archive: Path) -> None:
+    folder = archive / "case/dicom"
+    write_dicom(folder / "3.dcm", "9.8.7")
+    expected = [SlideEntry(folder / "1.dcm", "dicom_1.2.3"), SlideEntry(folder / "3.dcm", "dicom_9.8.7")]
+    assert list_slides([folder]) == expected
+    assert list_slides(sorted(folder.iterdir())) == expected
+    assert slide_files(folder / "1.dcm") == [folder / "1.dcm", folder / "2.dcm"]
+    with pytest.raises(SlideOpenError, match="2 DICOM slides; expected one"):
+        slide_file(folder)
+
+
+def test_a_dicom_folder_opens_whatever_else_lies_in_it(shared: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(shared / "data/slides/cmu_1_small_region_dicom", tmp_path / "d")
+    folder.chmod(0o755)
+    slide = open_slide(folder)
+    fingerprint = slide.fingerprint()
+    write_dicom(folder / "0.dcm", "1.2.3", REPORT, "SR")
+    (folder / "00.dcm").touch()
+    for file in folder.glob("1.2*.dcm"):
+        file.rename(file.with_suffix(".DCM"))
+    again = open_slide(folder)
+    assert (again.size0, again.name) == (slide.size0, "d")
+    assert again.fingerprint() == fingerprint
+
+
+@pytest.mark.parametrize(
+    ("file", "says"),
+    [
+        ("...tiff", "its name would be '..'"),
+        ("manifest.csv.tiff", "as that of a file of the batch"),
+        (".tiff", "its name would be '.tiff'"),
+    ],
+)
+def test_a_slide_whose_name_no_run_folder_can_have_is_refused(tmp_path: Path, file: str, says: str) -> None:
+    (entry,) = list_slides([tmp_path / file])
+    assert says in entry.refused
+    (tmp_path / "list.csv").write_text(f"slide,name\n{file},ok\n")
+    assert not list_slides([tmp_path / "list.csv"])[0].refused
+
+
+def test_a_list_that_names_its_own_folder_gives_that_folders_name(tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_text("slide\n.\n")
+    assert list_slides([tmp_path / "list.csv"])[0].name == tmp_path.name
+
+
+def test_names_are_text_of_at_most_200_bytes_and_differ_where_files_do(tmp_path: Path) -> None:
+    files = [os.fsdecode(b"n\xe9.tif"), "n\\xe9.tif", "x" * 240 + ".tif", "x" * 241 + ".tif", "new\nline.tif"]
+    entries = list_slides([tmp_path / name for name in files])
+    assert entries[0].name == "n\\xe9"
+    assert entries[1].name == "n\\x5cxe9"
+    assert entries[4].name == "new\\x0aline"
+    assert len({entry.name for entry in entries}) == len(files)
+    assert all(len(entry.name.encode()) <= 200 and not entry.refused for entry in entries)
+
+
+def test_a_scale_for_where_the_file_says_none_goes_with_every_slide(archive: Path) -> None:
+    (archive / "l.csv").write_text("slide,mpp\nb.svs,0.5\n")
+    found = list_slides([archive / "a.NDPI", archive / "l.csv"], mpp_if_missing=0.25)
+    assert [(entry.mpp, entry.mpp_if_missing) for entry in found] == [(None, 0.25), (0.5, 0.25)]
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from wsi_pipeline.base.errors import UsageError, WsiError
 from wsi_pipeline.cli.common import ALL_DONE, SOME_FAILED, command_parser, run_command
 from wsi_pipeline.cli.progress import SlideProgress
 from wsi_pipeline.pipeline.config import load_config
-from wsi_pipeline.slides.slide import slide_name
+from wsi_pipeline.slides.names import slide_name
 
 EXAMPLE = """  evaluate-model --model idc_default --data ../shared/data/idc --out judged
   evaluate-model --model runs/mine/mine.safetensors --data patches --split all --out judged

@@ -74,7 +74,7 @@ class Estimator:
         if entry.refused:
             raise SlideError(entry.refused)
         began = time.perf_counter()
-        slide = open_slide(entry.path, entry.mpp, entry.name)
+        slide = open_slide(entry.path, entry.mpp, entry.name, mpp_if_missing=entry.mpp_if_missing)
         overview = make_overview(slide, self._config.overview, self._config.grid)
         picture_bytes, picture_seconds = _picture(overview)
         fixed = time.perf_counter() - began + picture_seconds * (self._pictures - 1)

@@ -25,10 +25,11 @@ class PrefetchedSlide:
         options: OverviewOptions | None,
         grid: GridOptions | None,
         copy: Path | None = None,
+        mpp_if_missing: float | None = None,
     ):
         with_overview = options is not None and grid is not None
         pool = ThreadPoolExecutor(1, thread_name_prefix="ahead")
-        opened = pool.submit(open_slide, path, mpp, name, copy)
+        opened = pool.submit(open_slide, path, mpp, name, copy, mpp_if_missing)
         self._slide: Future[Slide] = opened
         self._overview: Future[Overview] | None = None
         if with_overview:

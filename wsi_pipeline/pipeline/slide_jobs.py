@@ -19,6 +19,7 @@ from wsi_pipeline.pipeline.tile import tile_slide
 from wsi_pipeline.results.run_folder import SlideResult, is_finished
 from wsi_pipeline.slides.catalog import SlideEntry
 from wsi_pipeline.slides.local_copies import Stager
+from wsi_pipeline.tiling.overview import OverviewOptions
 
 OneSlide = Callable[[SlideEntry, Progress, PrefetchedSlide | None], SlideResult]
 
@@ -60,9 +61,7 @@ class SlideWork:
                     self._stager.begin(entry.path)
         elif len(entries) > 1 and (entry := entries[1]) not in self._coming and not entry.refused:
             options = None if self._is_finished(entry) else self._config.overview
-            self._coming[entry] = PrefetchedSlide(
-                entry.path, entry.mpp, entry.name, options, self._config.grid
-            )
+            self._coming[entry] = self._prefetch(entry, options)
 
     def close(self) -> None:
         """Leave no copies behind."""
@@ -84,12 +83,18 @@ class SlideWork:
             yield progress
 
     @contextmanager
-    def _opened(self, entry: SlideEntry) -> Iterator[PrefetchedSlide | None]:
+    def _opened(self, entry: SlideEntry) -> Iterator[PrefetchedSlide]:
         if self._stager is None or self._is_finished(entry):
-            yield self._coming.pop(entry, None)
+            yield self._coming.pop(entry) if entry in self._coming else self._prefetch(entry)
             return
         with self._stager.copy_of(entry.path) as copy:
-            yield PrefetchedSlide(entry.path, entry.mpp, entry.name, None, None, copy)
+            yield self._prefetch(entry, copy=copy)
+
+    def _prefetch(
+        self, entry: SlideEntry, options: OverviewOptions | None = None, copy: Path | None = None
+    ) -> PrefetchedSlide:
+        grid = self._config.grid
+        return PrefetchedSlide(entry.path, entry.mpp, entry.name, options, grid, copy, entry.mpp_if_missing)
 
     def _is_finished(self, entry: SlideEntry) -> bool:
         return is_finished(self._out / entry.name)

@@ -1,19 +1,21 @@
 """Which slides a batch is of: files, folders, patterns and CSV lists, in a settled order, each with its name.
 
-A CSV has a line a slide with the columns `slide` (a path, relative to the CSV's own folder), and by wish `name`
-(of its run folder) and `mpp` (um per level-0 pixel); an empty field says nothing.
+A CSV has a line a slide with the columns `slide` (a path, relative to the CSV's own folder) and, where wanted, `name`
+(of its run folder) and `mpp` (um per level-0 pixel); an empty field leaves it to the file. Of a folder, what is no
+slide is counted by its ending: nothing is passed over without a line.
 """
 
 import csv
 import glob
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from wsi_pipeline.base.errors import ListError
-from wsi_pipeline.slides.formats import is_dicom_file, is_part_of_a_slide, is_slide_file
-from wsi_pipeline.slides.slide import slide_name
+from wsi_pipeline.slides.formats import dicom_folder, is_dicom_file, is_part_of_a_slide, is_slide_file
+from wsi_pipeline.slides.names import ending, fault_of_name, run_name, slide_name
 
 LIST_SUFFIX = ".csv"
 COLUMNS = ("slide", "name", "mpp")
@@ -22,35 +24,74 @@ RESULT_SUFFIXES = (".zarr",)
 
 
 @dataclass(frozen=True)
+class Scale:
+    """um per level-0 pixel that the user gives: before what the files say, or where they say nothing."""
+
+    mpp: float | None = None
+    mpp_if_missing: float | None = None
+
+
+@dataclass(frozen=True)
 class SlideEntry:
     """One slide of a batch: where it lies, the name of its run folder, and what overrides its file's scale.
 
-    `refused` says why it is not worked on, where that is known before it is opened.
+    `mpp_if_missing` is its scale where its file names none. `refused` says why it is not worked on, where that is
+    known before it is opened.
     """
 
     path: Path
     name: str
     mpp: float | None = None
     refused: str = ""
+    mpp_if_missing: float | None = None
 
     def __str__(self) -> str:
         return str(self.path)
 
 
-def list_slides(arguments: Iterable[str | Path], mpp: float | None = None) -> list[SlideEntry]:
+@dataclass
+class PassedOver:
+    """What was met in folders and patterns and is not taken for a slide, counted."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    # Folders that could not be read, with the reason.
+    unreadable: dict[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        """In words, the largest counts first; empty where there is nothing."""
+        ordered = sorted(self.counts.items(), key=lambda item: (-item[1], item[0]))
+        words = [f"{count:,} {what}" for what, count in ordered]
+        return ", ".join([*words, *(f"{place} ({reason})" for place, reason in self.unreadable.items())])
+
+
+class SlideList(list[SlideEntry]):
+    """Slides, and what was passed over on the way to them."""
+
+    def __init__(self, entries: Iterable[SlideEntry], passed_over: PassedOver):
+        super().__init__(entries)
+        self.passed_over = passed_over
+
+
+def list_slides(
+    arguments: Iterable[str | Path], mpp: float | None = None, mpp_if_missing: float | None = None
+) -> SlideList:
     """The slides that files, folders, patterns and CSV lists name, in that order; a folder's by their paths.
 
-    `mpp` is the scale of those for which no CSV gives one. A slide named twice is there once; a second slide of
-    an earlier one's name has a reason in `refused`, for both would write to one folder. Raises ListError when
-    an argument gives no slide, or a CSV cannot be read or has a column or value that it should not have.
+    `mpp` is the scale of those for which no CSV gives one, `mpp_if_missing` of those whose files do not say it either.
+    A slide named twice is there once; a second slide of an earlier one's name has a reason in `refused`, for both
+    would write to one folder. Raises ListError when an argument gives no slide, or a CSV cannot be read or has a
+    column or value that it should not have.
     """
-    return _without_namesakes(entry for argument in arguments for entry in _entries(str(argument), mpp))
+    passed_over, scale = PassedOver(), Scale(mpp, mpp_if_missing)
+    found = (entry for argument in arguments for entry in _entries(str(argument), scale, passed_over))
+    return SlideList(_without_namesakes(found), passed_over)
 
 
-def slides_directly_in(folder: Path) -> list[SlideEntry]:
+def slides_directly_in(folder: Path) -> SlideList:
     """The slides in the folder, without those of the folders below; none where there is none."""
-    paths = [path for path in _walk(folder) if path.parent == folder and path != folder]
-    return _without_namesakes(_entry(path, None) for path in paths)
+    passed_over = PassedOver()
+    found = [entry for entry in _walk(folder, passed_over, below=False) if entry.path != folder]
+    return SlideList(_without_namesakes(found), passed_over)
 
 
 def shard_of(entries: Sequence[SlideEntry], shard: str) -> list[SlideEntry]:
@@ -81,65 +122,156 @@ def _without_namesakes(found: Iterable[SlideEntry]) -> list[SlideEntry]:
     return entries
 
 
-def _entries(argument: str, mpp: float | None) -> Iterator[SlideEntry]:
+def _entries(argument: str, scale: Scale, passed_over: PassedOver) -> Iterator[SlideEntry]:
     path = Path(argument)
-    if path.is_dir():
-        yield from _of_folder(path, mpp)
+    if os.path.isdir(path):  # noqa: PTH112 - False, not an error, where it may not be looked at
+        found: Iterable[SlideEntry] = _of_folder(path, passed_over)
     elif path.suffix.lower() == LIST_SUFFIX:
-        yield from _of_csv(path, mpp)
-    elif not path.exists() and glob.has_magic(argument):
-        yield from _of_pattern(argument, mpp)
+        yield from _of_csv(path, scale)
+        return
+    elif not os.path.exists(path) and glob.has_magic(argument):  # noqa: PTH110
+        found = _of_pattern(argument, passed_over)
+    elif is_dicom_file(path):
+        found = _of_dicom_file(path, passed_over)
     else:  # one that is not there fails by itself, with its reason, and spares the others
-        yield _entry(path, mpp)
+        found = [_entry(path)]
+    yield from (replace(entry, mpp=scale.mpp, mpp_if_missing=scale.mpp_if_missing) for entry in found)
 
 
-def _of_folder(folder: Path, mpp: float | None) -> list[SlideEntry]:
-    found = [_entry(path, mpp) for path in _walk(folder)]
+def _of_folder(folder: Path, passed_over: PassedOver) -> list[SlideEntry]:
+    met = PassedOver()
+    found = list(_walk(folder, met))
     if not found:
         raise ListError(
-            f"{folder}: no slides in this folder or those in it; looked for files with the endings of the "
-            f"formats that OpenSlide reads (.svs, .ndpi, .mrxs, .tiff ...) and folders of .dcm files"
+            f"{folder}: no slides in this folder or those in it (passed over: {str(met) or 'nothing'}); looked for "
+            f"files with the endings of slide formats (.svs, .ndpi, .mrxs, .tiff ...) and for DICOM files"
         )
+    passed_over.counts.update(met.counts)
+    passed_over.unreadable.update(met.unreadable)
     return found
 
 
-def _walk(top: Path) -> Iterator[Path]:
-    """Slide files and DICOM folders, sorted by path."""
-    for place, folders, files in os.walk(top):
-        folder, beside = Path(place), {*files}
-        if any(is_dicom_file(Path(name)) for name in files):
-            yield folder
-        yield from (folder / name for name in sorted(files) if is_slide_file(Path(name)))
-        folders[:] = sorted(
-            name
-            for name in folders
-            if not name.startswith(".")
-            and not name.endswith(RESULT_SUFFIXES)
-            and not is_part_of_a_slide(folder / name, beside)
-        )
+def _walk(top: Path, passed_over: PassedOver, below: bool = True) -> Iterator[SlideEntry]:
+    """The slides under `top`: a folder's own, then those of the folders in it, by name. Links to folders are followed.
+
+    Each folder comes once, under the path that is no link where there is one.
+
+    Without `below`, those in it and those that are folders in it alone.
+    """
+    found: list[tuple[Path, list[SlideEntry]]] = []
+    seen: set[tuple[int, int]] = set()
+    waiting, links = deque([(top, 0)]), deque[tuple[Path, int]]()
+    while waiting or links:
+        folder, depth = waiting.popleft() if waiting else links.popleft()
+        try:
+            state = os.stat(folder)  # noqa: PTH116
+            with os.scandir(folder) as scanned:
+                entries = sorted(scanned, key=lambda entry: entry.name)
+            if (state.st_dev, state.st_ino) in seen:
+                continue
+            seen.add((state.st_dev, state.st_ino))
+        except OSError as error:
+            passed_over.unreadable[str(folder)] = _reason(error)
+            continue
+        folders = [entry for entry in entries if _is_dir(entry)]
+        files = [Path(entry.path) for entry in entries if entry not in folders]
+        own = list(_of_files(folder, files, passed_over if below or not depth else PassedOver()))
+        if depth and not below:
+            found.append((folder, [entry for entry in own if entry.path == folder]))
+            continue
+        found.append((folder, own))
+        beside = {entry.name for entry in entries}
+        for entry in folders:
+            place = Path(entry.path)
+            if entry.name.startswith("."):
+                passed_over.counts["hidden folders"] += 1
+            elif entry.name.endswith(RESULT_SUFFIXES):
+                passed_over.counts[f"{ending(place)} folders"] += 1
+            elif not is_part_of_a_slide(place, beside):
+                (links if entry.is_symlink() else waiting).append((place, depth + 1))
+    for _, own in sorted(found, key=lambda item: item[0].parts):
+        yield from own
 
 
-def _of_pattern(pattern: str, mpp: float | None) -> Iterator[SlideEntry]:
+def _is_dir(entry: "os.DirEntry[str]") -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # links in a circle
+        return False
+
+
+def _of_files(folder: Path, files: Sequence[Path], passed_over: PassedOver) -> Iterator[SlideEntry]:
+    """The slides among the files of a folder; DICOM files are slides together."""
+    dicom = [path for path in files if is_dicom_file(path)]
+    if dicom:
+        yield from _of_dicom_folder(folder, passed_over)
+    for path in files:
+        if path in dicom:
+            continue
+        if is_slide_file(path):
+            yield _entry(path)
+        elif path.name.startswith("."):
+            passed_over.counts["hidden files"] += 1
+        else:
+            passed_over.counts[ending(path) or "files without an ending"] += 1
+
+
+def _of_dicom_folder(folder: Path, passed_over: PassedOver) -> Iterator[SlideEntry]:
+    found = dicom_folder(folder)
+    passed_over.counts.update({f"files of .dcm ({what})": count for what, count in found.others.items()})
+    yield from _of_series(folder, found.series)
+
+
+def _of_series(folder: Path, series: Mapping[str, Sequence[Path]]) -> Iterator[SlideEntry]:
+    """Each slide of a folder of DICOM files: called as the folder, and by its series where it is not alone there."""
+    for uid, files in series.items():
+        if len(series) == 1:
+            yield _entry(folder)
+        else:
+            yield _checked(SlideEntry(files[0], run_name(f"{slide_name(folder)}_{uid}")))
+
+
+def _of_dicom_file(path: Path, passed_over: PassedOver) -> Iterator[SlideEntry]:
+    """The slide that the file is of.
+
+    One that is of none is passed over where it lies beside slides; else, or where it is not there, it fails by itself.
+    """
+    try:
+        found = dicom_folder(path.parent)
+    except OSError:
+        yield _entry(path)
+        return
+    for entry, files in zip(_of_series(path.parent, found.series), found.series.values(), strict=True):
+        if path in files:
+            yield entry
+            return
+    if found.series and path.is_file():
+        passed_over.counts["files of .dcm (of no slide)"] += 1
+    else:
+        yield _entry(path)
+
+
+def _of_pattern(pattern: str, passed_over: PassedOver) -> Iterator[SlideEntry]:
     found = [Path(name) for name in sorted(glob.glob(pattern, recursive=True))]  # noqa: PTH207 - may be absolute
     beside = {path.name for path in found}
-    slides = [slide for path in found for slide in _slides_at(path, beside)]
+    slides = [slide for path in found for slide in _slides_at(path, beside, passed_over)]
     if not slides:
         raise ListError(f"{pattern}: no slide fits this pattern ({len(found)} files and folders do)")
-    yield from (_entry(path, mpp) for path in slides)
+    yield from slides
 
 
-def _slides_at(path: Path, beside: set[str]) -> Iterator[Path]:
+def _slides_at(path: Path, beside: set[str], passed_over: PassedOver) -> Iterator[SlideEntry]:
     """The slides that a hit of a pattern stands for."""
-    if path.is_dir():
+    if os.path.isdir(path):  # noqa: PTH112
         if not is_part_of_a_slide(path, beside):
-            yield from _walk(path)
+            yield from _walk(path, passed_over)
     elif is_dicom_file(path):
-        yield path.parent
-    elif is_slide_file(path):
-        yield path
+        yield from _of_dicom_file(path, passed_over)
+    else:
+        yield from _of_files(path.parent, [path], passed_over)
 
 
-def _of_csv(path: Path, mpp: float | None) -> Iterator[SlideEntry]:
+def _of_csv(path: Path, scale: Scale) -> Iterator[SlideEntry]:
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file, skipinitialspace=True)
@@ -153,7 +285,7 @@ def _of_csv(path: Path, mpp: float | None) -> Iterator[SlideEntry]:
     if not rows:
         raise ListError(f"{path}: a list without slides; expected a line a slide below the column names")
     for line, row in rows:
-        yield _of_row(path, f"{path}, line {line}", row, mpp)
+        yield _of_row(path, f"{path}, line {line}", row, scale)
 
 
 def _check_columns(path: Path, names: list[str]) -> None:
@@ -167,26 +299,39 @@ def _check_columns(path: Path, names: list[str]) -> None:
         raise ListError(f"{path}: no column 'slide' in its first line ({known})")
 
 
-def _of_row(path: Path, where: str, row: dict[str | None, str | None], mpp: float | None) -> SlideEntry:
+def _of_row(path: Path, where: str, row: dict[str | None, str | None], scale: Scale) -> SlideEntry:
     if None in row:
         raise ListError(f"{where}: more fields than columns; put a path with a comma into double quotes")
     values = {key: (value or "").strip() for key, value in row.items()}
     if not values["slide"]:
         raise ListError(f"{where}: the column 'slide' is empty")
-    slide, name, scale = path.parent / values["slide"], values.get("name", ""), values.get("mpp", "")
-    if "/" in name or "\\" in name or name.startswith("."):
+    slide, name, mpp = path.parent / values["slide"], values.get("name", ""), values.get("mpp", "")
+    if name and (("\\" in name) or fault_of_name(name)):
         raise ListError(
-            f"{where}: name '{name}': expected the name of a folder, without / and no dot in front"
+            f"{where}: name '{name}': expected the name of a folder, without / or \\ and no dot in front"
         )
     try:
-        own = float(scale) if scale else mpp
+        own = float(mpp) if mpp else scale.mpp
     except ValueError:
-        raise ListError(f"{where}: mpp '{scale}': expected a number of um per level-0 pixel") from None
-    return SlideEntry(slide, name or slide_name(slide), own)
+        raise ListError(f"{where}: mpp '{mpp}': expected a number of um per level-0 pixel") from None
+    of_dicom = _of_dicom_file(slide, PassedOver()) if is_dicom_file(slide) else iter(())
+    entry = next(of_dicom, None) or _entry(slide)  # a file of no slide fails by itself
+    if name:
+        entry = replace(entry, name=run_name(name), refused="")
+    return replace(entry, mpp=own, mpp_if_missing=scale.mpp_if_missing)
 
 
-def _entry(path: Path, mpp: float | None) -> SlideEntry:
-    return SlideEntry(path, slide_name(path.resolve() if path.name in ("", "..") else path), mpp)
+def _entry(path: Path) -> SlideEntry:
+    return _checked(SlideEntry(path, slide_name(path)))
+
+
+def _checked(entry: SlideEntry) -> SlideEntry:
+    fault = fault_of_name(entry.name)
+    if not fault:
+        return entry
+    return replace(
+        entry, refused=f"{entry.path}: {fault}; rename it, or give it a name of its own in a CSV list"
+    )
 
 
 def _refused(entry: SlideEntry, earlier: SlideEntry) -> SlideEntry:
@@ -194,4 +339,8 @@ def _refused(entry: SlideEntry, earlier: SlideEntry) -> SlideEntry:
         f"{entry.path}: has the same name as {earlier.path}, and would write to the same folder; rename one, give "
         f"it a name of its own in a CSV list, or another --out"
     )
-    return SlideEntry(entry.path, entry.name, entry.mpp, reason)
+    return replace(entry, refused=reason)
+
+
+def _reason(error: OSError) -> str:
+    return (error.strerror or str(error)).lower()

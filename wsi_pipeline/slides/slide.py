@@ -23,7 +23,8 @@ from wsi_pipeline.base.errors import (
     SlideOpenError,
 )
 from wsi_pipeline.base.geometry import Box, Plane, Region, Size, cover
-from wsi_pipeline.slides.formats import slide_files
+from wsi_pipeline.slides.formats import dicom_folder, slide_files
+from wsi_pipeline.slides.names import fault_of_name, slide_name
 from wsi_pipeline.slides.readers.openslide import OpenSlideReader
 from wsi_pipeline.slides.readers.tiff import TiffReader, open_reader
 from wsi_pipeline.slides.readers.tile_cache import TiledLevels
@@ -84,6 +85,7 @@ class Slide:
         self.name = slide_name(path)
         self.mpp = mpp  # um per level-0 pixel, along x and along y
         self.mpp_overridden = mpp_overridden
+        self.scale_note = ""  # where it is not the file's own: what it is, and what the file says
         self.properties = reader.properties
         self.size0 = reader.level_sizes[0]
         self.bounds = _bounds(reader.properties, self.size0)  # level-0 box that holds the scanned area
@@ -226,11 +228,16 @@ def _file_states(path: Path) -> dict[Path, tuple[int, int, int]]:
 
 
 def open_slide(
-    path: Path, mpp: float | None = None, name: str | None = None, copy: Path | None = None
+    path: Path,
+    mpp: float | None = None,
+    name: str | None = None,
+    copy: Path | None = None,
+    mpp_if_missing: float | None = None,
 ) -> Slide:
     """The slide at `path`: a file, or a folder of the DICOM files of one slide.
 
-    `mpp`, um per level-0 pixel, overrides what the file says; `name` the name that it gets from its path. Pixels are
+    `mpp`, um per level-0 pixel, overrides what the file says, `mpp_if_missing` is taken where it says nothing; `name`
+    overrides the name that it gets from its path. Pixels are
     read from `copy`, where there is one of the slide's file (staging.py); the slide keeps its own path. Raises
     SlideOpenError when OpenSlide cannot open it, ScaleError when the scale is unknown or implausible: it is never
     guessed.
@@ -240,29 +247,52 @@ def open_slide(
         reader = open_reader(copy or file)
     except SlideOpenError as error:
         raise SlideOpenError(str(error).replace(str(copy or file), str(file))) from error
-    slide = Slide(file, reader, _scale(file, reader.properties, mpp), mpp is not None)
-    slide.name = name or slide_name(path)
+    given, note = _given_scale(reader.properties, mpp, mpp_if_missing)
+    slide = Slide(file, reader, _scale(file, reader.properties, given), given is not None)
+    slide.name, slide.scale_note = name or slide_name(path), note
+    if fault := fault_of_name(slide.name):
+        raise SlideOpenError(f"{path}: {fault}; rename it, or give it a name of its own")
     log.debug("opened %s: %s, %s um/px, %d levels", file, slide.size0, slide.mpp, len(slide.levels))
     return slide
 
 
-def slide_name(path: Path) -> str:
-    """The name its run folder has: the file's without its ending, or the DICOM folder's."""
-    return path.name if path.is_dir() else path.stem
-
-
 def slide_file(path: Path) -> Path:
-    """The file to open: `path` itself, or the first of a folder of DICOM files. Raises SlideOpenError."""
-    if path.is_dir():
-        files = sorted(path.glob("*.dcm"))
-        if not files:
-            raise SlideOpenError(f"{path}: a folder without .dcm files; give the slide files one by one")
-        return files[0]
-    if not path.is_file():
-        raise SlideOpenError(f"{path}: no such file")
+    """The file to open: `path` itself, or the first of a folder of one DICOM slide. Raises SlideOpenError."""
+    try:
+        if path.is_dir():
+            return _first_of_dicom(path)
+        if not path.is_file():
+            raise SlideOpenError(f"{path}: no such file")
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise SlideOpenError(f"{path}: cannot be opened: {reason}; ask for the right to read it") from error
     if path.stat().st_size == 0:
         raise SlideOpenError(f"{path}: the file is empty (0 bytes); copy it again")
     return path
+
+
+def _first_of_dicom(folder: Path) -> Path:
+    found = dicom_folder(folder)
+    if len(found.series) != 1:
+        others = "".join(f", {count} files of {what}" for what, count in found.others.items())
+        raise SlideOpenError(
+            f"{folder}: a folder with {len(found.series)} DICOM slides{others}; expected one; give the slide files "
+            f"one by one"
+        )
+    return next(iter(found.series.values()))[0]
+
+
+def _given_scale(
+    properties: dict[str, str], mpp: float | None, mpp_if_missing: float | None
+) -> tuple[float | None, str]:
+    """The scale that overrides the file's, if any, and a line that says so."""
+    own = [properties.get(f"openslide.mpp-{axis}") for axis in "xy"]
+    says = f"the file says {own[0]} x {own[1]} um per pixel" if all(own) else "the file does not say its own"
+    if mpp is not None:
+        return mpp, f"the scale is --mpp {mpp:g}: {says}"
+    if mpp_if_missing is not None and not all(own):
+        return mpp_if_missing, f"the scale is --mpp-if-missing {mpp_if_missing:g}: {says}"
+    return None, ""
 
 
 def _scale(path: Path, properties: dict[str, str], override: float | None) -> tuple[float, float]:

@@ -82,8 +82,8 @@ def make_overview(slide: Slide, options: OverviewOptions, grid: GridOptions) -> 
     artefacts = find_artefacts(seen.rgb, mask_plane, mpp, tissue.mask & seen.readable, options.quality)
     plan = plan_patches(slide, tissue.mask, artefacts.rejected, mask_plane, grid)
     warnings = []
-    if slide.mpp_overridden:
-        warnings.append(f"the scale is --mpp {slide.mpp[0]:g}, not the file's")
+    if slide.scale_note:
+        warnings.append(slide.scale_note)
     if grid.mpp and max(slide.mpp) > grid.mpp * NOTABLE_UPSAMPLING:
         warnings.append(
             f"patches are enlarged {max(slide.mpp) / grid.mpp:.2f} times: the slide has {max(slide.mpp):g} "

@@ -20,7 +20,8 @@ from wsi_pipeline.slides.annotations.cell_labels import UNLABELLED, labels_of_sl
 from wsi_pipeline.slides.annotations.files import PICTURE_SUFFIX, label_picture_of, outlines_of
 from wsi_pipeline.slides.annotations.geojson import AnnotationOptions
 from wsi_pipeline.slides.catalog import slides_directly_in
-from wsi_pipeline.slides.slide import open_slide, slide_name
+from wsi_pipeline.slides.names import slide_name
+from wsi_pipeline.slides.slide import open_slide
 from wsi_pipeline.tiling.overview import make_overview
 from wsi_pipeline.tiling.patches import read_blocks
 

@@ -39,7 +39,7 @@ from wsi_pipeline.models.model import save_model
 from wsi_pipeline.pipeline.config import InferConfig
 from wsi_pipeline.slides.annotations.cell_labels import UNLABELLED
 from wsi_pipeline.slides.annotations.geojson import AnnotationOptions
-from wsi_pipeline.slides.slide import slide_name
+from wsi_pipeline.slides.names import slide_name
 
 logger = logging.getLogger(__name__)
 
