@@ -116,6 +116,53 @@ def test_a_dry_run_prints_and_writes_nothing(
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_a_dry_run_says_what_is_done_and_what_is_refused(
+    slide: Path, config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--out", tmp_path / "out", "--config", config]
+    assert tile(slide, *arguments) == 0
+    fine = write_slide(tmp_path / "fine.tiff", noise(600, 600), mpp=(4.0, 4.0))
+    (tmp_path / "out/foreign").mkdir()
+    (tmp_path / "out/foreign/export").touch()
+    foreign = write_slide(tmp_path / "foreign.tiff", noise(600, 600), mpp=(4.0, 4.0))
+    assert tile(slide, fine, foreign, *arguments, "--dry-run") == 1
+    said = capsys.readouterr().out
+    assert "good: done already by the same recipe: would be skipped" in said
+    assert "foreign: would be refused: " in said
+    assert "1 slides, " in said
+    assert "0 begun before, 1 done already, 1 refused, 0 would fail" in said
+    assert tile(foreign, *arguments, "--dry-run") == tile(foreign, *arguments) == 2
+
+
+def test_a_scale_for_where_there_is_none_leaves_those_that_have_one(
+    slide: Path, config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bare = write_slide(tmp_path / "bare.tiff", noise(600, 600), mpp=None)
+    arguments = ["--out", tmp_path / "out", "--config", config]
+    assert tile(slide, bare, *arguments, "--mpp-if-missing", "4") == 0
+    said = capsys.readouterr().out
+    assert said.count("the scale is") == 1
+    assert "the scale is --mpp-if-missing 4: the file does not say its own" in said
+    assert json.loads((tmp_path / "out/good/summary.json").read_text())["mpp_overridden"] is False
+    assert tile(slide, "--out", tmp_path / "given", "--config", config, "--mpp", "5") == 0
+    assert "the scale is --mpp 5: the file says 4 x 4 um per pixel" in capsys.readouterr().out
+
+
+def test_what_is_passed_over_is_said_and_recorded(
+    slide: Path, config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "slides"
+    folder.mkdir()
+    slide.rename(folder / "good.tiff")
+    for name in ("a.xml", "b.xml", "scan.isyntax"):
+        (folder / name).touch()
+    assert tile(folder, "--out", tmp_path / "out", "--config", config) == 0
+    assert "passed over: 2 .xml, 1 .isyntax" in capsys.readouterr().err
+    (events,) = (tmp_path / "out/.batch/events").iterdir()
+    last = json.loads(events.read_text().splitlines()[-1])
+    assert (last["event"], last["passed_over"]) == ("batch_ended", {".xml": 2, ".isyntax": 1})
+
+
 def test_a_dry_run_of_inference_measures_the_model_and_tells_what_would_fail(
     slide: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -31,6 +31,7 @@ from wsi_pipeline.tiling.grid import GridOptions
 MakeSlide = Callable[..., Path]
 CPU = torch.device("cpu")
 OUTPUTS = {
+    ".wsi_pipeline",
     "slide.zarr",
     "tissue.png",
     "heatmap.png",

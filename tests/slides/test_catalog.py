@@ -142,7 +142,7 @@ def test_two_dicom_slides_of_one_folder_are_two_slides(archive: Path) -> None:
     assert list_slides([folder]) == expected
     assert list_slides(sorted(folder.iterdir())) == expected
     assert slide_files(folder / "1.dcm") == [folder / "1.dcm", folder / "2.dcm"]
-    with pytest.raises(SlideOpenError, match="2 DICOM slides; expected one"):
+    with pytest.raises(SlideOpenError, match="2 DICOM slides; expected the files of one"):
         slide_file(folder)
 
 

@@ -161,7 +161,7 @@ def remove(path: OutPath) -> None:
         if not isinstance(path, Path):
             if path.fs.exists(path.path):
                 path.fs.rm(path.path, recursive=True)
-        elif path.is_dir():
+        elif path.is_dir() and not path.is_symlink():  # of a link, the link alone
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)

@@ -17,6 +17,7 @@ from typing import NoReturn
 import wsi_pipeline
 from wsi_pipeline.base.errors import JobError, ListError, RecipeError, ScaleError, UsageError, WsiError
 from wsi_pipeline.base.files import OutPath, check_writable
+from wsi_pipeline.base.text import printable
 from wsi_pipeline.cli.common import ALL_DONE, INTERRUPTED, NOTHING_RUN, SOME_FAILED
 from wsi_pipeline.cli.progress import BatchProgress
 from wsi_pipeline.jobs import Outcome, run_local, run_sequential
@@ -25,7 +26,7 @@ from wsi_pipeline.jobs.events import EventLog, now
 from wsi_pipeline.pipeline.manifest import MANIFEST_NAME, Manifest, ManifestRow
 from wsi_pipeline.pipeline.slide_jobs import InferJob, Staging, TileJob
 from wsi_pipeline.results.run_folder import SlideResult
-from wsi_pipeline.slides.catalog import SlideEntry, list_slides, shard_of
+from wsi_pipeline.slides.catalog import SlideEntry, SlideList, list_slides, shard_of
 
 # The event log gets a line on each slide's progress this often.
 EVENT_EVERY_S = 30.0
@@ -46,8 +47,15 @@ def add_batch_arguments(parser: argparse.ArgumentParser, config: str) -> None:
         "--out", required=True, metavar="DIR", help="a folder a slide goes here; or s3://bucket/prefix"
     )
     parser.add_argument("--config", type=Path, metavar="FILE", help=f"YAML of options; default: {config}")
-    parser.add_argument(
-        "--mpp", type=float, metavar="M", help="um per level-0 pixel, where a slide does not say or lies"
+    scale = parser.add_mutually_exclusive_group()
+    scale.add_argument(
+        "--mpp", type=float, metavar="M", help="um per level-0 pixel, whatever the slides say of themselves"
+    )
+    scale.add_argument(
+        "--mpp-if-missing",
+        type=float,
+        metavar="M",
+        help="um per level-0 pixel of slides that do not say theirs",
     )
     parser.add_argument(
         "--overwrite", action="store_true", help="replace results of another recipe (model, options, slide)"
@@ -87,10 +95,12 @@ def add_batch_arguments(parser: argparse.ArgumentParser, config: str) -> None:
     )
 
 
-def listed_slides(args: argparse.Namespace) -> list[SlideEntry]:
-    """The slides that the arguments name, of this shard. Raises ListError."""
-    entries = list_slides(args.slides, args.mpp)
-    return shard_of(entries, args.shard) if args.shard else entries
+def listed_slides(args: argparse.Namespace) -> SlideList:
+    """The slides that the arguments name, of this shard; prints what was passed over. Raises ListError."""
+    found = list_slides(args.slides, args.mpp, args.mpp_if_missing)
+    if found.passed_over:
+        print(f"passed over: {printable(str(found.passed_over))}", file=sys.stderr)
+    return SlideList(shard_of(found, args.shard), found.passed_over) if args.shard else found
 
 
 def staging_of(args: argparse.Namespace) -> Staging | None:
@@ -100,7 +110,7 @@ def staging_of(args: argparse.Namespace) -> Staging | None:
     return Staging(args.stage_to, int(args.stage_limit_gb * 1e9 / (args.workers or 1)))
 
 
-def run_batch(job: TileJob | InferJob, entries: Sequence[SlideEntry], args: argparse.Namespace) -> int:
+def run_batch(job: TileJob | InferJob, entries: SlideList, args: argparse.Namespace) -> int:
     """Work on each slide, tell and record what becomes of it; the command's exit code.
 
     Slides that cannot be worked on do not stop the others. Raises JobError when what becomes of them cannot be
@@ -115,7 +125,7 @@ def run_batch(job: TileJob | InferJob, entries: Sequence[SlideEntry], args: argp
         ) from error
 
 
-def _run_batch(job: TileJob | InferJob, entries: Sequence[SlideEntry], args: argparse.Namespace) -> int:
+def _run_batch(job: TileJob | InferJob, entries: SlideList, args: argparse.Namespace) -> int:
     if not entries:
         raise ListError(f"--shard {args.shard}: no slides left for this part; take fewer parts")
     batch = _Batch(job.out, entries)
@@ -152,8 +162,8 @@ class _Batch:
     Nothing is written before its first slide is begun: by then arguments, config and model have proved right.
     """
 
-    def __init__(self, out: OutPath, entries: Sequence[SlideEntry]):
-        self._out, self._count = out, len(entries)
+    def __init__(self, out: OutPath, entries: SlideList):
+        self._out, self._count, self._passed_over = out, len(entries), entries.passed_over
         self._began, self._since = time.monotonic(), now()
         self._keys = [_key(entry) for entry in entries]
         self._log: EventLog | None = None
@@ -238,6 +248,8 @@ class _Batch:
             of=self._count,
             seconds=seconds,
             exit_code=exit_code,
+            passed_over=dict(self._passed_over.counts),
+            unreadable_folders=self._passed_over.unreadable,
         )
         self._log.close()
         if self._failures and how == "ended":
@@ -309,7 +321,7 @@ def _resources(text: str) -> dict[str, float]:
 
 
 def _key(entry: SlideEntry) -> tuple[str, str]:
-    return entry.name, str(entry.path.absolute())
+    return entry.name, printable(str(entry.path.absolute()))
 
 
 def _row(outcome: SlideOutcome) -> ManifestRow:
@@ -319,7 +331,7 @@ def _row(outcome: SlideOutcome) -> ManifestRow:
         name,
         path,
         "failed",
-        outcome.reason,
+        printable(outcome.reason),
         attempt=outcome.attempt,
         worker=outcome.worker,
         finished=now(),

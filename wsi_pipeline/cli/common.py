@@ -2,12 +2,13 @@
 
 import argparse
 import logging
-import os
 import sys
 from collections.abc import Callable
 
 import wsi_pipeline
 from wsi_pipeline.base.errors import UsageError, WsiError
+from wsi_pipeline.base.text import printable
+from wsi_pipeline.cli.streams import lasting_streams
 
 ALL_DONE, SOME_FAILED, NOTHING_RUN, INTERRUPTED = 0, 1, 2, 130
 
@@ -25,7 +26,15 @@ def command_parser(description: str, example: str) -> argparse.ArgumentParser:
 
 
 def run_command(main: Callable[[], int], verbose: bool) -> int:
-    """The exit code of `main`; errors of ours are a line on stderr, Ctrl-C ends with a word and 130."""
+    """The exit code of `main`; errors of ours are a line on stderr, Ctrl-C ends with a word and 130.
+
+    Where stdout or stderr is full or closed, or its reader is gone (`... | head`), the command goes on without it.
+    """
+    with lasting_streams():
+        return _run(main, verbose)
+
+
+def _run(main: Callable[[], int], verbose: bool) -> int:
     logging.basicConfig(
         level=logging.DEBUG if verbose else logging.WARNING, format="%(levelname)s %(name)s: %(message)s"
     )
@@ -34,14 +43,11 @@ def run_command(main: Callable[[], int], verbose: bool) -> int:
     try:
         return main()
     except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         return NOTHING_RUN
     except WsiError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         return SOME_FAILED
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from here", file=sys.stderr)
         return INTERRUPTED
-    except BrokenPipeError:  # `... | head`
-        sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115
-        return ALL_DONE

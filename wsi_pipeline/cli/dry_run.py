@@ -1,40 +1,54 @@
 """--dry-run: what a batch would come to, without writing."""
 
+from collections import Counter
 from collections.abc import Sequence
 
-from wsi_pipeline.base.errors import ScaleError, WsiError
+from wsi_pipeline.base.errors import RecipeError, ScaleError, WsiError
+from wsi_pipeline.base.text import printable
 from wsi_pipeline.cli.common import ALL_DONE, NOTHING_RUN, SOME_FAILED
 from wsi_pipeline.cli.progress import span
-from wsi_pipeline.pipeline.estimate import Estimator
+from wsi_pipeline.pipeline.estimate import Estimate, Estimator
+from wsi_pipeline.results.run_folder import Standing
 from wsi_pipeline.slides.catalog import SlideEntry
 
 
 def dry_run(entries: Sequence[SlideEntry], estimate: Estimator, workers: int | None) -> int:
-    """Print patches, time and disk of each slide and of all; the exit code that a run would begin with."""
-    patches = disk = failed = refused = 0
-    seconds = 0.0
+    """Print what a run would do with each slide, and its patches, time and disk; the exit code that it would have."""
+    outcomes, slides = Counter[str](), []
     for entry in entries:
         try:
             slide = estimate(entry)
-        except WsiError as error:
-            failed += 1
-            refused += isinstance(error, ScaleError)
-            print(f"{entry.name}: would fail: {error}")
+        except (WsiError, OSError) as error:
+            refused = bool(entry.refused) or isinstance(error, ScaleError | RecipeError)
+            outcomes["refused" if refused else "would fail"] += 1
+            outcomes["nothing run"] += isinstance(error, ScaleError | RecipeError)
+            would = "would be refused" if refused else "would fail"
+            print(f"{entry.name}: {would}: {printable(' '.join(str(error).split()))}")
             continue
-        patches, disk, seconds = patches + slide.patches, disk + slide.disk_bytes, seconds + slide.seconds
-        print(
-            f"{entry.name}: {slide.patches:,} patches in {slide.blocks:,} blocks, about {span(slide.seconds)}, "
-            f"up to {_size(slide.disk_bytes)}"
-        )
+        outcomes[slide.standing.value] += 1
+        slides.append(slide)
+        print(f"{entry.name}: {_described(slide)}")
     count = workers or 1
+    seconds, patches = sum(slide.seconds for slide in slides), sum(slide.patches for slide in slides)
     print(
-        f"{len(entries) - failed} slides, {patches:,} patches: about {span(seconds / count)} with "
-        f"{count} {'worker' if count == 1 else 'workers at best'}, up to {_size(disk)} on the disk; "
-        f"{failed} would fail"
+        f"{outcomes['new'] + outcomes['begun']} slides, {patches:,} patches: about {span(seconds / count)} with "
+        f"{count} {'worker' if count == 1 else 'workers at best'}, up to "
+        f"{_size(sum(slide.disk_bytes for slide in slides))} on the disk; {outcomes['begun']} begun before, "
+        f"{outcomes['done']} done already, {outcomes['refused']} refused, {outcomes['would fail']} would fail"
     )
-    if refused == len(entries):
+    if outcomes["nothing run"] == len(entries):
         return NOTHING_RUN
-    return SOME_FAILED if failed else ALL_DONE
+    return SOME_FAILED if outcomes["refused"] + outcomes["would fail"] else ALL_DONE
+
+
+def _described(slide: Estimate) -> str:
+    if slide.standing is Standing.DONE:
+        return "done already by the same recipe: would be skipped"
+    begun = "; begun before, a run goes on with it" if slide.standing is Standing.BEGUN else ""
+    return (
+        f"{slide.patches:,} patches in {slide.blocks:,} blocks, about {span(slide.seconds)}, "
+        f"up to {_size(slide.disk_bytes)}{begun}"
+    )
 
 
 def _size(size: int) -> str:

@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
         job = InferJob(out_path(args.out), config, models, args.device, args.overwrite, staging_of(args))
         entries = listed_slides(args)
         if args.dry_run:
-            return dry_run(entries, estimator_of_inference(*job.load(0)), args.workers)
+            return dry_run(entries, estimator_of_inference(job), args.workers)
         return run_batch(job, entries, args)
 
     return run_command(run, args.verbose)

@@ -6,6 +6,8 @@ from typing import NoReturn
 
 from tqdm import tqdm
 
+from wsi_pipeline.base.text import printable
+
 # A log gets a line of progress this often.
 LOG_EVERY_S = 30.0
 
@@ -121,7 +123,8 @@ class BatchProgress:
         self.say(text)
 
     def say(self, text: str) -> None:
-        """A line of its own on stdout, above the bars."""
+        """A line of its own on stdout, above the bars; whatever names stand in it, it is one line."""
+        text = printable(text)
         if self._all or self._bars:
             tqdm.write(text)
         else:

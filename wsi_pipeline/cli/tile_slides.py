@@ -37,10 +37,10 @@ def main(argv: list[str] | None = None) -> int:
         if args.annotations and not args.annotations.is_dir():
             raise UsageError(f"--annotations {args.annotations}: no such folder")
         entries = listed_slides(args)
-        if args.dry_run:
-            return dry_run(entries, estimator_of_tiling(config, args.export), args.workers)
         out, staging = out_path(args.out), staging_of(args)
         job = TileJob(out, config, args.annotations, args.export, args.overwrite, staging)
+        if args.dry_run:
+            return dry_run(entries, estimator_of_tiling(job), args.workers)
         return run_batch(job, entries, args)
 
     return run_command(run, args.verbose)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from wsi_pipeline.base.files import OutPath, names, write_bytes, writing
+from wsi_pipeline.base.text import printable_values
 
 BATCH_FOLDER = ".batch"
 EVENTS = f"{BATCH_FOLDER}/events"
@@ -44,7 +45,7 @@ class EventLog:
 
         Raises OutputError.
         """
-        self._lines.append(json.dumps({"time": now(), "event": event, **values}) + "\n")
+        self._lines.append(json.dumps(printable_values({"time": now(), "event": event, **values})) + "\n")
         if self._file or time.monotonic() - self._put > PUT_EVERY_S:
             self.flush()
 
@@ -112,6 +113,7 @@ def now() -> str:
 def _parse(line: bytes) -> dict[str, Any] | None:
     try:
         value = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
-    return value if isinstance(value, dict) else None
+    # Events of earlier versions may hold names that are no text.
+    return printable_values(value) if isinstance(value, dict) else None

@@ -9,18 +9,27 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from wsi_pipeline.base.errors import SlideError
-from wsi_pipeline.inference.classifier import Classifier
+from wsi_pipeline.base.files import OutPath
 from wsi_pipeline.pipeline.config import InferConfig, TileConfig
+from wsi_pipeline.pipeline.infer import map_recipe
+from wsi_pipeline.pipeline.maps import choose_map
+from wsi_pipeline.pipeline.slide_jobs import InferJob, TileJob, check_entry
+from wsi_pipeline.pipeline.tile import tile_recipe
+from wsi_pipeline.results.provenance import recipe_key
+from wsi_pipeline.results.run_folder import Standing, standing_of
+from wsi_pipeline.slides.annotations.cell_labels import outlines_on_slide
+from wsi_pipeline.slides.annotations.files import outlines_of
 from wsi_pipeline.slides.catalog import SlideEntry
 from wsi_pipeline.slides.slide import Slide, open_slide
 from wsi_pipeline.tiling.grid import Block, Plan
 from wsi_pipeline.tiling.overview import Overview, make_overview
+from wsi_pipeline.tiling.patch_labels import label_patches
 from wsi_pipeline.tiling.patches import cut_patches
 
 PROBE_S = 3.0
@@ -35,12 +44,16 @@ OnPatches = Callable[[NDArray[np.uint8]], int]
 
 @dataclass(frozen=True)
 class Estimate:
-    """Of one slide: its patches and blocks, the seconds that it takes one worker, and the bytes it leaves."""
+    """Of one slide: its patches and blocks, the seconds that it takes one worker, and the bytes it leaves.
+
+    `standing`: what an earlier run left of it; where that is all of it, nothing else is estimated.
+    """
 
     patches: int
     blocks: int
     seconds: float
     disk_bytes: int
+    standing: Standing = Standing.NEW
 
 
 @dataclass(frozen=True)
@@ -60,22 +73,31 @@ class Estimator:
         cell_bytes: int,
         pictures: int,
         on_patches: OnPatches | None,
+        out: OutPath,
+        standing: Callable[[Slide], Standing],
+        check_plan: Callable[[Slide, Plan], None] | None = None,
     ):
         """`cell_bytes` are those of a map's cell in all arrays; `pictures` how many the size of a thumbnail.
 
-        Without `on_patches` no patch is read.
+        Without `on_patches` no patch is read. `standing` says what an earlier run left of a slide in `out`,
+        `check_plan` raises what a run would once the slide's patches are planned.
         """
+        self._out, self._standing, self._check_plan = out, standing, check_plan
         self._config, self._cell_bytes, self._pictures = config, cell_bytes, pictures
         self._on_patches = on_patches
         self._rate: Rate | None = None
 
     def __call__(self, entry: SlideEntry) -> Estimate:
         """Raises a WsiError when the slide cannot be worked on."""
-        if entry.refused:
-            raise SlideError(entry.refused)
+        check_entry(entry, self._out)
         began = time.perf_counter()
         slide = open_slide(entry.path, entry.mpp, entry.name, mpp_if_missing=entry.mpp_if_missing)
+        standing = self._standing(slide)
+        if standing is Standing.DONE:
+            return Estimate(0, 0, 0.0, 0, standing)
         overview = make_overview(slide, self._config.overview, self._config.grid)
+        if self._check_plan:
+            self._check_plan(slide, overview.plan)
         picture_bytes, picture_seconds = _picture(overview)
         fixed = time.perf_counter() - began + picture_seconds * (self._pictures - 1)
         plan = overview.plan
@@ -92,27 +114,45 @@ class Estimator:
             + rate.disk_bytes * patches
         )
         blocks = sum(1 for _ in plan.blocks())
-        return Estimate(patches, blocks, fixed + rate.seconds * patches, int(disk))
+        return Estimate(patches, blocks, fixed + rate.seconds * patches, int(disk), standing)
 
 
-def estimator_of_tiling(config: TileConfig, export: bool) -> Estimator:
+def estimator_of_tiling(job: TileJob) -> Estimator:
     """Estimates `tile-slides`."""
+    config, folder = job.config, job.annotations
+
+    def outlines(slide: Slide) -> Path | None:
+        return outlines_of(folder, slide.path, slide.name) if folder else None
+
+    def standing(slide: Slide) -> Standing:
+        recipe = tile_recipe(slide, config, outlines(slide), job.export)
+        return standing_of(job.out / slide.name, recipe_key(recipe), job.overwrite)
+
+    def check_labels(slide: Slide, plan: Plan) -> None:
+        if found := outlines(slide):
+            label_patches(plan, outlines_on_slide(found, slide, config.annotations), config.annotations)
 
     def export_patches(patches: NDArray[np.uint8]) -> int:
         return sum(_png_bytes(patch) for patch in patches)
 
-    return Estimator(config, 0, 1, export_patches if export else None)
+    on_patches = export_patches if job.export else None
+    return Estimator(config, 0, 1, on_patches, job.out, standing, check_labels)
 
 
-def estimator_of_inference(config: InferConfig, classifier: Classifier) -> Estimator:
-    """Estimates `infer-slide`; the config's grid is the model's."""
+def estimator_of_inference(job: InferJob) -> Estimator:
+    """Estimates `infer-slide`. Raises as `InferJob.load`."""
+    config, classifier = job.load(0)
+
+    def standing(slide: Slide) -> Standing:
+        recipe = map_recipe(slide, classifier.models, config, choose_map(classifier.models, config))
+        return standing_of(job.out / slide.name, recipe_key(recipe), job.overwrite)
 
     def classify(patches: NDArray[np.uint8]) -> int:
         classifier.scores_and_spread(patches)
         return 0
 
     maps = 2 if len(classifier.models) > 1 or (config.context and classifier.models[0].context) else 1
-    return Estimator(config, 4 * maps + 1, 3, classify)
+    return Estimator(config, 4 * maps + 1, 3, classify, job.out, standing)
 
 
 def _probe(slide: Slide, plan: Plan, on_patches: OnPatches) -> Rate:

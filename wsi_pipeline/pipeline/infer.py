@@ -79,7 +79,7 @@ def infer_slide(
     shown = choose_map(models, config)
     with watch("open"):
         slide = ahead.slide() if ahead else open_slide(path, mpp, name)
-        recipe = _map_recipe(slide, models, config, shown)
+        recipe = map_recipe(slide, models, config, shown)
         folder = out / slide.name
         store = find_run(folder, recipe_key(recipe), overwrite)
         if store and store.is_complete:
@@ -135,7 +135,7 @@ def infer_slide(
     return SlideResult(folder, False, patches, idc_mm2, watch.total, tuple(warnings))
 
 
-def _map_recipe(
+def map_recipe(
     slide: Slide, models: "Sequence[Model]", config: InferConfig, shown: ShownMap
 ) -> dict[str, Any]:
     """All that decides the slide's map; `config.grid` is settled."""

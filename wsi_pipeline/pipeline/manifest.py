@@ -8,12 +8,16 @@ the others' events, and where it has not, the next run does.
 
 import csv
 import io
+import logging
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Literal
+from typing import Any, Literal
 
 from wsi_pipeline.base.files import OutPath, write_bytes
 from wsi_pipeline.jobs.events import EventLog, EventReader
+
+log = logging.getLogger(__name__)
 
 MANIFEST_NAME = "manifest.csv"
 SLIDE_EVENT = "slide"
@@ -77,23 +81,32 @@ class Manifest:
 
     def _load(self) -> None:
         if self._file.is_file():
-            text = io.StringIO(self._file.read_text(encoding="utf-8"), newline="")
-            for values in csv.DictReader(text):
-                self._add("", values)  # where events say something of a slide, they win
+            try:
+                text = io.StringIO(self._file.read_text(encoding="utf-8"), newline="")
+                for values in csv.DictReader(text):
+                    self._add("", values)  # where events say something of a slide, they win
+            except (ValueError, csv.Error) as error:
+                log.warning("%s: cannot be read, and is made anew from the events: %s", self._file, error)
         self._fold()
 
     def _fold(self) -> None:
         for event in self._events.new():
             if event.get("event") == SLIDE_EVENT:
                 # Who skips a slide knows no more of it than at its own start: a run beside it may have done it since.
-                skipped = event.get("status") == "skipped"
-                self._add(event["since"] if skipped else event["finished"], event)
+                when = event.get("since" if event.get("status") == "skipped" else "finished")
+                if not isinstance(when, str) or not self._add(when, event):
+                    log.warning(
+                        "%s: an event that says nothing of a slide is set aside: %.200s", self._file, event
+                    )
 
-    def _add(self, when: str, values: dict[str, object]) -> None:
-        if not values.get("slide") or not values.get("path"):
-            return
+    def _add(self, when: str, values: Mapping[str | Any, object]) -> bool:
+        """Take what is newer than what is known of the slide; False where the values are of no slide."""
+        texts = [values.get(name) for name in ("slide", "path", "status")]
+        if not all(isinstance(text, str) and text for text in texts):
+            return False
         row = ManifestRow(**{name: "" if values.get(name) is None else values[name] for name in COLUMNS})  # type: ignore[arg-type]
         key = (row.slide, row.path)
         known = self._rows.get(key)
         if known is None or when >= known[0]:
             self._rows[key] = (when, row)
+        return True

@@ -7,13 +7,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsi_pipeline.base.files import OutPath, write_json
+from wsi_pipeline.base.text import printable_values
 from wsi_pipeline.results.figures.maps import render_tissue
 from wsi_pipeline.results.provenance import (
     store_attributes,
 )
-from wsi_pipeline.results.run_folder import (
-    clear_outputs,
-)
+from wsi_pipeline.results.run_folder import claim, clear_outputs
 from wsi_pipeline.results.store import STORE_NAME, PatchTable, SlideStore, create_store
 from wsi_pipeline.slides.slide import Slide
 from wsi_pipeline.tiling.overview import Overview
@@ -36,6 +35,7 @@ def new_store(
     with_uncertainty: bool = False,
 ) -> SlideStore:
     """A new store in the run folder, cleared of what lay in it. Raises OutputError."""
+    claim(folder)
     return create_store(
         folder / STORE_NAME,
         store_attributes(recipe),
@@ -54,7 +54,7 @@ def new_store(
 def finish(folder: OutPath, store: SlideStore, summary: dict[str, Any]) -> None:
     """Write the summary, and then say that the run is complete."""
     log.debug("stage finish")
-    write_json(folder / "summary.json", summary)
+    write_json(folder / "summary.json", printable_values(summary))
     store.finish()
 
 

@@ -16,8 +16,9 @@ from wsi_pipeline.pipeline.infer import infer_slide
 from wsi_pipeline.pipeline.maps import grid_for_model
 from wsi_pipeline.pipeline.prefetch import PrefetchedSlide
 from wsi_pipeline.pipeline.tile import tile_slide
-from wsi_pipeline.results.run_folder import SlideResult, is_finished
+from wsi_pipeline.results.run_folder import SlideResult, check_outside, is_finished
 from wsi_pipeline.slides.catalog import SlideEntry
+from wsi_pipeline.slides.formats import slide_files
 from wsi_pipeline.slides.local_copies import Stager
 from wsi_pipeline.tiling.overview import OverviewOptions
 
@@ -45,8 +46,7 @@ class SlideWork:
 
     def __call__(self, entry: SlideEntry, report: Progress) -> SlideResult:
         """The slide's result. Raises Busy while another process works on it, a WsiError when it fails."""
-        if entry.refused:
-            raise SlideError(entry.refused)
+        check_entry(entry, self._out)
         with self._locked(entry, report) as progress, self._opened(entry) as ahead:
             return self._one(entry, progress, ahead)
 
@@ -98,6 +98,17 @@ class SlideWork:
 
     def _is_finished(self, entry: SlideEntry) -> bool:
         return is_finished(self._out / entry.name)
+
+
+def check_entry(entry: SlideEntry, out: OutPath) -> None:
+    """Raises SlideError where the slide cannot be worked on with results in `out`, by its name and place alone."""
+    if entry.refused:
+        raise SlideError(entry.refused)
+    try:
+        files = [entry.path] if entry.path.is_dir() else slide_files(entry.path)
+        check_outside(files, out, entry.name)
+    except OSError:  # who opens it says why
+        return
 
 
 @dataclass(frozen=True)

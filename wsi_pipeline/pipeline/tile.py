@@ -1,7 +1,7 @@
 """The flow of one slide in `tile-slides`: open, find tissue, plan, write."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from wsi_pipeline.base.files import OutPath
 from wsi_pipeline.base.options import options_to_dict
@@ -15,14 +15,11 @@ from wsi_pipeline.results.store import PatchTable
 from wsi_pipeline.results.summary import Stopwatch, count, summarise
 from wsi_pipeline.slides.annotations.cell_labels import outlines_on_slide
 from wsi_pipeline.slides.annotations.files import outlines_of
-from wsi_pipeline.slides.slide import open_slide
+from wsi_pipeline.slides.slide import Slide, open_slide
 from wsi_pipeline.tiling.export import write_patches
 from wsi_pipeline.tiling.overview import make_overview
 from wsi_pipeline.tiling.patch_labels import label_patches
 from wsi_pipeline.tiling.patches import patch_positions
-
-if TYPE_CHECKING:  # torch takes seconds to import: it waits until something is classified
-    pass
 
 
 def tile_slide(
@@ -49,13 +46,7 @@ def tile_slide(
     with watch("open"):
         slide = ahead.slide() if ahead else open_slide(path, mpp, name)
         outlines = outlines_of(annotations, path, slide.name) if annotations else None
-        recipe = {
-            "command": "tile-slides",
-            "slide": slide_info(slide),
-            "options": options_to_dict(config),
-            "annotations": file_sha256(outlines) if outlines else None,
-            "export": export,
-        }
+        recipe = tile_recipe(slide, config, outlines, export)
         folder = out / slide.name
         store = find_run(folder, recipe_key(recipe), overwrite)
         if store and store.is_complete:
@@ -95,3 +86,14 @@ def tile_slide(
     return SlideResult(
         folder, False, counts["patches"], None, watch.total, tuple(warnings), counts.get("labels")
     )
+
+
+def tile_recipe(slide: Slide, config: TileConfig, outlines: Path | None, export: bool) -> dict[str, Any]:
+    """All that decides what `tile_slide` makes of a slide."""
+    return {
+        "command": "tile-slides",
+        "slide": slide_info(slide),
+        "options": options_to_dict(config),
+        "annotations": file_sha256(outlines) if outlines else None,
+        "export": export,
+    }

@@ -57,6 +57,9 @@ class PassedOver:
     # Folders that could not be read, with the reason.
     unreadable: dict[str, str] = field(default_factory=dict)
 
+    def __bool__(self) -> bool:
+        return bool(self.counts or self.unreadable)
+
     def __str__(self) -> str:
         """In words, the largest counts first; empty where there is nothing."""
         ordered = sorted(self.counts.items(), key=lambda item: (-item[1], item[0]))

@@ -275,9 +275,9 @@ def _first_of_dicom(folder: Path) -> Path:
     found = dicom_folder(folder)
     if len(found.series) != 1:
         others = "".join(f", {count} files of {what}" for what, count in found.others.items())
+        what = f"with {len(found.series)} DICOM slides" if found.series else "without .dcm files of a slide"
         raise SlideOpenError(
-            f"{folder}: a folder with {len(found.series)} DICOM slides{others}; expected one; give the slide files "
-            f"one by one"
+            f"{folder}: a folder {what}{others}; expected the files of one; give the slide files one by one"
         )
     return next(iter(found.series.values()))[0]
 

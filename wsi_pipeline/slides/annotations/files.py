@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from wsi_pipeline.base.errors import DataError
+from wsi_pipeline.slides.names import slide_name
 
 # As QuPath and people write it; packed, as QuPath does where one asks for it.
 OUTLINE_SUFFIXES = (".geojson", ".GEOJSON", ".geojson.gz", ".GEOJSON.GZ")
@@ -14,8 +15,9 @@ def outlines_of(folder: Path, slide: Path, name: str) -> Path | None:
 
     None where there are none. Raises DataError where there are two.
     """
-    # Slides that a list gives a name may share that of their file.
-    names = {name: None, slide.name: None} if name in (slide.stem, slide.name) else {name: None}
+    names = {name: None}
+    if name == slide_name(slide):  # else a list gives it, maybe since two files have one name
+        names |= dict.fromkeys((slide.name, slide.name.removesuffix(slide.suffix)))
     found: list[Path] = []
     for path in (folder / f"{each}{suffix}" for each in names for suffix in OUTLINE_SUFFIXES):
         if path.is_file() and not any(path.samefile(other) for other in found):

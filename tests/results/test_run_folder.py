@@ -1,0 +1,78 @@
+"""Whose a run folder is: nothing is removed that is not ours, and no slide lies where results are replaced."""
+
+from pathlib import Path
+
+import pytest
+from conftest import noise, write_slide
+
+from wsi_pipeline.base.errors import RecipeError, SlideError
+from wsi_pipeline.pipeline.config import TileConfig, TileGridOptions
+from wsi_pipeline.pipeline.tile import tile_slide
+from wsi_pipeline.results.run_folder import MARKER, Standing, check_outside, find_run, standing_of
+
+CONFIG = TileConfig(grid=TileGridOptions(patch_px=50, mpp=4.0))
+OTHER = TileConfig(grid=TileGridOptions(patch_px=60, mpp=4.0))
+
+
+@pytest.fixture
+def slide(tmp_path: Path) -> Path:
+    return write_slide(tmp_path / "a.tiff", noise(600, 600), mpp=(4.0, 4.0))
+
+
+@pytest.mark.parametrize("foreign", ["export/mine.txt", "thesis.part", "slide.zarr/zarr.json"])
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_folder_that_is_not_ours_stays_as_it_is(
+    slide: Path, tmp_path: Path, foreign: str, overwrite: bool
+) -> None:
+    file = tmp_path / "out/a" / foreign
+    file.parent.mkdir(parents=True)
+    file.write_text("{}")
+    with pytest.raises(RecipeError, match=r"not of this package|not a slide store of this package"):
+        tile_slide(slide, tmp_path / "out", CONFIG, overwrite=overwrite)
+    assert [path for path in (tmp_path / "out/a").rglob("*") if path.is_file()] == [file]
+
+
+def test_of_a_link_the_link_is_removed_and_not_what_lies_behind_it(slide: Path, tmp_path: Path) -> None:
+    folder, kept = tile_slide(slide, tmp_path / "out", CONFIG).folder, tmp_path / "kept"
+    (kept / "0").mkdir(parents=True)
+    (kept / "0/mine.png").touch()
+    (folder / "export").symlink_to(kept)
+    before = sorted(kept.rglob("*"))
+    tile_slide(slide, tmp_path / "out", OTHER, overwrite=True)
+    assert not (folder / "export").exists()
+    assert sorted(kept.rglob("*")) == before
+
+
+def test_a_folder_of_an_earlier_version_is_known_by_its_store(slide: Path, tmp_path: Path) -> None:
+    folder = tile_slide(slide, tmp_path / "out", CONFIG).folder
+    (folder / MARKER).unlink()
+    assert tile_slide(slide, tmp_path / "out", CONFIG).skipped
+    assert not tile_slide(slide, tmp_path / "out", OTHER, overwrite=True).skipped
+    assert (folder / MARKER).is_file()
+
+
+def test_a_damaged_store_of_ours_may_be_replaced(slide: Path, tmp_path: Path) -> None:
+    folder = tile_slide(slide, tmp_path / "out", CONFIG).folder
+    (folder / "slide.zarr/zarr.json").write_text("{}")
+    with pytest.raises(RecipeError, match="not a slide store"):
+        find_run(folder, "x", overwrite=False)
+    assert not tile_slide(slide, tmp_path / "out", CONFIG, overwrite=True).skipped
+
+
+def test_what_a_run_would_find_is_known_before_it(slide: Path, tmp_path: Path) -> None:
+    assert standing_of(tmp_path / "out/a", "x", overwrite=False) is Standing.NEW
+    folder = tile_slide(slide, tmp_path / "out", CONFIG).folder
+    with pytest.raises(RecipeError, match="another slide, scale, model or options"):
+        standing_of(folder, "x", overwrite=False)
+    assert standing_of(folder, "x", overwrite=True) is Standing.NEW
+
+
+@pytest.mark.parametrize("place", ["out/a", "out/a/a.tiff", "out/b/export/x.tiff", "link/a/a.tiff"])
+def test_slides_in_a_folder_of_results_are_refused(slide: Path, tmp_path: Path, place: str) -> None:
+    write_slide(tmp_path / "b.tiff", noise(600, 600), mpp=(4.0, 4.0))
+    tile_slide(tmp_path / "b.tiff", tmp_path / "out", CONFIG)
+    (tmp_path / "link").symlink_to("out")
+    with pytest.raises(SlideError, match="lies in a folder of results"):
+        check_outside([tmp_path / place], tmp_path / "out", "a")
+    check_outside([slide, tmp_path / "out/x.tiff"], tmp_path / "out", "a")
+    check_outside([slide], tmp_path, "b")
