@@ -40,7 +40,9 @@ def rows(slides: Path) -> list[dict[str, str]]:
 
 
 def test_a_name_that_is_no_utf8_is_done_and_named_and_spoils_no_later_run(slides: Path) -> None:
-    assert tile(slides) == 0
+    assert tile(slides, after=f">{slides.parent}/log") == 0
+    said = (slides.parent / "log").read_text(encoding="utf-8")
+    assert "[2/3] m\\xfcller: " in said
     assert [(row["slide"], row["status"]) for row in rows(slides)] == [
         ("a", "done"),
         ("m\\xfcller", "done"),

@@ -11,10 +11,9 @@ from typing import Any
 
 # Control characters, line and paragraph separators, what turns the direction of writing, and lone surrogates; and a
 # backslash that would be read as one of ours.
-_UNPRINTABLE = re.compile(
-    "[\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
-    r"|\\(?=x[0-9a-f]{2})"
-)
+_CONTROLS = "[\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+_UNPRINTABLE = re.compile(_CONTROLS)
+_AMBIGUOUS = re.compile(_CONTROLS + r"|\\(?=x[0-9a-f]{2})")
 _ESCAPED = re.compile(r"\\x([0-9a-f]{2})")
 _SURROGATES = re.compile("[\ud800-\udfff]")
 
@@ -24,6 +23,15 @@ def printable(text: str) -> str:
 
     >>> printable("M\udcfcller"), printable("two\nlines"), printable("Müller")
     ('M\\xfcller', 'two\\x0alines', 'Müller')
+    """
+    return _AMBIGUOUS.sub(lambda found: _escaped(found[0]), text)
+
+
+def on_one_line(text: str) -> str:
+    r"""A sentence, in which names may stand as `printable` gives them, on one line of what is printable.
+
+    >>> on_one_line("failed: M\\xfcller:\n no such file")
+    'failed: M\\xfcller:\\x0a no such file'
     """
     return _UNPRINTABLE.sub(lambda found: _escaped(found[0]), text)
 
@@ -42,6 +50,8 @@ def as_named(text: str) -> str:
 
 def without_surrogates(text: str) -> str:
     """The text with its lone surrogates written as `printable` does, and all else as it is."""
+    if text.isascii():
+        return text
     return _SURROGATES.sub(lambda found: _escaped(found[0]), text)
 
 

@@ -17,7 +17,7 @@ from typing import NoReturn
 import wsi_pipeline
 from wsi_pipeline.base.errors import JobError, ListError, RecipeError, ScaleError, UsageError, WsiError
 from wsi_pipeline.base.files import OutPath, check_writable
-from wsi_pipeline.base.text import printable
+from wsi_pipeline.base.text import on_one_line, printable
 from wsi_pipeline.cli.common import ALL_DONE, INTERRUPTED, NOTHING_RUN, SOME_FAILED
 from wsi_pipeline.cli.progress import BatchProgress
 from wsi_pipeline.jobs import Outcome, run_local, run_sequential
@@ -27,6 +27,7 @@ from wsi_pipeline.pipeline.manifest import MANIFEST_NAME, Manifest, ManifestRow
 from wsi_pipeline.pipeline.slide_jobs import InferJob, Staging, TileJob
 from wsi_pipeline.results.run_folder import SlideResult
 from wsi_pipeline.slides.catalog import SlideEntry, SlideList, list_slides, shard_of
+from wsi_pipeline.slides.names import MAX_NAME_BYTES, is_cut
 
 # The event log gets a line on each slide's progress this often.
 EVENT_EVERY_S = 30.0
@@ -99,7 +100,12 @@ def listed_slides(args: argparse.Namespace) -> SlideList:
     """The slides that the arguments name, of this shard; prints what was passed over. Raises ListError."""
     found = list_slides(args.slides, args.mpp, args.mpp_if_missing)
     if found.passed_over:
-        print(f"passed over: {printable(str(found.passed_over))}", file=sys.stderr)
+        print(f"passed over: {on_one_line(str(found.passed_over))}", file=sys.stderr)
+    if cut := [entry.path for entry in found if is_cut(entry.name)]:
+        print(
+            f"{len(cut)} names of over {MAX_NAME_BYTES} bytes are cut, and end in a hash: manifest.csv has the paths",
+            file=sys.stderr,
+        )
     return SlideList(shard_of(found, args.shard), found.passed_over) if args.shard else found
 
 
@@ -331,7 +337,7 @@ def _row(outcome: SlideOutcome) -> ManifestRow:
         name,
         path,
         "failed",
-        printable(outcome.reason),
+        on_one_line(outcome.reason),
         attempt=outcome.attempt,
         worker=outcome.worker,
         finished=now(),

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import wsi_pipeline
 from wsi_pipeline.base.errors import UsageError, WsiError
-from wsi_pipeline.base.text import printable
+from wsi_pipeline.base.text import on_one_line
 from wsi_pipeline.cli.streams import lasting_streams
 
 ALL_DONE, SOME_FAILED, NOTHING_RUN, INTERRUPTED = 0, 1, 2, 130
@@ -43,10 +43,10 @@ def _run(main: Callable[[], int], verbose: bool) -> int:
     try:
         return main()
     except UsageError as error:
-        print(f"error: {printable(str(error))}", file=sys.stderr)
+        print(f"error: {on_one_line(str(error))}", file=sys.stderr)
         return NOTHING_RUN
     except WsiError as error:
-        print(f"error: {printable(str(error))}", file=sys.stderr)
+        print(f"error: {on_one_line(str(error))}", file=sys.stderr)
         return SOME_FAILED
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from here", file=sys.stderr)

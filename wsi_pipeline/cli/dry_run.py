@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from wsi_pipeline.base.errors import RecipeError, ScaleError, WsiError
-from wsi_pipeline.base.text import printable
+from wsi_pipeline.base.text import on_one_line
 from wsi_pipeline.cli.common import ALL_DONE, NOTHING_RUN, SOME_FAILED
 from wsi_pipeline.cli.progress import span
 from wsi_pipeline.pipeline.estimate import Estimate, Estimator
@@ -23,7 +23,7 @@ def dry_run(entries: Sequence[SlideEntry], estimate: Estimator, workers: int | N
             outcomes["refused" if refused else "would fail"] += 1
             outcomes["nothing run"] += isinstance(error, ScaleError | RecipeError)
             would = "would be refused" if refused else "would fail"
-            print(f"{entry.name}: {would}: {printable(' '.join(str(error).split()))}")
+            print(f"{entry.name}: {would}: {on_one_line(' '.join(str(error).split()))}")
             continue
         outcomes[slide.standing.value] += 1
         slides.append(slide)

@@ -6,7 +6,7 @@ from typing import NoReturn
 
 from tqdm import tqdm
 
-from wsi_pipeline.base.text import printable
+from wsi_pipeline.base.text import on_one_line
 
 # A log gets a line of progress this often.
 LOG_EVERY_S = 30.0
@@ -124,7 +124,7 @@ class BatchProgress:
 
     def say(self, text: str) -> None:
         """A line of its own on stdout, above the bars; whatever names stand in it, it is one line."""
-        text = printable(text)
+        text = on_one_line(text)
         if self._all or self._bars:
             tqdm.write(text)
         else:

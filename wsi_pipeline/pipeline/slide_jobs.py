@@ -107,7 +107,7 @@ def check_entry(entry: SlideEntry, out: OutPath) -> None:
     try:
         files = [entry.path] if entry.path.is_dir() else slide_files(entry.path)
         check_outside(files, out, entry.name)
-    except OSError:  # who opens it says why
+    except (OSError, RuntimeError):  # links in a circle, say: who opens it says why
         return
 
 

@@ -8,6 +8,7 @@ from wsi_pipeline.base.text import printable
 
 # A name of a file has 255 bytes at most; patches, locks and files in the making add some 50 to the slide's.
 MAX_NAME_BYTES = 200
+HASH_DIGITS = 10
 # Of the batch itself, in the folder that holds the run folders.
 RESERVED = ("manifest.csv",)
 
@@ -38,8 +39,14 @@ def run_name(name: str) -> str:
     data = text.encode()
     if len(data) <= MAX_NAME_BYTES:
         return text
-    tail = f"~{hashlib.sha256(data).hexdigest()[:10]}"
+    tail = f"~{hashlib.sha256(data).hexdigest()[:HASH_DIGITS]}"
     return data[: MAX_NAME_BYTES - len(tail)].decode(errors="ignore") + tail
+
+
+def is_cut(name: str) -> bool:
+    """Whether the name looks like one that was too long."""
+    _, mark, digits = name.rpartition("~")
+    return bool(mark) and len(digits) == HASH_DIGITS and len(name.encode()) > MAX_NAME_BYTES - 4
 
 
 def fault_of_name(name: str) -> str:

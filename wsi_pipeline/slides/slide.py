@@ -263,6 +263,8 @@ def slide_file(path: Path) -> Path:
             return _first_of_dicom(path)
         if not path.is_file():
             raise SlideOpenError(f"{path}: no such file")
+        with path.open("rb"):  # what may not be read fails here, by that reason
+            pass
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise SlideOpenError(f"{path}: cannot be opened: {reason}; ask for the right to read it") from error
