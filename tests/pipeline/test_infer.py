@@ -435,6 +435,10 @@ def test_regions_as_written_are_outlines_as_read_on_a_slide_that_its_file_cuts(t
     assert len(labels) == len(called)
     assert called.sum() > 40
     assert ((labels == 1) == called).mean() > 0.98
+    corner = replace(config, annotations=replace(config.annotations, origin="corner"))
+    moved = tile_slide(path, tmp_path / "corner", corner, annotations=tmp_path)
+    assert moved.labels is not None
+    assert moved.labels["idc"] < called.sum() / 2
 
 
 @pytest.mark.slow

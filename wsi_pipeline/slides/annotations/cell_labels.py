@@ -87,7 +87,9 @@ def labels_of_slide(
 
 def outlines_on_slide(path: Path, slide: Slide, options: AnnotationOptions) -> Outlines:
     """The file's outlines in level-0 pixels of the slide. Raises DataError as `read_outlines`."""
-    return read_outlines(path, options, slide.size0, qupath_origin0(slide.properties, slide.size0))
+    from_bounds = options.origin == "qupath"
+    origin0 = qupath_origin0(slide.properties, slide.size0) if from_bounds else (0.0, 0.0)
+    return read_outlines(path, options, slide.size0, origin0)
 
 
 def labels_of_outlines(outlines: Outlines, cells: Cells, options: AnnotationOptions) -> NDArray[np.uint8]:

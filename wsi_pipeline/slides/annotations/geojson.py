@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import shapely
@@ -66,6 +66,10 @@ class AnnotationOptions:
     annotated_throughout: bool = False
     """Whether tissue outside of all outlines is not IDC: true only where somebody looked at all of it (of the regions
     of interest, where there are any). False: it has no label."""
+
+    origin: Literal["qupath", "corner"] = "qupath"
+    """Where coordinates count from. QuPath cuts a slide to the bounds that its file declares (MRXS, some SCN) and
+    counts from there; other programs count from the corner of the whole slide. On most slides the two are one."""
 
     min_share: Annotated[float, Field(gt=0, le=1)] = 0.5
     """A patch has a label where outlines of it cover this share of the patch; half is the coarse outlines' own
