@@ -172,7 +172,7 @@ def _sides(listing: Listing, split: SplitOptions | None) -> tuple[NDArray[np.str
                 Finding(
                     f"Leak: {listing.by}s in several of the set's own parts",
                     len(shared),
-                    f"{', '.join(sorted(shared)[:5])}: split anew, by {listing.by} (val_patients or val_share)",
+                    f"{', '.join(sorted(shared)[:5])}: split again, by {listing.by} (val_patients or val_share)",
                 )
             )
     return sides, findings
@@ -218,7 +218,7 @@ def _doubles(listing: Listing, doubles: Duplicates, how: str, sides: NDArray[np.
     found = [Finding(f"Images there more than once, {how}", doubles.surplus, "Keep one of each group")]
     across = Counter(what for group in doubles.groups for what in spans(listing, group, sides))
     advice = {
-        "sides": "Leak: what is trained on is judged on. Remove them, or split anew",
+        "sides": "Leak: the same images are trained and evaluated on. Remove them, or split again",
         "labels": "One image, both labels: one is wrong",
     }
     whose = f"Leak in waiting: these {listing.by}s share images, and no split keeps them apart; are they one?"
