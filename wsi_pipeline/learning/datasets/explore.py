@@ -75,11 +75,11 @@ def explore(listing: Listing, split: SplitOptions | None = None) -> Exploration:
             f"{info.problems[0]}; get the set again"
         )
     exact = exact_duplicates(info.digests, info.readable)
-    alone = info.readable.copy()
+    distinct = info.readable.copy()
     for group in exact.groups:
-        alone[group[1:]] = False
+        distinct[group[1:]] = False
     # Strips that the edge of a section left look alike once they are stretched to a square.
-    near = near_duplicates(info.thumbnails, alone & (info.sizes.min(axis=1) >= THUMBNAIL_PX))
+    near = near_duplicates(info.thumbnails, distinct & (info.sizes.min(axis=1) >= THUMBNAIL_PX))
     patients = [] if listing.by == "image" else _patients(listing, info)
     sides, leak = _sides(listing, split)
     findings = [
