@@ -8,7 +8,7 @@ from torch import nn
 from wsi_pipeline.models.card import ModelCard
 from wsi_pipeline.models.model import normalised
 
-# Of a batch that is judged, at most: large patches go through in smaller batches.
+# Of a batch that is evaluated, at most: large patches go through in smaller batches.
 _PIXELS_A_BATCH = 2**21
 
 

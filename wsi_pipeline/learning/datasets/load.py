@@ -13,7 +13,7 @@ from wsi_pipeline.learning.datasets.layouts import list_images
 from wsi_pipeline.learning.datasets.listing import UNLABELLED, By, Listing, named_by_pattern
 from wsi_pipeline.learning.datasets.split import Indices, SplitOptions, split_sides
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def load_split(
     _check_readable(decoded, sides, listing, split)
     _tell_short(decoded, sides, listing, patch_px)
     if listing.by != "patient":
-        logger.warning(
+        log.warning(
             "%s: found no patients, only %ss: one patient may stand on both sides, and the numbers flatter; "
             "patient_pattern in the config can find patients in the names",
             folder,
@@ -102,7 +102,7 @@ def _check_readable(decoded: Decoded, sides: Indices, listing: Listing, split: S
             f"{'; '.join(decoded.problems[index] for index in unreadable[:3])}; mend or remove them (explore-patches "
             "lists all), or set skip_unreadable: true under split in the config"
         )
-    logger.warning("left out %d images that cannot be decoded", len(unreadable))
+    log.warning("left out %d images that cannot be decoded", len(unreadable))
 
 
 def _tell_short(decoded: Decoded, sides: Indices, listing: Listing, patch_px: int) -> None:
@@ -116,7 +116,7 @@ def _tell_short(decoded: Decoded, sides: Indices, listing: Listing, patch_px: in
             "(mpp must then be the scale of the squeezed image)"
         )
     if len(other):
-        logger.info("left out %d patches that are not %d x %d px", len(other), patch_px, patch_px)
+        log.info("left out %d patches that are not %d x %d px", len(other), patch_px, patch_px)
 
 
 def _gather(decoded: Decoded, side: Indices, listing: Listing, name: str) -> LabelledPatches:

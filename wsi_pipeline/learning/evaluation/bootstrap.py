@@ -1,4 +1,4 @@
-"""How sure measures are: 95 % intervals by drawing patients anew, with replacement.
+"""How sure measures are: 95 % intervals by drawing patients again and again, with replacement.
 
 Patches of one patient resemble each other, so that thousands of patches of a few patients say little more than
 a few patients do: a draw takes a patient with all patches or not at all (the cluster bootstrap; Davison and

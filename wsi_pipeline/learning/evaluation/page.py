@@ -18,7 +18,7 @@ from wsi_pipeline.learning.evaluation.patches import (
     plain,
 )
 from wsi_pipeline.learning.evaluation.slides import EvaluatedSlide, all_slides_metrics, slide_metrics
-from wsi_pipeline.pipeline.maps import ALONE
+from wsi_pipeline.pipeline.maps import PATCH_BY_PATCH
 from wsi_pipeline.results.figures.html import Block, Page, Plots, Section, Sheet, Table, image, write_page
 
 SCHEMA = 1
@@ -41,23 +41,23 @@ CALIBRATION_NAMES = {
 
 
 def write_evaluation(
-    out: Path, evaluated: EvaluatedPatches, side: str, folder: Path, sections: Sequence[EvaluatedSlide]
+    out: Path, evaluated: EvaluatedPatches, side: str, folder: Path, slides: Sequence[EvaluatedSlide]
 ) -> dict[str, Any]:
     """Write `out`/metrics.json and `out`/index.html; gives the metrics back.
 
-    `side` of the split of `folder` is what was judged, `sections` are whole slides judged beside (may be none).
+    `side` of the split of `folder` is what was evaluated, `slides` are those evaluated beside (may be none).
     """
     metrics = {"schema": SCHEMA, "version": wsi_pipeline.__version__, **metrics_of(evaluated)}
     metrics["data"] = {"folder": str(folder), "side": side, **metrics["data"]}
-    metrics["slides"] = [slide_metrics(section) for section in sections]
-    metrics["all_slides"] = all_slides_metrics(sections) if sections else None
+    metrics["slides"] = [slide_metrics(slide) for slide in slides]
+    metrics["all_slides"] = all_slides_metrics(slides) if slides else None
     out.mkdir(parents=True, exist_ok=True)
-    write_page(out / "index.html", page(evaluated, metrics, sections))
+    write_page(out / "index.html", page(evaluated, metrics, slides))
     write_json(out / "metrics.json", plain(metrics))
     return metrics
 
 
-def page(evaluated: EvaluatedPatches, metrics: dict[str, Any], sections: Sequence[EvaluatedSlide]) -> Page:
+def page(evaluated: EvaluatedPatches, metrics: dict[str, Any], slides: Sequence[EvaluatedSlide]) -> Page:
     """The page of what was measured."""
     data, patches = metrics["data"], metrics["patches"]
     of = "" if data["by"] == "image" else f" of {data['patients']:,} {data['by']}s"
@@ -67,7 +67,7 @@ def page(evaluated: EvaluatedPatches, metrics: dict[str, Any], sections: Sequenc
         f"balanced accuracy {_with_interval(patches['balanced_accuracy'])}.",
         _caveat(data),
     ]
-    parts = [
+    sections = [
         _measures_section(metrics),
         Section(
             "Curves",
@@ -84,16 +84,16 @@ def page(evaluated: EvaluatedPatches, metrics: dict[str, Any], sections: Sequenc
         _threshold_section(evaluated, metrics),
     ]
     if metrics["patients"]:
-        parts.append(_patients_section(metrics))
-    if sections:
-        parts.append(_slides_section(metrics, sections))
-    parts.append(_mistakes_section(evaluated))
+        sections.append(_patients_section(metrics))
+    if slides:
+        sections.append(_slides_section(metrics, slides))
+    sections.append(_mistakes_section(evaluated))
     model = metrics["model"]
     footer = (
         f"Model {model['name']} ({model['sha256'][:12]}), {model['architecture']}, {model['patch_px']} px at "
         f"{model['mpp']:g} um/px. wsi_pipeline {metrics['version']}. All numbers: metrics.json beside this page."
     )
-    return Page(f"How good is {model['name']}?", lead, parts, footer)
+    return Page(f"How good is {model['name']}?", lead, sections, footer)
 
 
 def _caveat(data: dict[str, Any]) -> str:
@@ -103,14 +103,14 @@ def _caveat(data: dict[str, Any]) -> str:
         if data["by"] == "image"
         else ""
     )
-    told = {
+    caveats = {
         "val": "These are the validation patches: the epoch, the calibration and the threshold were chosen on "
         "them, which flatters a little. The cross-fitted row says how much the last two do.",
         "train": "These patches were trained on: the numbers say how well the network remembers, not how well it "
         "judges others.",
         "all": "These are all patches of the folder: if the model was trained on some, the numbers are too good.",
     }
-    return told[data["side"]] + by_image
+    return caveats[data["side"]] + by_image
 
 
 def _measures_section(metrics: dict[str, Any]) -> Section:
@@ -240,9 +240,9 @@ def _patients_section(metrics: dict[str, Any]) -> Section:
     )
 
 
-def _slides_section(metrics: dict[str, Any], sections: Sequence[EvaluatedSlide]) -> Section:
+def _slides_section(metrics: dict[str, Any], slides: Sequence[EvaluatedSlide]) -> Section:
     # Where the map shown is that of each patch alone, a column of the same numbers says nothing.
-    in_context = any(section.kind != ALONE for section in sections)
+    in_context = any(slide.kind != PATCH_BY_PATCH for slide in slides)
     dices = ("dice", "dice_patch_alone") if in_context else ("dice",)
 
     def row(name: str, values: dict[str, Any]) -> list[Any]:
@@ -261,7 +261,7 @@ def _slides_section(metrics: dict[str, Any], sections: Sequence[EvaluatedSlide])
     return Section(
         "Whole sections",
         [
-            f"The same model through infer-slide, {sections[0].kind}, threshold {sections[0].threshold:.3f}, each "
+            f"The same model through infer-slide, {slides[0].kind}, threshold {slides[0].threshold:.3f}, each "
             "cell of the map beside its label. Every labelled cell counts; "
             "one of IDC that the map does not score counts as missed.",
             Table(
@@ -285,8 +285,8 @@ def _slides_section(metrics: dict[str, Any], sections: Sequence[EvaluatedSlide])
                 f"{together['mean_absolute_area_error_mm2']:.2f} mm2 a slide, either way. Regions are those of "
                 "regions.geojson, without the smallest, wherever they lie.",
             ),
-            plots.section_key(),
-            Sheet([plots.section_picture(section) for section in sections], cell_px=250),
+            plots.slide_picture_key(),
+            Sheet([plots.slide_picture(slide) for slide in slides], cell_px=250),
         ],
     )
 

@@ -1,4 +1,4 @@
-"""A model judged on labelled patches: its probabilities, and all that is measured of them, as plain values."""
+"""A model evaluated on labelled patches: its probabilities, and all that is measured of them, as plain values."""
 
 import math
 from collections.abc import Sequence
@@ -178,7 +178,7 @@ def _with_intervals(
         "specificity": decisions.specificity,
     }
     resampled = draw_patients(side.patients, draws, seed)
-    # One patient drawn anew is the same one: no interval.
+    # One patient drawn again is the same one: no interval.
     drawn = resampled_measures(probability, side.labels, threshold, resampled)
     result = {}
     for name in MEASURES:
