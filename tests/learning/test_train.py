@@ -175,6 +175,17 @@ def test_the_card_tells_what_the_weights_were_made_from(data, tmp_path):
     json.loads(path.with_suffix(".json").read_text(), parse_constant=pytest.fail)
 
 
+def test_one_validation_patient_gives_a_model_whose_card_says_that_nothing_is_crossfitted(
+    data, tmp_path, caplog
+):
+    options = replace(OPTIONS, epochs=1, split=SplitOptions(val_patients=("v",)))
+    card = load_model(train(options, data, tmp_path, CPU)).card
+    assert "nothing is cross-fitted: one patient alone" in card.metrics["note"]
+    assert "crossfitted" not in card.metrics
+    assert card.metrics["val"]["patches"] == 24
+    assert any("nothing will be cross-fitted" in line for line in caplog.messages)
+
+
 def test_a_network_learns_from_a_teacher_what_the_labels_deny(data, tmp_path):
     taught = train(replace(OPTIONS, epochs=6), data, tmp_path / "teacher", CPU)
     # The same patches, the label of each training patch turned round: right answers come from the teacher alone.

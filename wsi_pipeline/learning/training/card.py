@@ -96,14 +96,19 @@ def evaluated_card(
         if val.by == "image"
         else metrics.measures_by_patient(probability, val.labels, val.patients, threshold)
     )
-    note = (
-        "epoch, calibration and threshold were chosen on these same validation patients; in 'crossfitted', each "
-        "patient's calibration and threshold come from others"
+    impossible = metrics.no_crossfit(val.labels, val.patients, val.by)
+    note = f"epoch, calibration and threshold were chosen on these same validation {val.by}s; " + (
+        f"nothing is cross-fitted: {impossible}"
+        if impossible
+        else f"in 'crossfitted', each {val.by}'s calibration and threshold come from others"
+    )
+    crossfitted = (
+        {} if impossible else {"crossfitted": metrics.crossfitted(logits, val.labels, val.patients, IDC)}
     )
     if val.by != "patient":
         note = (
             f"by {val.by}: the data names no patients, one may stand on both sides of the split, and these "
-            f"numbers flatter; {note.replace('patient', val.by)}"
+            f"numbers flatter; {note}"
         )
     return replace(
         blank,
@@ -115,7 +120,7 @@ def evaluated_card(
         metrics={
             "note": note,
             "val": metrics.measures(probability, val.labels, threshold),
-            "crossfitted": metrics.crossfitted(logits, val.labels, val.patients, IDC),
+            **crossfitted,
             "patients": metrics.spread(by_patient),
             "bf16_moves_by_at_most": moved,
         },

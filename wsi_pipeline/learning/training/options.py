@@ -36,9 +36,9 @@ class TrainOptions:
     # A network of the zoo and what it is built with.
     architecture: str = "residual_cnn"
     architecture_options: dict[str, Any] = Field(default_factory=dict)
-    # A file of weights to start from, of torchvision or of train-model, that the user has: nothing is ever
-    # fetched. A last layer that does not fit our classes is left out. Several files of one architecture: the mean
-    # of their weights.
+    # A file of weights to start from, of torchvision or of train-model, that the user has, or the name of a shipped
+    # model: nothing is ever fetched. A last layer that does not fit our classes is left out. Several files of one
+    # architecture: the mean of their weights.
     pretrained: str | tuple[str, ...] | None = None
     # Files of trained models of the same scale, whose averaged answers to each augmented patch are learned
     # beside its label; and how much of the target is theirs.

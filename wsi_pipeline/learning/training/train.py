@@ -20,6 +20,7 @@ from wsi_pipeline.base.options import options_to_dict
 from wsi_pipeline.learning.datasets import LabelledPatches, load_split
 from wsi_pipeline.learning.datasets.cache import cache_folder
 from wsi_pipeline.learning.datasets.sharing import Readers, shared_zeros
+from wsi_pipeline.learning.evaluation.metrics import no_crossfit
 from wsi_pipeline.learning.training.augment import augmented
 from wsi_pipeline.learning.training.batches import Batch, blended, make_batches
 from wsi_pipeline.learning.training.card import (
@@ -101,7 +102,7 @@ def train(
         limited(side, options.limit_patches, options.seed)
         for side in load_split(data, options.patch_px, options.split, readers=group.readers)
     )
-    run = _set_up(options, train_side, val_side, device, group)
+    run = set_up(options, train_side, val_side, device, group)
     out.mkdir(parents=True, exist_ok=True)
     weights_path = out / f"{options.name}.safetensors"
     history = _resume(run, out / "last.pt")
@@ -228,13 +229,14 @@ def _evaluated(run: Run, pixels: NDArray[np.uint8], bf16: bool = False) -> NDArr
     return run.group.gather(logits, len(pixels))
 
 
-def _set_up(
+def set_up(
     options: TrainOptions,
     train_side: LabelledPatches,
     val_side: LabelledPatches,
     device: torch.device,
     group: ProcessGroup,
 ) -> Run:
+    """All that a training of these patches begins with. Raises ConfigError, ModelError where it cannot."""
     group.check_batch(min(options.batch_size, len(train_side)))
     stain = stain_of(train_side, group.readers)
     train_side, val_side = (
@@ -255,6 +257,11 @@ def _set_up(
         *(len(train_side), len(set(train_side.patients)), len(val_side), len(set(val_side.patients))),
         device if group.count == 1 else f"{group.count} x {device.type}",
     )
+    if impossible := no_crossfit(val_side.labels, val_side.patients, val_side.by):
+        logger.warning(
+            "nothing will be cross-fitted: %s; how far calibration and threshold flatter stays unknown",
+            impossible,
+        )
     weighted = options.class_balance == "weights"
     half = half_precision(device)
     return Run(
