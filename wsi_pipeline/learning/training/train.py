@@ -264,12 +264,15 @@ def set_up(
         )
     weighted = options.class_balance == "weights"
     half = half_precision(device)
+    average = MovingAverage(
+        network, options.average_decay
+    )  # before what several processes hang on the weights
     return Run(
         options=options,
         card=blank_card(options, train_side, val_side, cost, stain, group.readers),
         network=network,
         learner=group.wrap(network),
-        average=MovingAverage(network, options.average_decay),
+        average=average,
         optimiser=make_optimiser(network, options),
         scaler=loss_scaler(device, options),
         weights=class_weights(train_side.labels, len(CLASSES)).to(device) if weighted else None,
