@@ -97,6 +97,11 @@ def _drawn(listing: Listing, pool: NDArray[np.bool_], split: SplitOptions) -> ND
     rng = np.random.default_rng(split.val_seed)
     if listing.by != "image":
         names = np.unique(listing.patients[pool])
+        if len(names) < 2:
+            raise DataError(
+                f"{listing.folder}: found labelled patches of one {listing.by} alone, {', '.join(names) or 'none'}, "
+                f"expected two at least: one to train on and one to judge on; add a {listing.by}"
+            )
         count = min(max(1, round(split.val_share * len(names))), len(names) - 1)
         return np.asarray(pool & np.isin(listing.patients, rng.permutation(names)[:count]))
     chosen = np.zeros(len(listing), np.bool_)

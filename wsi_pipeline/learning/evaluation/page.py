@@ -60,12 +60,13 @@ def write_evaluation(
 def page(evaluated: EvaluatedPatches, metrics: dict[str, Any], slides: Sequence[EvaluatedSlide]) -> Page:
     """The page of what was measured."""
     data, patches = metrics["data"], metrics["patches"]
-    of = "" if data["by"] == "image" else f" of {data['patients']:,} {data['by']}s"
+    several = "" if data["patients"] == 1 else "s"
+    of = "" if data["by"] == "image" else f" of {data['patients']:,} {data['by']}{several}"
     lead = [
         f"{data['patches']:,} patches{of}, {data['idc_patches'] / data['patches']:.1%} of them IDC: "
         f"AUROC {_with_interval(patches['auroc'])}, F1 {_with_interval(patches['f1'])}, "
         f"balanced accuracy {_with_interval(patches['balanced_accuracy'])}.",
-        _caveat(data),
+        _caveat(data, crossfitted=not metrics["not_crossfitted"]),
     ]
     sections = [
         _measures_section(metrics),
@@ -96,7 +97,7 @@ def page(evaluated: EvaluatedPatches, metrics: dict[str, Any], slides: Sequence[
     return Page(f"How good is {model['name']}?", lead, sections, footer)
 
 
-def _caveat(data: dict[str, Any]) -> str:
+def _caveat(data: dict[str, Any], crossfitted: bool) -> str:
     by_image = (
         " The set names no patients: its numbers are by image, and if one patient's images stand on both sides "
         "of the split they are too good; intervals are too narrow as well."
@@ -105,7 +106,8 @@ def _caveat(data: dict[str, Any]) -> str:
     )
     caveats = {
         "val": "These are the validation patches: the epoch, the calibration and the threshold were chosen on "
-        "them, which flatters a little. The cross-fitted row says how much the last two do.",
+        "them, which flatters"
+        + (" a little. The cross-fitted row says how much the last two do." if crossfitted else "."),
         "train": "These patches were trained on: the numbers say how well the network remembers, not how well it "
         "judges others.",
         "all": "These are all patches of the folder: if the model was trained on some, the numbers are too good.",
@@ -127,16 +129,14 @@ def _measures_section(metrics: dict[str, Any]) -> Section:
     tp, fp, tn, fn = (
         confusion[key] for key in ("true_positive", "false_positive", "true_negative", "false_negative")
     )
-    draws, of = metrics["bootstrap"]["draws"], metrics["bootstrap"]["of"]
     return Section(
         "Measures",
         [
             Table(
                 ["measure", "value", "95 % interval", "cross-fitted"],
                 rows,
-                f"At the card's threshold, {metrics['threshold']:.3f}. Intervals: {draws:,} bootstrap draws of "
-                f"{of}s, each with all patches or none. Cross-fitted: calibration and threshold of each "
-                f"{of} fitted on others.",
+                f"At the card's threshold, {metrics['threshold']:.3f}. {_about_intervals(metrics)} "
+                f"{_about_crossfitting(metrics)}",
             ),
             Table(
                 ["confusion matrix", "called IDC", "not called", "in all"],
@@ -148,6 +148,21 @@ def _measures_section(metrics: dict[str, Any]) -> Section:
             ),
         ],
     )
+
+
+def _about_intervals(metrics: dict[str, Any]) -> str:
+    drawn = metrics["bootstrap"]
+    if drawn["patients"] < drawn["least_patients"]:
+        some = f"{drawn['patients']} {drawn['of']}{'s' if drawn['patients'] > 1 else ''}"
+        return f"No intervals: {some} to draw from, where {drawn['least_patients']} are the least that say something."
+    return f"Intervals: {drawn['draws']:,} bootstrap draws of {drawn['of']}s, each with all patches or none."
+
+
+def _about_crossfitting(metrics: dict[str, Any]) -> str:
+    if metrics["not_crossfitted"]:
+        return f"Not cross-fitted: {metrics['not_crossfitted']}."
+    of = metrics["bootstrap"]["of"]
+    return f"Cross-fitted: calibration and threshold of each {of} fitted on others."
 
 
 def _calibration_section(evaluated: EvaluatedPatches, metrics: dict[str, Any]) -> Section:
@@ -334,5 +349,5 @@ def _with_interval(measure: dict[str, float]) -> str:
 
 
 def _interval(measure: dict[str, float]) -> str:
-    """Empty where there is none, of one patient alone for one."""
+    """Empty where there is none, of too few patients for one."""
     return "" if math.isnan(measure["low"]) else f"{measure['low']:.3f} to {measure['high']:.3f}"

@@ -43,9 +43,9 @@ class TrainOptions:
     """What it is built with."""
 
     pretrained: str | tuple[str, ...] | None = None
-    """A file of weights to start from, of torchvision or of train-model, that the user has: nothing is ever fetched. A
-    last layer that does not fit our classes is left out. Several files of one architecture: the mean of their
-    weights."""
+    """A file of weights to start from, of torchvision or of train-model, that the user has, or the name of a shipped
+    model: nothing is ever fetched. A last layer that does not fit our classes is left out. Several files of one
+    architecture: the mean of their weights."""
 
     teachers: tuple[str, ...] = ()
     """Files of trained models of the same scale, whose averaged answers to each augmented patch are learned beside its
