@@ -1,5 +1,6 @@
 """Architectures: their sizes, what is put around them, and weights to start from."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -190,3 +191,11 @@ def test_weights_of_another_network_or_no_weights_are_refused(tmp_path):
         with pytest.raises(ModelError, match=found) as caught:
             load_pretrained(build_network("densenet121"), "densenet121", tmp_path / name)
         assert "\n" not in str(caught.value)
+
+
+def test_without_torchvision_its_networks_say_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchvision", None)  # what an import finds where it is not installed
+    monkeypatch.delitem(sys.modules, "wsi_pipeline.models.architectures.torchvision_guard", raising=False)
+    with pytest.raises(ModelError, match=r"'resnet18' is torchvision's.*pip install '\.\[lineup\]'"):
+        build_network("resnet18")
+    assert build_network("residual_cnn")
