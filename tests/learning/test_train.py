@@ -284,7 +284,7 @@ def test_a_leaking_split_ends_the_command_with_one_line(tmp_path, capsys):
 def test_help_shows_an_example(capsys):
     with pytest.raises(SystemExit, match="0"):
         main(["--help"])
-    assert "train-model --config configs/train/idc_default.yaml" in capsys.readouterr().out
+    assert "train-model --config train/idc_default" in capsys.readouterr().out
 
 
 def test_a_config_that_cannot_be_used_is_refused(tmp_path):

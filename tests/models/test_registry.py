@@ -1,5 +1,6 @@
 """Architectures: their sizes, what is put around them, and weights to start from."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -201,3 +202,11 @@ def test_a_shipped_model_is_named_to_start_from_and_its_context_step_stays_behin
     state = network.state_dict()
     assert all(torch.equal(state[name], values) for name, values in shipped.network.state_dict().items())
     assert pretrained_files(["mine.safetensors", "idc_default"]) == [Path("mine.safetensors"), path]
+
+
+def test_without_torchvision_its_networks_say_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchvision", None)  # what an import finds where it is not installed
+    monkeypatch.delitem(sys.modules, "wsi_pipeline.models.architectures.torchvision_guard", raising=False)
+    with pytest.raises(ModelError, match=r"'resnet18' is torchvision's.*pip install '\.\[lineup\]'"):
+        build_network("resnet18")
+    assert build_network("residual_cnn")

@@ -43,8 +43,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--config",
         type=Path,
-        metavar="FILE",
-        help="YAML of options for the slides; default: as configs/infer.yaml",
+        metavar="NAME|FILE",
+        help="options for the slides: a shipped config by its name, or a YAML file; default: as infer",
     )
     parser.add_argument("--device", default="auto", metavar="D", help="auto (default), cpu, cuda or cuda:1")
     parser.add_argument(

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Annotated, TypeVar
 
+from wsi_pipeline.base.configs import find_config
 from wsi_pipeline.base.options import Field, options, options_from_dict, read_yaml_file
 from wsi_pipeline.inference.classify import ClassifyOptions
 from wsi_pipeline.results.regions import DelineateOptions
@@ -68,9 +69,11 @@ class InferConfig:
         return OverviewOptions(tissue=self.tissue, quality=self.quality, max_unreadable=self.max_unreadable)
 
 
-def load_config(cls: type[T], path: Path) -> T:
-    """The config of that class in a YAML file; what the file leaves out keeps its default.
+def load_config(cls: type[T], name_or_path: str | Path) -> T:
+    """The config of that class in a YAML file, or in the shipped config of that name.
 
-    Raises ConfigError when there is no such file, it is no YAML, or a key or value is not what it should be.
+    What the file leaves out keeps its default. Raises ConfigError when there is no such file or name, it is no
+    YAML, or a key or value is not what it should be.
     """
+    path = find_config(name_or_path)
     return options_from_dict(cls, read_yaml_file(path), str(path))

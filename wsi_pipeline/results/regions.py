@@ -11,8 +11,8 @@ from typing import Annotated
 
 import numpy as np
 import numpy.typing as npt
-import scipy.ndimage
 import shapely
+from skimage.measure import label
 
 from wsi_pipeline.base.geometry import Plane
 from wsi_pipeline.base.options import Field, options
@@ -69,7 +69,7 @@ def delineate(
     cell_mm2 = plane.downsample_x * mpp0[0] * plane.downsample_y * mpp0[1] / 1e6
     mask = heatmap >= threshold
     _fill_holes(mask, np.isnan(heatmap), options.fill_holes_mm2 / cell_mm2)
-    labels, count = scipy.ndimage.label(mask)
+    labels, count = label(mask, return_num=True, connectivity=1)
     cells = np.bincount(labels.ravel(), minlength=count + 1)
     # A millionth of slack: a region of exactly the least area stays, whatever the rounding of cell_mm2.
     kept = cells * cell_mm2 >= options.min_area_mm2 * (1 - 1e-6)
@@ -122,7 +122,7 @@ def _fill_holes(mask: Mask, not_scored: Mask, max_cells: float) -> None:
     """Set, in place, the cells of enclosed holes of fewer than `max_cells`, all of them scored."""
     if max_cells <= 0:
         return
-    labels, count = scipy.ndimage.label(~mask)
+    labels, count = label(~mask, return_num=True, connectivity=1)
     is_hole = np.bincount(labels.ravel(), minlength=count + 1) < max_cells
     edge = np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]])
     is_hole[edge] = False

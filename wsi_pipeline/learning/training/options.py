@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 import yaml
 
+from wsi_pipeline.base.configs import find_config
 from wsi_pipeline.base.errors import ConfigError
 from wsi_pipeline.base.options import Field, options, options_from_dict, parse_yaml, read_yaml_file
 from wsi_pipeline.learning.datasets import SplitOptions
@@ -163,12 +164,15 @@ class TrainOptions:
             )
 
 
-def load_train_options(path: Path, settings: Sequence[str] = (), **overrides: Any) -> TrainOptions:
-    """The options of a YAML file, with KEY=VALUE of `settings`, then those of `overrides` that are not None.
+def load_train_options(
+    name_or_path: str | Path, settings: Sequence[str] = (), **overrides: Any
+) -> TrainOptions:
+    """The options of a YAML file, or of the shipped config of that name.
 
-    Raises ConfigError when the file, a key or a value is not what it should be, or a value is marked to be
-    tuned.
+    KEY=VALUE of `settings` come next, then those of `overrides` that are not None. Raises ConfigError when the
+    file, a key or a value is not what it should be, or a value is marked to be tuned.
     """
+    path = find_config(name_or_path)
     values = read_train_config(path, settings, **overrides)
     if marked := [key for key, value in walk(values) if is_marked(value)]:
         raise ConfigError(
@@ -178,9 +182,11 @@ def load_train_options(path: Path, settings: Sequence[str] = (), **overrides: An
     return options_from_dict(TrainOptions, values, str(path))
 
 
-def read_train_config(path: Path, settings: Sequence[str] = (), **overrides: Any) -> dict[str, Any]:
+def read_train_config(
+    name_or_path: str | Path, settings: Sequence[str] = (), **overrides: Any
+) -> dict[str, Any]:
     """As `load_train_options`, before any check of keys and values: values may be marked to be tuned."""
-    values = read_yaml_file(path)
+    values = read_yaml_file(find_config(name_or_path))
     for setting in settings:
         _apply(values, setting)
     return values | {key: value for key, value in overrides.items() if value is not None}
