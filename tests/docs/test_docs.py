@@ -15,8 +15,12 @@ from io import StringIO
 from pathlib import Path
 
 import pytest
+import yaml
 
 from scripts.sample_slide.make_sample_slide import make_sample_slide
+from wsi_pipeline.base.options import options_from_dict
+from wsi_pipeline.learning.datasets import SplitOptions
+from wsi_pipeline.pipeline.config import InferConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
@@ -192,6 +196,18 @@ def test_python_blocks_compile_and_import_what_is_there(page: Path) -> None:
                 module = importlib.import_module(node.module or "")
                 for name in node.names:
                     assert hasattr(module, name.name), f"{node.module} has no {name.name}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=ident)
+def test_config_keys_that_a_page_names_are_known(page: Path) -> None:
+    for span in spans(page):
+        if re.match(r"(grid|classify|delineate|tissue|quality): \{|context: ", span):
+            values = yaml.safe_load(span.replace("off | require", "off").replace("auto | ", ""))
+            if "N" not in str(values):  # a number of the reader's
+                options_from_dict(InferConfig, values, page.name)
+    for language, text, _ in blocks(page):
+        if language == "yaml" and text.startswith("split:"):
+            options_from_dict(SplitOptions, yaml.safe_load(text)["split"], page.name)
 
 
 @pytest.mark.parametrize("page", [p for p in PAGES if p != WRITTEN_BY_SCRIPT], ids=ident)
