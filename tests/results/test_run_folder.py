@@ -7,9 +7,11 @@ from conftest import noise, write_slide
 
 from wsi_pipeline.base.errors import RecipeError, SlideError
 from wsi_pipeline.pipeline.config import TileConfig, TileGridOptions
+from wsi_pipeline.pipeline.run import RunOptions
 from wsi_pipeline.pipeline.tile import tile_slide
 from wsi_pipeline.results.run_folder import MARKER, Standing, check_outside, find_run, standing_of
 
+OVERWRITE = RunOptions(overwrite=True)
 CONFIG = TileConfig(grid=TileGridOptions(patch_px=50, mpp=4.0))
 OTHER = TileConfig(grid=TileGridOptions(patch_px=60, mpp=4.0))
 
@@ -28,7 +30,7 @@ def test_a_folder_that_is_not_ours_stays_as_it_is(
     file.parent.mkdir(parents=True)
     file.write_text("{}")
     with pytest.raises(RecipeError, match=r"not of this package|not a slide store of this package"):
-        tile_slide(slide, tmp_path / "out", CONFIG, overwrite=overwrite)
+        tile_slide(slide, tmp_path / "out", CONFIG, run=RunOptions(overwrite=overwrite))
     assert [path for path in (tmp_path / "out/a").rglob("*") if path.is_file()] == [file]
 
 
@@ -38,7 +40,7 @@ def test_of_a_link_the_link_is_removed_and_not_what_lies_behind_it(slide: Path, 
     (kept / "0/mine.png").touch()
     (folder / "export").symlink_to(kept)
     before = sorted(kept.rglob("*"))
-    tile_slide(slide, tmp_path / "out", OTHER, overwrite=True)
+    tile_slide(slide, tmp_path / "out", OTHER, run=OVERWRITE)
     assert not (folder / "export").exists()
     assert sorted(kept.rglob("*")) == before
 
@@ -47,7 +49,7 @@ def test_a_folder_of_an_earlier_version_is_known_by_its_store(slide: Path, tmp_p
     folder = tile_slide(slide, tmp_path / "out", CONFIG).folder
     (folder / MARKER).unlink()
     assert tile_slide(slide, tmp_path / "out", CONFIG).skipped
-    assert not tile_slide(slide, tmp_path / "out", OTHER, overwrite=True).skipped
+    assert not tile_slide(slide, tmp_path / "out", OTHER, run=OVERWRITE).skipped
     assert (folder / MARKER).is_file()
 
 
@@ -56,7 +58,7 @@ def test_a_damaged_store_of_ours_may_be_replaced(slide: Path, tmp_path: Path) ->
     (folder / "slide.zarr/zarr.json").write_text("{}")
     with pytest.raises(RecipeError, match="not a slide store"):
         find_run(folder, "x", overwrite=False)
-    assert not tile_slide(slide, tmp_path / "out", CONFIG, overwrite=True).skipped
+    assert not tile_slide(slide, tmp_path / "out", CONFIG, run=OVERWRITE).skipped
 
 
 def test_what_a_run_would_find_is_known_before_it(slide: Path, tmp_path: Path) -> None:

@@ -44,8 +44,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--config",
         type=Path,
-        metavar="FILE",
-        help="YAML of options for the slides: those of configs/infer.yaml, and `annotations`",
+        metavar="NAME|FILE",
+        help="options for the slides, those of infer and `annotations`: a shipped config by its name, or a YAML file; "
+        "default: as infer",
     )
     parser.add_argument("--device", default="auto", metavar="D", help="auto (default), cpu, cuda or cuda:1")
     parser.add_argument(
@@ -62,6 +63,7 @@ def main(argv: list[str] | None = None) -> int:
         from wsi_pipeline.learning.evaluation.patches import evaluate_patches, split_of
         from wsi_pipeline.learning.evaluation.slides import EvaluateConfig, evaluate_slide
         from wsi_pipeline.models.model import load_model
+        from wsi_pipeline.pipeline.run import RunOptions
 
         config = load_config(EvaluateConfig, args.config) if args.config else EvaluateConfig()
         model, device = load_model(args.model), choose_device(args.device)
@@ -72,22 +74,23 @@ def main(argv: list[str] | None = None) -> int:
         except OSError as error:
             raise UsageError(f"--out {args.out}: cannot be made: {error.strerror}") from error
         evaluated = evaluate_patches(model, side, device)
-        classifier, sections, failed = Classifier([model], device, config.classify), [], {}
+        classifier, slides, failed = Classifier([model], device, config.classify), [], {}
         for number, (path, known) in enumerate(pairs, 1):
             name, maps = slide_name(path), args.out / "maps"
             try:
                 with SlideProgress(name) as progress:
-                    slide = evaluate_slide(path, known, maps, config, classifier, args.overwrite, progress)
+                    as_asked = RunOptions(args.overwrite, progress)
+                    slide = evaluate_slide(path, known, maps, config, classifier, as_asked)
             except (WsiError, OSError) as error:  # the others go on, and what was evaluated is written
                 failed[name] = " ".join(str(error).split())
                 print(f"[{number}/{len(pairs)}] {name}: failed: {failed[name]}", flush=True)
                 continue
-            sections.append(slide)
+            slides.append(slide)
             print(
                 f"[{number}/{len(pairs)}] {name}: Dice {slide.decisions.f1:.3f} ({slide.counts_in_words})",
                 flush=True,
             )
-        metrics = write_evaluation(args.out, evaluated, args.split, args.data, sections, failed)
+        metrics = write_evaluation(args.out, evaluated, args.split, args.data, slides, failed)
         values = {
             name: metrics["patches"][name]["value"] for name in ("auroc", "f1", "balanced_accuracy", "ece")
         }

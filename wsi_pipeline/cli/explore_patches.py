@@ -3,6 +3,7 @@
 import sys
 from pathlib import Path
 
+from wsi_pipeline.base.configs import find_config
 from wsi_pipeline.base.errors import UsageError
 from wsi_pipeline.base.options import options_from_dict, read_yaml_file
 from wsi_pipeline.cli.common import ALL_DONE, command_parser, run_command
@@ -27,8 +28,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--config",
         type=Path,
-        metavar="FILE",
-        help="a training config, whose split is looked at (or its split alone)",
+        metavar="NAME|FILE",
+        help="a training config (shipped: train/resnet18; or a YAML file), whose split is looked at",
     )
     args = parser.parse_args(argv)
 
@@ -52,8 +53,9 @@ def main(argv: list[str] | None = None) -> int:
     return run_command(run, args.verbose)
 
 
-def load_split_options(path: Path) -> SplitOptions:
+def load_split_options(name_or_path: str | Path) -> SplitOptions:
     """The options under `split` of a training config; other keys are the training's."""
+    path = find_config(name_or_path)
     values = read_yaml_file(path)
     return options_from_dict(SplitOptions, values.get("split", {}), str(path))
 

@@ -11,7 +11,7 @@ from wsi_pipeline.pipeline.estimate import estimator_of_inference
 from wsi_pipeline.pipeline.slide_jobs import InferJob
 
 EXAMPLE = """  infer-slide biopsy.svs --out maps
-  infer-slide *.svs --out maps --device cuda:1 --config configs/infer.yaml
+  infer-slide *.svs --out maps --device cuda:1 --config infer
   infer-slide archive/ more.csv 'scans/**/*.ndpi' --out maps --workers 4
   infer-slide scan.svs --out maps --mpp 0.2525
   infer-slide biopsy.svs --out maps --model idc_default --model mine.safetensors"""
@@ -20,7 +20,7 @@ EXAMPLE = """  infer-slide biopsy.svs --out maps
 def main(argv: list[str] | None = None) -> int:
     """Run the command; gives the exit code."""
     parser = command_parser("Map invasive ductal carcinoma on whole slides.", EXAMPLE)
-    add_batch_arguments(parser, "as configs/infer.yaml")
+    add_batch_arguments(parser, "as infer")
     parser.add_argument(
         "--model",
         action="append",

@@ -13,14 +13,14 @@ from wsi_pipeline.pipeline.estimate import estimator_of_tiling
 from wsi_pipeline.pipeline.slide_jobs import TileJob
 
 EXAMPLE = """  tile-slides biopsy.svs --out tiles
-  tile-slides *.svs --out tiles --config configs/tile_idc.yaml --annotations outlines --export
+  tile-slides *.svs --out tiles --config tile_idc --annotations outlines --export
   tile-slides biopsy.svs --out tiles --dry-run"""
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; gives the exit code."""
     parser = command_parser("Cut whole slides into patches that hold tissue.", EXAMPLE)
-    add_batch_arguments(parser, "50x50 px at 40x, as configs/tile_40x.yaml")
+    add_batch_arguments(parser, "50x50 px at 40x, as tile_40x; also shipped: tile_idc")
     parser.add_argument(
         "--annotations",
         type=Path,

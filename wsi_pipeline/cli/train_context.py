@@ -36,8 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--config",
         type=Path,
-        metavar="FILE",
-        help="YAML of options; default: as configs/default_model/context.yaml",
+        metavar="NAME|FILE",
+        help="a shipped config by its name, or a YAML file of options; default: as default_model/context",
     )
     parser.add_argument("--device", default="auto", metavar="D", help="auto (default), cpu, cuda or cuda:1")
     args = parser.parse_args(arguments)

@@ -9,15 +9,15 @@ from pathlib import Path
 from wsi_pipeline.base.errors import UsageError, WsiError
 
 _EXAMPLE = """example:
-  train-model --config configs/train/idc_default.yaml --data ../shared/data/idc --out runs/idc_default
+  train-model --config train/idc_default --data ../shared/data/idc --out runs/idc_default
 
 writes runs/idc_default/NAME.safetensors and NAME.json (the best epoch), epochs.csv and curves.png, and last.pt,
 from which the same command goes on when it was stopped. Then:
   infer-slide SLIDE --out maps --model runs/idc_default/NAME.safetensors
 
 try a config out on few patches, or with another value:
-  train-model --config configs/train/resnet18.yaml --limit-patches 500 --epochs 2 --out runs/try
-  train-model --config configs/train/resnet18.yaml --set learning_rate=0.0005 --set patch_px=96 --out runs/other
+  train-model --config train/resnet18 --limit-patches 500 --epochs 2 --out runs/try
+  train-model --config train/resnet18 --set learning_rate=0.0005 --set patch_px=96 --out runs/other
 
 on four GPUs of one machine (batch_size is over all of them):
   torchrun --nproc-per-node 4 -m wsi_pipeline.cli.train_model --config ... --out ..."""
@@ -55,7 +55,13 @@ def training_parser(name: str, description: str, example: str) -> argparse.Argum
         epilog=example,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--config", type=Path, required=True, help="YAML file of training options")
+    parser.add_argument(
+        "--config",
+        type=Path,
+        required=True,
+        metavar="NAME|FILE",
+        help="a shipped config by its name, as train/resnet18, or a YAML file of training options",
+    )
     parser.add_argument(
         "--data",
         type=Path,

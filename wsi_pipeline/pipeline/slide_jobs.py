@@ -15,19 +15,19 @@ from wsi_pipeline.pipeline.config import InferConfig, TileConfig
 from wsi_pipeline.pipeline.infer import infer_slide
 from wsi_pipeline.pipeline.maps import grid_for_model
 from wsi_pipeline.pipeline.prefetch import PrefetchedSlide
+from wsi_pipeline.pipeline.run import RunOptions
 from wsi_pipeline.pipeline.tile import tile_slide
 from wsi_pipeline.results.run_folder import SlideResult, check_outside, is_finished
 from wsi_pipeline.slides.catalog import SlideEntry
 from wsi_pipeline.slides.formats import slide_files
 from wsi_pipeline.slides.local_copies import Stager
-from wsi_pipeline.tiling.overview import OverviewOptions
 
-OneSlide = Callable[[SlideEntry, Progress, PrefetchedSlide | None], SlideResult]
+OneSlide = Callable[[SlideEntry, RunOptions], SlideResult]
 
 
 @dataclass(frozen=True)
 class Staging:
-    """Where slides are copied ahead of use, and how many bytes of them at once, in each process."""
+    """Where slides are copied before they are read, and how many bytes of them at once, in each process."""
 
     folder: Path
     limit_bytes: int
@@ -36,21 +36,19 @@ class Staging:
 class SlideWork:
     """Works on one slide after another, each under its lock in `out`."""
 
-    def __init__(
-        self, out: OutPath, config: TileConfig | InferConfig, one: OneSlide, staging: Staging | None
-    ):
-        """Raises UsageError when slides cannot be staged where `staging` says."""
-        self._out, self._config, self._one = out, config, one
+    def __init__(self, job: "TileJob | InferJob", config: TileConfig | InferConfig, one: OneSlide):
+        """`config` is the job's with its grid settled. Raises UsageError when the job's slides cannot be staged."""
+        self._out, self._overwrite, self._config, self._one = job.out, job.overwrite, config, one
         self._coming: dict[SlideEntry, PrefetchedSlide] = {}
-        self._stager = Stager(staging.folder, staging.limit_bytes) if staging else None
+        self._stager = Stager(job.staging.folder, job.staging.limit_bytes) if job.staging else None
 
     def __call__(self, entry: SlideEntry, report: Progress) -> SlideResult:
         """The slide's result. Raises Busy while another process works on it, a WsiError when it fails."""
         check_entry(entry, self._out)
-        with self._locked(entry, report) as progress, self._opened(entry) as ahead:
-            return self._one(entry, progress, ahead)
+        with self._locked(entry, report) as progress, self._prefetched(entry) as prefetched:
+            return self._one(entry, RunOptions(self._overwrite, progress, prefetched))
 
-    def ahead(self, entries: Sequence[SlideEntry]) -> None:
+    def prefetch(self, entries: Sequence[SlideEntry]) -> None:
         """Copy slides, where they are staged; else open the second and look at it on a thread.
 
         What an earlier run finished is neither copied nor looked at: likely it is skipped.
@@ -60,8 +58,8 @@ class SlideWork:
                 if not entry.refused and not self._is_finished(entry):
                     self._stager.begin(entry.path)
         elif len(entries) > 1 and (entry := entries[1]) not in self._coming and not entry.refused:
-            options = None if self._is_finished(entry) else self._config.overview
-            self._coming[entry] = self._prefetch(entry, options)
+            config = None if self._is_finished(entry) else self._config
+            self._coming[entry] = PrefetchedSlide(entry, config)
 
     def close(self) -> None:
         """Leave no copies behind."""
@@ -83,18 +81,12 @@ class SlideWork:
             yield progress
 
     @contextmanager
-    def _opened(self, entry: SlideEntry) -> Iterator[PrefetchedSlide]:
+    def _prefetched(self, entry: SlideEntry) -> Iterator[PrefetchedSlide | None]:
         if self._stager is None or self._is_finished(entry):
-            yield self._coming.pop(entry) if entry in self._coming else self._prefetch(entry)
+            yield self._coming.pop(entry, None)
             return
         with self._stager.copy_of(entry.path) as copy:
-            yield self._prefetch(entry, copy=copy)
-
-    def _prefetch(
-        self, entry: SlideEntry, options: OverviewOptions | None = None, copy: Path | None = None
-    ) -> PrefetchedSlide:
-        grid = self._config.grid
-        return PrefetchedSlide(entry.path, entry.mpp, entry.name, options, grid, copy, entry.mpp_if_missing)
+            yield PrefetchedSlide(entry, copy=copy)
 
     def _is_finished(self, entry: SlideEntry) -> bool:
         return is_finished(self._out / entry.name)
@@ -113,7 +105,7 @@ def check_entry(entry: SlideEntry, out: OutPath) -> None:
 
 @dataclass(frozen=True)
 class TileJob:
-    """`tile-slides`: its fields are the arguments of `tile_slide`."""
+    """`tile-slides`: its fields are the command's arguments."""
 
     out: OutPath
     config: TileConfig
@@ -133,21 +125,10 @@ class TileJob:
     def open(self, worker: int) -> SlideWork:
         """Nothing to load."""
 
-        def one(entry: SlideEntry, progress: Progress, ahead: PrefetchedSlide | None) -> SlideResult:
-            return tile_slide(
-                entry.path,
-                self.out,
-                self.config,
-                entry.mpp,
-                self.annotations,
-                self.export,
-                self.overwrite,
-                progress,
-                entry.name,
-                ahead,
-            )
+        def one(entry: SlideEntry, run: RunOptions) -> SlideResult:
+            return tile_slide(entry, self.out, self.config, self.annotations, self.export, run)
 
-        return SlideWork(self.out, self.config, one, self.staging)
+        return SlideWork(self, self.config, one)
 
 
 @dataclass(frozen=True)
@@ -173,20 +154,10 @@ class InferJob:
         """
         config, classifier = self.load(worker)
 
-        def one(entry: SlideEntry, progress: Progress, ahead: PrefetchedSlide | None) -> SlideResult:
-            return infer_slide(
-                entry.path,
-                self.out,
-                config,
-                classifier,
-                entry.mpp,
-                self.overwrite,
-                progress,
-                entry.name,
-                ahead,
-            )
+        def one(entry: SlideEntry, run: RunOptions) -> SlideResult:
+            return infer_slide(entry, self.out, config, classifier, run)
 
-        return SlideWork(self.out, config, one, self.staging)
+        return SlideWork(self, config, one)
 
     def load(self, worker: int) -> tuple[InferConfig, Classifier]:
         """The config at the model's scale, and the models on their device. Raises as `open`."""
