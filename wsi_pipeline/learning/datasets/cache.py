@@ -1,15 +1,14 @@
 """Images decoded once: patches of one size in a memory-mapped array, kept in a cache folder.
 
 A public IDC set is 277,524 PNGs; opening them takes minutes, its 2 GB of pixels as one array a second. A cache is
-of one folder and one way to read it; when the folder's names, sizes or times change, it is made anew in place.
+of one folder and one way to read it; when the folder's names, sizes or times change, it is made again in its place.
+Of several processes that want one cache, one makes it and the others wait.
 """
 
 import hashlib
 import json
 import logging
 import os
-import shutil
-import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from wsi_pipeline.base.errors import DataError
+from wsi_pipeline.base.errors import DataError, OutputError
+from wsi_pipeline.base.files import clear_leftovers_of, new_array, new_file, new_folder, write_json
+from wsi_pipeline.jobs.locks import hold
+from wsi_pipeline.jobs.protocols import Busy
 from wsi_pipeline.learning.datasets.listing import Listing, decode_each
 from wsi_pipeline.slides.resample import resample
 
@@ -26,6 +28,8 @@ logger = logging.getLogger(__name__)
 
 # Part of every cache's name: caches of code that decoded otherwise are not taken for this one's.
 FORMAT = 1
+# How often a process looks whether another one has made the cache that both want.
+POLL_S = 0.5
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,35 +71,38 @@ def decode(
     way = f"{FORMAT}\0{listing.folder.resolve()}\0{patch_px}\0{squeeze}"
     place = cache / f"{listing.folder.resolve().name}-{hashlib.sha256(way.encode()).hexdigest()[:12]}"
     try:
-        kept = _open(place, listing)
-        return kept or _make(place, listing, patch_px, squeeze)
-    except OSError as error:
+        return _open(place, listing) or _make_alone(place, listing, patch_px, squeeze)
+    except (OSError, OutputError) as error:
+        cause = error.__cause__ if isinstance(error, OutputError) else error
+        reason = cause.strerror if isinstance(cause, OSError) and cause.strerror else cause
         raise DataError(
-            f"{place}: the cache of decoded patches cannot be written ({error.strerror or error}); make room, "
-            "or set XDG_CACHE_HOME to another folder"
+            f"{place}: the cache of decoded patches cannot be written ({reason}); make room, or set XDG_CACHE_HOME "
+            "to another folder"
         ) from error
 
 
+def _make_alone(place: Path, listing: Listing, patch_px: int, squeeze: bool) -> Decoded:
+    """The cache, made while no other process makes it; or the other's, waited for."""
+    while True:
+        try:
+            with hold(place.with_name(f".{place.name}.lock")):
+                clear_leftovers_of(place)
+                return _open(place, listing) or _make(place, listing, patch_px, squeeze)
+        except Busy as busy:
+            logger.debug("%s: waiting: %s", place, busy)
+            time.sleep(POLL_S)
+
+
 def _make(place: Path, listing: Listing, patch_px: int, squeeze: bool) -> Decoded:
-    """Decode all of the listing into `place`: beside it first, then renamed."""
-    place.parent.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(dir=place.parent, prefix=f".{place.name}."))
+    """Decode all of the listing into `place`."""
     began = time.monotonic()
-    try:
-        shape = (len(listing), patch_px, patch_px, 3)
-        pixels = np.lib.format.open_memmap(beside / "pixels.npy", "w+", np.uint8, shape)
+    with new_folder(place) as folder:
+        pixels = new_array(folder / "pixels.npy", (len(listing), patch_px, patch_px, 3), np.uint8)
         made = _fill(listing, np.arange(len(listing)), pixels, squeeze)
-        pixels.flush()
-        np.save(beside / "whole.npy", made.whole)
-        np.save(beside / "sizes.npy", made.sizes)
-        info = {"fingerprint": listing.fingerprint, "problems": made.problems}
-        (beside / "facts.json").write_text(json.dumps(info))
-        if place.exists():  # of the folder as it was; whoever has it open keeps it
-            place.rename(beside / "old")
-        beside.rename(place)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
-    shutil.rmtree(place / "old", ignore_errors=True)
+        for name, values in (("whole", made.whole), ("sizes", made.sizes)):
+            with new_file(folder / f"{name}.npy", durable=False) as file:
+                np.save(file, values)
+        write_json(folder / "facts.json", {"fingerprint": listing.fingerprint, "problems": made.problems})
     seconds = time.monotonic() - began
     logger.info(
         "decoded %d images in %.1f s (%.0f/s) into %s", len(listing), seconds, len(listing) / seconds, place
