@@ -3,11 +3,13 @@ import resource
 import signal
 import subprocess
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from wsi_pipeline.base.errors import OutputError, UsageError
 from wsi_pipeline.base.files import (
@@ -24,6 +26,7 @@ from wsi_pipeline.base.files import (
     write_bytes,
     write_many,
 )
+from wsi_pipeline.learning.training.checkpoint import load_checkpoint, save_checkpoint
 from wsi_pipeline.results.figures.html import Page, write_page
 
 
@@ -168,19 +171,40 @@ def test_a_name_as_long_as_names_may_be_can_be_written(tmp_path: Path) -> None:
         assert (tmp_path / name).read_bytes() == b"1"
 
 
-def test_a_disk_that_fills_up_in_mid_file_is_an_error_of_ours_and_leaves_nothing(tmp_path: Path) -> None:
+@contextmanager
+def small_disk(most_bytes: int) -> Iterator[None]:
+    """No file can be longer: writing fails in its midst, as on a disk that fills up."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, hard))
     try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, before)
+
+
+def test_a_disk_that_fills_up_in_mid_file_is_an_error_of_ours_and_leaves_nothing(tmp_path: Path) -> None:
+    with small_disk(100_000):
         with pytest.raises(OutputError, match="cannot be written"):
             write_bytes(tmp_path / "a", b"1" * 200_000)
         with pytest.raises(OutputError, match="cannot be written"), new_folder(tmp_path / "b") as folder:
             new_array(folder / "pixels.npy", (200_000,), np.uint8)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-        signal.signal(signal.SIGXFSZ, before)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_checkpoint_that_finds_the_disk_full_is_an_error_of_ours_and_the_last_one_stays(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "last.pt"
+    save_checkpoint(path, {}, {"epoch": 1})
+    with (
+        small_disk(100_000),
+        pytest.raises(OutputError, match=r"last\.pt: cannot be written: File too large"),
+    ):
+        save_checkpoint(path, {}, {"weights": torch.zeros(200_000)})
+    assert list(tmp_path.iterdir()) == [path]
+    assert load_checkpoint(path, {}, torch.device("cpu")) == {"recipe": {}, "epoch": 1}
 
 
 def test_a_folder_replaces_the_old_one_whole_and_stays_where_the_block_fails(tmp_path: Path) -> None:

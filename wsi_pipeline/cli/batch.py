@@ -11,13 +11,12 @@ import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import NoReturn
 
 import wsi_pipeline
 from wsi_pipeline.base.errors import JobError, ListError, RecipeError, ScaleError, UsageError, WsiError
 from wsi_pipeline.base.files import OutPath, check_writable
-from wsi_pipeline.cli.common import ALL_DONE, INTERRUPTED, NOTHING_RUN, SOME_FAILED
+from wsi_pipeline.cli.common import ALL_DONE, INTERRUPTED, NOTHING_RUN, SOME_FAILED, stdout_failure
 from wsi_pipeline.cli.progress import BatchProgress
 from wsi_pipeline.jobs import Outcome, run_local, run_sequential
 from wsi_pipeline.jobs.cluster import run_cluster
@@ -31,60 +30,6 @@ from wsi_pipeline.slides.catalog import SlideEntry, list_slides, shard_of
 EVENT_EVERY_S = 30.0
 
 SlideOutcome = Outcome[SlideEntry, SlideResult]
-
-
-def add_batch_arguments(parser: argparse.ArgumentParser, config: str) -> None:
-    """The arguments that `tile-slides` and `infer-slide` share."""
-    parser.add_argument(
-        "slides",
-        nargs="+",
-        metavar="SLIDE",
-        help="slide files, folders of slides, folders of one slide's DICOM files, quoted patterns ('scans/**/*.svs'), "
-        "or a CSV with the columns slide, name, mpp",
-    )
-    parser.add_argument(
-        "--out", required=True, metavar="DIR", help="a folder a slide goes here; or s3://bucket/prefix"
-    )
-    parser.add_argument("--config", type=Path, metavar="FILE", help=f"YAML of options; default: {config}")
-    parser.add_argument(
-        "--mpp", type=float, metavar="M", help="um per level-0 pixel, where a slide does not say or lies"
-    )
-    parser.add_argument(
-        "--overwrite", action="store_true", help="replace results of another recipe (model, options, slide)"
-    )
-    parser.add_argument(
-        "--stage-to", type=Path, metavar="DIR", help="copy slides here ahead of use, and remove them after it"
-    )
-    parser.add_argument(
-        "--stage-limit-gb",
-        type=float,
-        default=100.0,
-        metavar="G",
-        help="of copies at once, shared by the workers of this machine (default: %(default)g)",
-    )
-    workers = parser.add_mutually_exclusive_group()
-    workers.add_argument(
-        "--workers", type=_count, metavar="N", help="processes on this machine (default: this one alone)"
-    )
-    workers.add_argument(
-        "--scheduler",
-        metavar="ADDRESS|FILE",
-        help="the workers of a dask.distributed cluster: tcp://host:8786, or its scheduler file",
-    )
-    parser.add_argument(
-        "--worker-resources",
-        type=_resources,
-        metavar="NAME=N",
-        help="with --scheduler: what a worker must have free for a slide, as GPU=1",
-    )
-    parser.add_argument(
-        "--dry-run",
-        action="store_true",
-        help="look at every slide and print patches, time (from a short probe) and disk; write nothing",
-    )
-    parser.add_argument(
-        "--shard", metavar="I/N", help="only the I-th of N parts of the slides, for array jobs"
-    )
 
 
 def listed_slides(args: argparse.Namespace) -> list[SlideEntry]:
@@ -109,6 +54,8 @@ def run_batch(job: TileJob | InferJob, entries: Sequence[SlideEntry], args: argp
     try:
         return _run_batch(job, entries, args)
     except OSError as error:
+        if stdout_failure():  # not what is recorded: run_command says so
+            raise
         raise JobError(
             f"{error.filename or job.out}: {error.strerror or error}: the batch cannot be recorded; mend that, and the "
             f"same command goes on from here"
@@ -130,6 +77,10 @@ def _run_batch(job: TileJob | InferJob, entries: Sequence[SlideEntry], args: arg
         return INTERRUPTED
     except WsiError as error:
         batch.close("broken_off", NOTHING_RUN if isinstance(error, UsageError) else SOME_FAILED)
+        raise
+    except OSError:
+        if stdout_failure():
+            batch.close("broken_off", SOME_FAILED)
         raise
     batch.close("ended", batch.exit_code)
     return batch.exit_code
@@ -292,20 +243,6 @@ def interruptible() -> Iterator[None]:
         if not pressed:  # else the next one still means at once, until the process has ended
             for number, handler in before.items():
                 signal.signal(number, handler)
-
-
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"expected 1 or more, found {text}")
-    return value
-
-
-def _resources(text: str) -> dict[str, float]:
-    try:
-        return {name: float(amount) for name, amount in (part.split("=") for part in text.split(","))}
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"expected NAME=N, as GPU=1, found {text}") from None
 
 
 def _key(entry: SlideEntry) -> tuple[str, str]:

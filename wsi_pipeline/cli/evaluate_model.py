@@ -1,23 +1,24 @@
 """evaluate-model: how good a model is on labelled patches and whole sections."""
 
+import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-from wsi_pipeline.base.errors import UsageError
-from wsi_pipeline.cli.common import command_parser, run_command
-from wsi_pipeline.cli.progress import SlideProgress
-from wsi_pipeline.pipeline.config import InferConfig, load_config
+from wsi_pipeline.cli.common import ALL_DONE, command_parser, run_command
 
-EXAMPLE = """  evaluate-model --model idc_default --data ../shared/data/idc --out judged
+EXAMPLE = """  evaluate-model --model idc_default --data idc --out judged
   evaluate-model --model runs/mine/mine.safetensors --data patches --split all --out judged
-  evaluate-model --data ../shared/data/idc --slides sections --out judged
+  evaluate-model --data idc --slides sections --out judged
 
 writes judged/index.html, a page to read, and judged/metrics.json, the same numbers."""
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; gives the exit code."""
-    parser = command_parser("Judge a model on labelled patches and on whole sections.", EXAMPLE)
+    parser = command_parser(
+        "evaluate-model", "Judge a model on labelled patches and on whole sections.", EXAMPLE, device=True
+    )
     parser.add_argument(
         "--model",
         default="idc_default",
@@ -46,47 +47,43 @@ def main(argv: list[str] | None = None) -> int:
         metavar="FILE",
         help="YAML of options for the slides; default: as configs/infer.yaml",
     )
-    parser.add_argument("--device", default="auto", metavar="D", help="auto (default), cpu, cuda or cuda:1")
     parser.add_argument(
         "--overwrite", action="store_true", help="replace maps of another recipe under DIR/maps"
     )
-    args = parser.parse_args(argv)
+    return run_command(parser, _run, argv)
 
-    def run() -> int:
-        config = load_config(InferConfig, args.config) if args.config else InferConfig()
-        from wsi_pipeline.inference.classifier import Classifier
-        from wsi_pipeline.inference.device import choose_device  # torch: seconds, once it is needed
-        from wsi_pipeline.learning.datasets import load_side
-        from wsi_pipeline.learning.evaluation.page import write_evaluation
-        from wsi_pipeline.learning.evaluation.patches import evaluate_patches, split_of
-        from wsi_pipeline.learning.evaluation.slides import evaluate_slide, find_labelled_slides
-        from wsi_pipeline.models.model import load_model
 
-        model, device = load_model(args.model), choose_device(args.device)
-        pairs = find_labelled_slides(args.slides) if args.slides else []
-        side = load_side(args.data, model.card.patch_px, args.split, split_of(model.card))
-        try:
-            args.out.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UsageError(f"--out {args.out}: cannot be made: {error.strerror}") from error
-        evaluated = evaluate_patches(model, side, device)
-        classifier, sections = Classifier([model], device, config.classify), []
-        for number, (path, known) in enumerate(pairs, 1):
-            with SlideProgress(path.stem) as progress:
-                maps = args.out / "maps"
-                sections.append(
-                    evaluate_slide(path, known, maps, config, classifier, args.overwrite, progress)
-                )
-            print(f"[{number}/{len(pairs)}] {path.stem}: Dice {sections[-1].decisions.f1:.3f}", flush=True)
-        metrics = write_evaluation(args.out, evaluated, args.split, args.data, sections)
-        values = {
-            name: metrics["patches"][name]["value"] for name in ("auroc", "f1", "balanced_accuracy", "ece")
-        }
-        print(", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in values.items()))
-        print(args.out / "index.html")
-        return 0
+def _run(args: argparse.Namespace) -> int:
+    # Imported here: --help and a wrong argument should not wait for it.
+    from wsi_pipeline.base.files import check_writable
+    from wsi_pipeline.cli.progress import SlideProgress
+    from wsi_pipeline.pipeline.config import InferConfig, load_config
 
-    return run_command(run, args.verbose)
+    config = load_config(InferConfig, args.config) if args.config else InferConfig()
+    from wsi_pipeline.inference.classifier import Classifier
+    from wsi_pipeline.inference.device import choose_device  # torch: seconds, once it is needed
+    from wsi_pipeline.learning.datasets import load_side
+    from wsi_pipeline.learning.evaluation.page import write_evaluation
+    from wsi_pipeline.learning.evaluation.patches import evaluate_patches, split_of
+    from wsi_pipeline.learning.evaluation.slides import evaluate_slide, find_labelled_slides
+    from wsi_pipeline.models.model import load_model
+
+    model, device = load_model(args.model), choose_device(args.device)
+    pairs = find_labelled_slides(args.slides) if args.slides else []
+    side = load_side(args.data, model.card.patch_px, args.split, split_of(model.card))
+    check_writable(args.out)
+    evaluated = evaluate_patches(model, side, device)
+    classifier, sections = Classifier([model], device, config.classify), []
+    for number, (path, known) in enumerate(pairs, 1):
+        with SlideProgress(path.stem) as progress:
+            maps = args.out / "maps"
+            sections.append(evaluate_slide(path, known, maps, config, classifier, args.overwrite, progress))
+        print(f"[{number}/{len(pairs)}] {path.stem}: Dice {sections[-1].decisions.f1:.3f}", flush=True)
+    metrics = write_evaluation(args.out, evaluated, args.split, args.data, sections)
+    values = {name: metrics["patches"][name]["value"] for name in ("auroc", "f1", "balanced_accuracy", "ece")}
+    print(", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in values.items()))
+    print(args.out / "index.html")
+    return ALL_DONE
 
 
 if __name__ == "__main__":

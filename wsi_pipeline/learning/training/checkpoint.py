@@ -38,7 +38,14 @@ def save_checkpoint(path: Path, recipe: dict[str, Any], state: dict[str, Any]) -
     Raises OutputError.
     """
     with new_file(path) as file:
-        torch.save({"recipe": recipe, **state}, file)
+        try:
+            torch.save({"recipe": recipe, **state}, file)
+        except (
+            RuntimeError
+        ) as error:  # torch's own, of a file that could not be written: why is in its context
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
 
 
 def _difference(found: Any, wanted: Any) -> str:
