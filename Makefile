@@ -1,5 +1,7 @@
 # make demo           set up, then the main job on a made sample slide (SLIDE=path: on that slide)
 # make test           set up, then formatter, linter, types and every test
+# make test-lowest    set up .venv-lowest with the lowest versions that setup.cfg allows (constraints-lowest.txt; Python
+#                     3.11), then the quick tests of the core on them; docs/dependencies.md says when that was last done
 # make results        set up, then measure the shipped model and write docs/results.md (needs ../shared)
 #                     BUDGET=60: also train every network for as many minutes each, and compare them
 # make bench          set up, then measure speed and memory beside a plain loop and write docs/performance.md (needs
@@ -16,7 +18,7 @@ SLIDE ?= demo/sample.tiff
 TEST_ENV := OMP_NUM_THREADS=1
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: setup demo test lint types format results bench model clean
+.PHONY: setup demo test test-lowest lint types format results bench model clean
 
 setup: $(VENV)/.installed
 
@@ -46,6 +48,22 @@ types: setup
 
 test: lint types
 	$(TEST_ENV) $(BIN)/pytest --numprocesses 2 wsi_pipeline tests
+
+# The core's own packages only: tests that need optional ones are left out.
+LOWEST_TESTS := base inference models packaging pipeline results slides tiling
+LOWEST_LEFT_OUT := inference/test_engines.py models/test_model.py models/test_registry.py results/test_store.py
+
+test-lowest: .venv-lowest/.installed
+	$(TEST_ENV) .venv-lowest/bin/pytest --numprocesses 2 -m "not slow" $(LOWEST_TESTS:%=tests/%) \
+		$(LOWEST_LEFT_OUT:%=--ignore=tests/%)
+
+.venv-lowest/.installed: setup.cfg constraints-lowest.txt
+	@$(PYTHON) -c "import sys; sys.exit(sys.version_info[:2] != (3, 11) and 'Python 3.11 is needed (PYTHON=python3.11): the lowest versions have no wheels for ' + sys.version)"
+	test -x .venv-lowest/bin/python || $(PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/python -m pip install --quiet --constraint constraints-lowest.txt torch
+	.venv-lowest/bin/python -m pip install --quiet --constraint constraints-lowest.txt \
+		--editable . hypothesis packaging pytest pytest-xdist
+	@touch $@
 
 results: setup
 	$(BIN)/python -m scripts.results.results $(DATA)

@@ -222,6 +222,17 @@ def test_tile_slides_does_not_wait_for_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+def test_the_default_network_maps_a_slide_without_importing_torchvision(slide: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys; from wsi_pipeline.cli import infer_slide; code = infer_slide.main(sys.argv[1:]); "
+        "print(sorted(name for name in sys.modules if name.split('.')[0] == 'torchvision')); sys.exit(code)"
+    )
+    command = [sys.executable, "-c", code, slide, "--out", tmp_path / "out", "--device", "cpu"]
+    run = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert run.stdout.splitlines()[-1] == "[]"
+    assert manifest(tmp_path / "out")[0]["status"] == "done"
+
+
 def test_exported_patches_are_counted_and_labelled(shared: Path, tmp_path: Path) -> None:
     slides = shared / "data/slides"
     config = tmp_path / "idc.yaml"

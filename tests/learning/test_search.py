@@ -101,7 +101,7 @@ def test_a_wrong_key_or_no_optuna_ends_the_command_before_any_training(tmp_path,
     monkeypatch.delitem(sys.modules, "wsi_pipeline.learning.training.search")
     monkeypatch.setitem(sys.modules, "optuna", None)
     assert main(arguments) == 2
-    assert "pip install 'wsi_pipeline[tune]'" in capsys.readouterr().err
+    assert "pip install '.[tune]'" in capsys.readouterr().err
 
 
 def test_trials_below_the_median_of_earlier_ones_are_cut_short(data, tmp_path):  # noqa: F811

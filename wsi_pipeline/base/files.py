@@ -62,7 +62,7 @@ def out_path(text: str) -> OutPath:
     except (ImportError, ValueError) as error:
         raise UsageError(
             f"{text}: this kind of store cannot be used here ({error}); for s3:// "
-            f"pip install 'wsi_pipeline[s3]', else give a local folder"
+            f"pip install '.[s3]', else give a local folder"
         ) from error
     return path
 

@@ -16,7 +16,12 @@ def add_batch_arguments(parser: argparse.ArgumentParser, config: str) -> None:
     parser.add_argument(
         "--out", required=True, metavar="DIR", help="a folder a slide goes here; or s3://bucket/prefix"
     )
-    parser.add_argument("--config", type=Path, metavar="FILE", help=f"YAML of options; default: {config}")
+    parser.add_argument(
+        "--config",
+        type=Path,
+        metavar="NAME|FILE",
+        help=f"a shipped config by its name, or a YAML file of options; default: {config}",
+    )
     parser.add_argument(
         "--mpp", type=float, metavar="M", help="um per level-0 pixel, where a slide does not say or lies"
     )

@@ -55,7 +55,13 @@ def command_parser(
 
 def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments that `train-model` and `tune-model` share."""
-    parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="YAML of training options")
+    parser.add_argument(
+        "--config",
+        type=Path,
+        required=True,
+        metavar="NAME|FILE",
+        help="a shipped config by its name, as train/resnet18, or a YAML file of training options",
+    )
     parser.add_argument(
         "--data",
         type=Path,

@@ -29,8 +29,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--config",
         type=Path,
-        metavar="FILE",
-        help="a training config, whose split is looked at (or its split alone)",
+        metavar="NAME|FILE",
+        help="a training config (shipped: train/resnet18; or a YAML file), whose split is looked at",
     )
     return run_command(parser, _run, argv)
 
@@ -55,11 +55,13 @@ def _run(args: argparse.Namespace) -> int:
     return ALL_DONE
 
 
-def load_split_options(path: Path) -> "SplitOptions":
+def load_split_options(name_or_path: str | Path) -> "SplitOptions":
     """The options under `split` of a training config; other keys are the training's."""
+    from wsi_pipeline.base.configs import find_config
     from wsi_pipeline.base.options import options_from_dict, read_yaml_file
     from wsi_pipeline.learning.datasets.split import SplitOptions
 
+    path = find_config(name_or_path)
     values = read_yaml_file(path)
     return options_from_dict(SplitOptions, values.get("split", {}), str(path))
 

@@ -8,7 +8,7 @@ from wsi_pipeline.cli.batch_arguments import add_batch_arguments
 from wsi_pipeline.cli.common import command_parser, run_command
 
 EXAMPLE = """  infer-slide biopsy.svs --out maps
-  infer-slide *.svs --out maps --device cuda:1 --config configs/infer.yaml
+  infer-slide *.svs --out maps --device cuda:1 --config infer
   infer-slide archive/ more.csv 'scans/**/*.ndpi' --out maps --workers 4
   infer-slide scan.svs --out maps --mpp 0.2525
   infer-slide biopsy.svs --out maps --model idc_default --model mine.safetensors"""
@@ -19,7 +19,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = command_parser(
         "infer-slide", "Map invasive ductal carcinoma on whole slides.", EXAMPLE, device=True
     )
-    add_batch_arguments(parser, "as configs/infer.yaml")
+    add_batch_arguments(parser, "as infer")
     parser.add_argument(
         "--model",
         action="append",

@@ -10,14 +10,14 @@ from wsi_pipeline.cli.batch_arguments import add_batch_arguments
 from wsi_pipeline.cli.common import command_parser, run_command
 
 EXAMPLE = """  tile-slides biopsy.svs --out tiles
-  tile-slides *.svs --out tiles --config configs/tile_idc.yaml --annotations outlines --export
+  tile-slides *.svs --out tiles --config tile_idc --annotations outlines --export
   tile-slides biopsy.svs --out tiles --dry-run"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; gives the exit code."""
     parser = command_parser("tile-slides", "Cut whole slides into patches that hold tissue.", EXAMPLE)
-    add_batch_arguments(parser, "50x50 px at 40x, as configs/tile_40x.yaml")
+    add_batch_arguments(parser, "50x50 px at 40x, as tile_40x; also shipped: tile_idc")
     parser.add_argument(
         "--annotations",
         type=Path,

@@ -30,8 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--config",
         type=Path,
-        metavar="FILE",
-        help="YAML of options; default: as configs/default_model/context.yaml",
+        metavar="NAME|FILE",
+        help="a shipped config by its name, or a YAML file of options; default: as default_model/context",
     )
     return run_command(parser, _run, argv, tells_steps=True)
 

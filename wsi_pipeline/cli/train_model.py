@@ -13,15 +13,15 @@ from wsi_pipeline.cli.common import (
     run_command,
 )
 
-EXAMPLE = """  train-model --config configs/train/idc_default.yaml --data idc --out runs/idc_default
+EXAMPLE = """  train-model --config train/idc_default --data idc --out runs/idc_default
 
 writes runs/idc_default/NAME.safetensors and NAME.json (the best epoch), epochs.csv and curves.png, and last.pt,
 from which the same command goes on when it was stopped. Then:
   infer-slide SLIDE --out maps --model runs/idc_default/NAME.safetensors
 
 try a config out on few patches, or with another value:
-  train-model --config configs/train/resnet18.yaml --data idc --out runs/try --limit-patches 500 --epochs 2
-  train-model --config configs/train/resnet18.yaml --data idc --out runs/other --set learning_rate=0.0005
+  train-model --config train/resnet18 --data idc --out runs/try --limit-patches 500 --epochs 2
+  train-model --config train/resnet18 --data idc --out runs/other --set learning_rate=0.0005
 
 on four GPUs of one machine (batch_size is over all of them):
   torchrun --nproc-per-node 4 -m wsi_pipeline.cli.train_model --config ... --data ... --out ..."""

@@ -44,7 +44,7 @@ def _run(args: argparse.Namespace) -> int:
     except ModuleNotFoundError as error:
         if error.name != "optuna":
             raise
-        raise UsageError("Optuna is not installed; pip install 'wsi_pipeline[tune]'") from error
+        raise UsageError("Optuna is not installed; pip install '.[tune]'") from error
     from wsi_pipeline.learning.training.device import training_device
     from wsi_pipeline.learning.training.options import read_train_config
 

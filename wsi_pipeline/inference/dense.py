@@ -70,7 +70,7 @@ class DenseScorer:
                 raise ModelError(
                     f"dense: found a map that differs by {differs:.2g} from the one patch by patch, expected at most "
                     f"{TOLERANCE:g}; leave classify.dense off, or train a network without padding and gates "
-                    f"(configs/train/idc_dense.yaml)"
+                    f"(--config train/idc_dense)"
                 )
 
     def _piece(

@@ -77,7 +77,7 @@ def _connect(scheduler: str) -> "Client":
         from distributed import Client
     except ImportError as error:
         raise UsageError(
-            "--scheduler needs dask.distributed, which is not installed: pip install 'wsi_pipeline[cluster]'"
+            "--scheduler needs dask.distributed, which is not installed: pip install '.[cluster]'"
         ) from error
     if not log.isEnabledFor(logging.DEBUG):  # what matters of its own words is said by ours
         for name in [name for name in logging.root.manager.loggerDict if name.startswith("distributed")]:
@@ -322,7 +322,7 @@ def _outcome_of(
             f"a worker could not begin: {why}"
         )
     try:
-        _open[batch].ahead([item])
+        _open[batch].prefetch([item])
         return "done", _open[batch](item, report)
     except Busy as busy:
         return "busy", str(busy)

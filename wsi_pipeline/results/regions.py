@@ -11,8 +11,8 @@ from typing import Annotated
 
 import numpy as np
 import numpy.typing as npt
-import scipy.ndimage
 import shapely
+from skimage.measure import label
 
 from wsi_pipeline.base.geometry import Plane
 from wsi_pipeline.base.options import Field, options
@@ -62,14 +62,14 @@ def delineate(
 
     heatmap: [y, x], probability 0 to 1, NaN where not scored; `plane` is its grid.
     mpp0: micrometres per level-0 pixel along x and y.
-    threshold: the one to use; who calls has settled options.threshold against the model card's.
+    threshold: the one to use; the caller has settled options.threshold against the model card's.
 
     With min_area_mm2 and fill_holes_mm2 at 0, `rasterise` gives `heatmap >= threshold` back exactly.
     """
     cell_mm2 = plane.downsample_x * mpp0[0] * plane.downsample_y * mpp0[1] / 1e6
     mask = heatmap >= threshold
     _fill_holes(mask, np.isnan(heatmap), options.fill_holes_mm2 / cell_mm2)
-    labels, count = scipy.ndimage.label(mask)
+    labels, count = label(mask, return_num=True, connectivity=1)
     cells = np.bincount(labels.ravel(), minlength=count + 1)
     # A millionth of slack: a region of exactly the least area stays, whatever the rounding of cell_mm2.
     kept = cells * cell_mm2 >= options.min_area_mm2 * (1 - 1e-6)
@@ -122,7 +122,7 @@ def _fill_holes(mask: Mask, not_scored: Mask, max_cells: float) -> None:
     """Set, in place, the cells of enclosed holes of fewer than `max_cells`, all of them scored."""
     if max_cells <= 0:
         return
-    labels, count = scipy.ndimage.label(~mask)
+    labels, count = label(~mask, return_num=True, connectivity=1)
     is_hole = np.bincount(labels.ravel(), minlength=count + 1) < max_cells
     edge = np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]])
     is_hole[edge] = False
@@ -132,10 +132,10 @@ def _fill_holes(mask: Mask, not_scored: Mask, max_cells: float) -> None:
 
 
 def _trace(mask: Mask) -> tuple[npt.NDArray[np.object_], npt.NDArray[np.intp]]:
-    """The polygons of the mask's parts in cell units, and the first cell (row, column) of each."""
+    """The polygons of the mask's areas in cell units, and the first cell (row, column) of each."""
     across = _runs(mask)
     down = _runs(mask.T)[:, :, ::-1]
-    # The runs meet at corners only, so each face of their drawing is one part of the mask or of the rest.
+    # The runs meet at corners only, so each face of their drawing is one area of the mask or of the rest.
     faces = shapely.get_parts(shapely.polygonize(shapely.linestrings(np.concatenate([across, down]))))
     xy, face = shapely.get_coordinates(faces, return_index=True)
     order = np.lexsort((xy[:, 0], xy[:, 1], face))

@@ -13,6 +13,7 @@ What this makes of fat: the thin walls of fat cells are stained and the cells ar
 `max_hole_um2`, so fat counts as tissue where its walls are seen, and as glass where they are not.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated
@@ -20,6 +21,8 @@ from typing import Annotated
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
+from skimage.measure import label
+from skimage.morphology import closing, footprint_rectangle, remove_small_objects
 
 from wsi_pipeline.base.geometry import Plane
 from wsi_pipeline.base.options import Field, options
@@ -39,7 +42,7 @@ MIN_GLASS_SHARE = 0.002
 
 @options
 class TissueOptions:
-    """How tissue is told from glass."""
+    """How tissue is found beside glass."""
 
     mpp: Annotated[float, Field(ge=1, le=64)] = 8.0
     """Scale of the low-power plane, um/px: finer costs time, coarser loses thin strands. A 200 um patch spans
@@ -120,7 +123,7 @@ def find_tissue(
     by_noise_od = min(options.noise_sigmas * glass.noise_od, options.max_stain_od)
     threshold_od = max(by_noise_od, options.min_stain_od)
     stained = _is_stained(smooth, glass, threshold_od, options) & seen
-    del smooth  # of a large slide the most that a survey holds
+    del smooth  # of a large slide the most that an overview holds
     mask = _tidied(stained, mpp, options)
     mask[~seen] = False
     mask |= _surrounded(mask, readable)
@@ -212,7 +215,7 @@ def _smoothed(rgb: RgbImage, seen: Mask, mpp: tuple[float, float], options: Tiss
 def _outside_scan(rgb: RgbImage, readable: Mask, mpp: tuple[float, float], options: TissueOptions) -> Mask:
     """Black that reaches in from an edge of the plane, and frames of one colour along its edges."""
     black = readable & (rgb[..., 0] < 40) & (rgb[..., 1] < 40) & (rgb[..., 2] < 40)
-    labels = ndimage.label(black)[0]
+    labels = label(black, connectivity=1)
     at_edge = np.unique(np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]]))
     outside: Mask = black & np.isin(labels, at_edge)
     for axis, size_um in ((0, mpp[1]), (1, mpp[0])):
@@ -241,7 +244,7 @@ def _tidied(stained: Mask, mpp: tuple[float, float], options: TissueOptions) -> 
     size_px = [2 * r + 1 for r in radius_px]
     # Squares, as two passes of lines: a disc costs ten times as much, and a patch sees no difference.
     padded = np.pad(stained, [(r, r) for r in radius_px]).astype(np.uint8)
-    closed = ndimage.minimum_filter(ndimage.maximum_filter(padded, size_px), size_px)
+    closed = closing(padded, footprint_rectangle(size_px, decomposition="separable"))
     rows, columns = (slice(r, r + n) for r, n in zip(radius_px, stained.shape, strict=True))
     pixel_um2 = mpp[0] * mpp[1]
     kept = without_small(closed[rows, columns].astype(np.bool_), options.min_object_um2 / pixel_um2)
@@ -250,15 +253,15 @@ def _tidied(stained: Mask, mpp: tuple[float, float], options: TissueOptions) -> 
 
 def without_small(mask: Mask, min_px: float) -> Mask:
     """The mask less its pieces (pixels that share an edge) of fewer than `min_px` pixels."""
-    labels = ndimage.label(mask)[0]
-    large = np.bincount(labels.ravel()) >= min_px
-    large[0] = False
-    return np.asarray(large[labels])
+    return np.asarray(remove_small_objects(mask, max_size=math.ceil(min_px) - 1, connectivity=1))
 
 
 def _without_holes(mask: Mask, min_px: float) -> Mask:
-    """The mask with its holes of fewer than `min_px` pixels filled; what reaches the plane's edge is none."""
-    labels = ndimage.label(np.pad(~mask, 1, constant_values=True))[0]
+    """The mask with its holes of fewer than `min_px` pixels filled; what reaches the plane's edge is none.
+
+    For skimage's remove_small_holes what reaches the edge is a hole too.
+    """
+    labels = label(np.pad(~mask, 1, constant_values=True), connectivity=1)
     small = np.bincount(labels.ravel()) < min_px
     small[[0, labels[0, 0]]] = False  # the mask itself, and all that is joined around the plane
     return np.asarray(mask | small[labels[1:-1, 1:-1]])
@@ -282,7 +285,7 @@ def _why_empty(
     stained: Mask, glass: Glass, threshold_od: float, mpp: tuple[float, float], options: TissueOptions
 ) -> str:
     colour = "rgb({:.0f}, {:.0f}, {:.0f})".format(*glass.rgb)
-    largest_px = int(np.bincount(ndimage.label(stained)[0].ravel())[1:].max(initial=0))
+    largest_px = int(np.bincount(label(stained, connectivity=1).ravel())[1:].max(initial=0))
     if largest_px == 0:
         return (
             f"nothing differs from the glass {colour} in colour by {threshold_od:.3f} optical density or more"

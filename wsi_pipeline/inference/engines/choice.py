@@ -246,7 +246,7 @@ class Engines:
             from wsi_pipeline.inference.engines.openvino_engine import Graphs, OpenVinoEngine
         except ImportError as error:
             raise ImportError(
-                f"not installed ({error}); pip install 'wsi_pipeline[openvino]' makes CPUs faster"
+                f"not installed ({error}); pip install '.[openvino]' makes CPUs faster"
             ) from error
         graphs = Graphs(self.model, self.openvino_batch)
         patches = made_patches(self.model.card, self.openvino_batch + 3)  # both sizes of batch

@@ -10,8 +10,11 @@ import json
 import logging
 import os
 import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +25,7 @@ from wsi_pipeline.base.files import clear_leftovers_of, new_array, new_file, new
 from wsi_pipeline.jobs.locks import hold
 from wsi_pipeline.jobs.protocols import Busy
 from wsi_pipeline.learning.datasets.listing import Listing, decode_each
+from wsi_pipeline.learning.datasets.sharing import ONE_READER, Readers, share_of, shared_zeros
 from wsi_pipeline.slides.resample import resample
 
 logger = logging.getLogger(__name__)
@@ -30,6 +34,9 @@ logger = logging.getLogger(__name__)
 FORMAT = 1
 # How often a process looks whether another one has made the cache that both want.
 POLL_S = 0.5
+PIXELS = "pixels.npy"
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,57 +64,108 @@ def decode(
     patch_px: int,
     squeeze: bool,
     cache: Path | None = None,
+    readers: Readers = ONE_READER,
 ) -> Decoded:
-    """The images at the indices `wanted`, decoded; others may be too.
+    """The images at the indices `wanted`, decoded; others may be too. Of several readers, each decodes its share.
 
     An image of another size is squeezed to patch_px x patch_px by area average with `squeeze`, and left out
     without. Images of a fingerprint are read from `cache` (none: `cache_folder()`), where all of the listing is
     put first. Raises DataError when the cache cannot be written.
     """
-    if not listing.fingerprint:  # few files, or an array already
-        pixels = np.zeros((len(listing), patch_px, patch_px, 3), np.uint8)
-        return _fill(listing, wanted, pixels, squeeze)
     cache = cache_folder() if cache is None else cache
+    if not listing.fingerprint:  # few files, or an array already
+        pixels = shared_zeros((len(listing), patch_px, patch_px, 3), cache, readers)
+        return _fill(listing, wanted, pixels, squeeze, readers)
     way = f"{FORMAT}\0{listing.folder.resolve()}\0{patch_px}\0{squeeze}"
     place = cache / f"{listing.folder.resolve().name}-{hashlib.sha256(way.encode()).hexdigest()[:12]}"
     try:
-        return _open(place, listing) or _make_alone(place, listing, patch_px, squeeze)
-    except (OSError, OutputError) as error:
-        cause = error.__cause__ if isinstance(error, OutputError) else error
-        reason = cause.strerror if isinstance(cause, OSError) and cause.strerror else cause
-        raise DataError(
-            f"{place}: the cache of decoded patches cannot be written ({reason}); make room, or set XDG_CACHE_HOME "
-            "to another folder"
-        ) from error
+        if kept := _opened_by_all(place, listing, readers):
+            return kept
+        with _alone(place, readers):  # another process may have made it by then
+            kept = _opened_by_all(place, listing, readers)
+            return kept or _make(place, listing, patch_px, squeeze, readers)
+    except OSError as error:
+        raise _not_written(place, error) from error
 
 
-def _make_alone(place: Path, listing: Listing, patch_px: int, squeeze: bool) -> Decoded:
-    """The cache, made while no other process makes it; or the other's, waited for."""
-    while True:
-        try:
-            with hold(place.with_name(f".{place.name}.lock")):
-                clear_leftovers_of(place)
-                return _open(place, listing) or _make(place, listing, patch_px, squeeze)
-        except Busy as busy:
-            logger.debug("%s: waiting: %s", place, busy)
-            time.sleep(POLL_S)
+@contextmanager
+def _alone(place: Path, readers: Readers) -> Iterator[None]:
+    """A block in which no other process makes the cache; its readers begin it together."""
+    with ExitStack() as stack:
+
+        def lock() -> None:
+            while True:
+                try:
+                    stack.enter_context(hold(place.with_name(f".{place.name}.lock")))
+                except Busy as busy:
+                    logger.debug("%s: waiting: %s", place, busy)
+                    time.sleep(POLL_S)
+                else:
+                    clear_leftovers_of(place)
+                    return
+
+        _by_the_first(lock, place, readers)
+        yield
 
 
-def _make(place: Path, listing: Listing, patch_px: int, squeeze: bool) -> Decoded:
-    """Decode all of the listing into `place`."""
+def _make(place: Path, listing: Listing, patch_px: int, squeeze: bool, readers: Readers) -> Decoded:
+    """Decode all of the listing into `place`: the first reader makes the files, each fills its part of the pixels."""
     began = time.monotonic()
-    with new_folder(place) as folder:
-        pixels = new_array(folder / "pixels.npy", (len(listing), patch_px, patch_px, 3), np.uint8)
-        made = _fill(listing, np.arange(len(listing)), pixels, squeeze)
-        for name, values in (("whole", made.whole), ("sizes", made.sizes)):
-            with new_file(folder / f"{name}.npy", durable=False) as file:
-                np.save(file, values)
-        write_json(folder / "facts.json", {"fingerprint": listing.fingerprint, "problems": made.problems})
-    seconds = time.monotonic() - began
-    logger.info(
-        "decoded %d images in %.1f s (%.0f/s) into %s", len(listing), seconds, len(listing) / seconds, place
-    )
+    with ExitStack() as stack:
+
+        def begin() -> Path:
+            folder = stack.enter_context(new_folder(place))
+            new_array(folder / PIXELS, (len(listing), patch_px, patch_px, 3), np.uint8)
+            return folder
+
+        def finish() -> None:
+            for name, values in (("whole", made.whole), ("sizes", made.sizes)):
+                with new_file(folder / f"{name}.npy", durable=False) as file:
+                    np.save(file, values)
+            write_json(folder / "facts.json", {"fingerprint": listing.fingerprint, "problems": made.problems})
+            stack.close()
+
+        folder = _by_the_first(begin, place, readers)
+        pixels = np.load(folder / PIXELS, mmap_mode="r+")
+        made = _fill(listing, np.arange(len(listing)), pixels, squeeze, readers)
+        pixels.flush()
+        readers.all_say(None)
+        _by_the_first(finish, place, readers)
+    if readers.rank == 0:
+        seconds = time.monotonic() - began
+        count = len(listing)
+        logger.info("decoded %d images in %.1f s (%.0f/s) into %s", count, seconds, count / seconds, place)
     return made
+
+
+def _by_the_first(work: Callable[[], T], place: Path, readers: Readers) -> T:
+    """What the first reader's `work` gives, in all readers; that the cache cannot be written is raised in all."""
+    done: T | DataError | None = None
+    if readers.rank == 0:
+        try:
+            done = work()
+        except (OSError, OutputError) as error:
+            done = _not_written(place, error)
+    done = readers.all_say(done)[0]
+    if isinstance(done, DataError):
+        raise done
+    return cast(T, done)
+
+
+def _not_written(place: Path, error: Exception) -> DataError:
+    cause = error.__cause__ if isinstance(error, OutputError) else error
+    reason = cause.strerror if isinstance(cause, OSError) and cause.strerror else cause
+    return DataError(
+        f"{place}: the cache of decoded patches cannot be written ({reason}); make room, or set XDG_CACHE_HOME to "
+        "another folder"
+    )
+
+
+def _opened_by_all(place: Path, listing: Listing, readers: Readers) -> Decoded | None:
+    """The cache, where every reader can open it."""
+    kept = _open(place, listing)
+    everywhere = all(readers.all_say(kept is not None))
+    return kept if everywhere else None
 
 
 def _open(place: Path, listing: Listing) -> Decoded | None:
@@ -125,14 +183,22 @@ def _open(place: Path, listing: Listing) -> Decoded | None:
     return Decoded(pixels, np.array(whole), np.array(sizes), problems)
 
 
-def _fill(listing: Listing, wanted: NDArray[np.int64], pixels: NDArray[np.uint8], squeeze: bool) -> Decoded:
-    """Decode the images `wanted` into their rows of `pixels`."""
+def _fill(
+    listing: Listing,
+    wanted: NDArray[np.int64],
+    pixels: NDArray[np.uint8],
+    squeeze: bool,
+    readers: Readers,
+) -> Decoded:
+    """Decode the images `wanted` into their rows of `pixels`, which all readers share, each reader its part."""
     patch_px = pixels.shape[1]
     whole = np.zeros(len(listing), np.bool_)
     sizes = np.zeros((len(listing), 2), np.int32)
     problems: dict[int, str] = {}
-    images = decode_each(listing, wanted)
-    for index, image in tqdm(images, "decoding", len(wanted), leave=False, disable=None, unit=" images"):
+    mine = wanted[share_of(len(wanted), readers)]
+    images = decode_each(listing, mine)
+    hidden = True if readers.rank else None
+    for index, image in tqdm(images, "decoding", len(mine), leave=False, disable=hidden, unit=" images"):
         if isinstance(image, DataError):
             problems[index] = str(image)
             continue
@@ -142,6 +208,11 @@ def _fill(listing: Listing, wanted: NDArray[np.int64], pixels: NDArray[np.uint8]
         if image.shape[:2] == (patch_px, patch_px):
             pixels[index] = image
             whole[index] = True
+    for rows, are_whole, have_sizes, with_problems in readers.all_say(
+        (mine, whole[mine], sizes[mine], problems)
+    ):
+        whole[rows], sizes[rows] = are_whole, have_sizes
+        problems = problems | with_problems
     return Decoded(pixels, whole, sizes, problems)
 
 

@@ -95,7 +95,7 @@ def _tensorboard(folder: Path, next_epoch: int) -> Any:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise UsageError(
-            "--tensorboard: TensorBoard is not installed; pip install 'wsi_pipeline[tensorboard]', or leave it "
+            "--tensorboard: TensorBoard is not installed; pip install '.[tensorboard]', or leave it "
             "out: epochs.csv and curves.png hold the same numbers"
         ) from error
     return SummaryWriter(str(folder), purge_step=next_epoch)

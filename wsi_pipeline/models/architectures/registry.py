@@ -79,9 +79,15 @@ class _Architecture:
 
 def _of_torchvision(name: str) -> Callable[..., nn.Module]:
     def build(classes: int = 2, **options: Any) -> nn.Module:
-        # Imported here: torchvision takes a second that the default network has no need of.
-        from wsi_pipeline.models.architectures.torchvision_guard import torchvision
-
+        # Imported here: torchvision takes a second, and the default network runs where it is not installed.
+        try:
+            from wsi_pipeline.models.architectures.torchvision_guard import torchvision
+        except ModuleNotFoundError as error:
+            if error.name != "torchvision":
+                raise
+            raise ModelError(
+                f"architecture '{name}' is torchvision's, which is not installed: pip install '.[lineup]'"
+            ) from error
         network: nn.Module = getattr(torchvision.models, name)(weights=None, num_classes=classes, **options)
         return network
 

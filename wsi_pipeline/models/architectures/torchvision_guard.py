@@ -1,6 +1,6 @@
 """torchvision, also where its compiled operators do not load (a build made for another torch).
 
-    from wsi_pipeline.models.torchvision_guard import torchvision
+    from wsi_pipeline.models.architectures.torchvision_guard import torchvision
 
 `import torchvision` says what its operators `nms` and `qnms` do without data, and fails where the compiled
 library has not declared them. Declaring the two makes the rest usable; calling them stays an error.
