@@ -4,7 +4,6 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,12 +18,11 @@ from wsi_pipeline.inference.engines.choice import Chosen
 from wsi_pipeline.inference.stain_check import sample_patches
 from wsi_pipeline.models.model import Model, load_model, save_model
 from wsi_pipeline.models.stain import Tables, patch_densities
-from wsi_pipeline.pipeline import infer as pipeline
 from wsi_pipeline.pipeline.config import InferConfig
+from wsi_pipeline.pipeline.infer import fill_store
 from wsi_pipeline.pipeline.maps import grid_for_model
-from wsi_pipeline.results.store import PatchTable, SlideStore, create_store
+from wsi_pipeline.results.store import PatchTable, SlideStore, StoreLayout, create_store
 from wsi_pipeline.slides.slide import Slide, open_slide
-from wsi_pipeline.tiling.cell_status import initial_status
 from wsi_pipeline.tiling.grid import Plan
 from wsi_pipeline.tiling.overview import make_overview
 from wsi_pipeline.tiling.patches import patch_positions, read_blocks
@@ -129,7 +127,7 @@ def looked_at(case: Case) -> Slide:
 
 def end_to_end(case: Case, slide: Slide, setting: Setting, store: SlideStore) -> None:
     """The classify stage of infer-slide: read, cut, classify, write to the store, which is a new one."""
-    pipeline._fill(store, slide, case.plan, setting.classifier, case.config, None)
+    fill_store(store, slide, case.plan, setting.classifier, case.config)
 
 
 def map_of(store: SlideStore) -> NDArray[np.float32]:
@@ -160,19 +158,10 @@ def new_store(case: Case, work: Path) -> SlideStore:
     """A store to fill, in place of an earlier one."""
     path = work / "bench.zarr"
     shutil.rmtree(path, ignore_errors=True)
-    attributes: dict[str, Any] = {"recipe": "bench"}
     table = PatchTable(*patch_positions(case.plan), label=None)
-    plane = case.plan.grid.map_plane
-    return create_store(
-        path,
-        attributes,
-        case.plan,
-        (MPP0, MPP0),
-        np.zeros((1, 1), np.uint8),
-        plane,
-        table,
-        initial_status(case.plan),
-    )
+    no_tissue, plane = np.zeros((1, 1), np.uint8), case.plan.grid.map_plane
+    layout = StoreLayout(case.plan, (MPP0, MPP0), no_tissue, plane, table, ("heatmap",))
+    return create_store(path, {"recipe": "bench"}, layout)
 
 
 def first_blocks(slide: Slide, plan: Plan, most: int | None) -> Plan:

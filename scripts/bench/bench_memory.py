@@ -31,7 +31,7 @@ class Peak:
 def measure_peak(
     slide: Path, mpp: float, patches: int | None, device: str, work: Path, network: bool = True
 ) -> Peak:
-    """The peak of a process that surveys the slide and classifies the first so many patches; None: all.
+    """The peak of a process that looks at the slide and classifies the first so many patches; None: all.
 
     Without a network, one pixel of each patch is its score: millions of patches are then a matter of seconds.
     """

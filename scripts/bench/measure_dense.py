@@ -263,7 +263,7 @@ def _scored(slide: Slide, plan: Plan, model: Model, dense: str) -> NDArray[np.fl
     classifier = Classifier([model], CPU, options)
     read = lambda box: slide.read_readable(box, plan.grid.plane)  # noqa: E731
     return np.concatenate(
-        [s for _, s, _ in classify_blocks(plan.blocks(), plan.grid, read, classifier, options)]
+        [one.scores for one in classify_blocks(plan.blocks(), plan.grid, read, classifier, options)]
     )
 
 

@@ -35,6 +35,7 @@ from wsi_pipeline.models.model import load_model
 from wsi_pipeline.pipeline.config import InferConfig
 from wsi_pipeline.pipeline.infer import infer_slide
 from wsi_pipeline.pipeline.maps import grid_for_model
+from wsi_pipeline.pipeline.run import RunOptions
 from wsi_pipeline.results.store import SlideStore
 from wsi_pipeline.slides.slide import open_slide
 from wsi_pipeline.tiling.overview import make_overview
@@ -96,7 +97,7 @@ def map_mount(path: Path, out: Path, config: InferConfig, classifier: Classifier
     try:
         result = infer_slide(path, out, config, classifier)
     except RecipeError:  # a map of another model or other options
-        result = infer_slide(path, out, config, classifier, overwrite=True)
+        result = infer_slide(path, out, config, classifier, RunOptions(overwrite=True))
     store = SlideStore(result.folder / "slide.zarr")
     alone = store.array(f"{store.scores}/0").astype(np.float64)
     scored = ~np.isnan(alone)

@@ -52,8 +52,8 @@ def test_blocks_come_scored_in_order_and_unreadable_patches_as_nan(shared: Path)
             plan.blocks(), plan.grid, lambda b: slide.read_readable(b, plan.grid.plane), classifier, options
         )
     )
-    assert [block.cells for block, _, _ in scored] == [block.cells for block in plan.blocks()]
-    scores = np.concatenate([s for _, s, _ in scored])
+    assert [one.block.cells for one in scored] == [block.cells for block in plan.blocks()]
+    scores = np.concatenate([one.scores for one in scored])
     assert 0 < np.isnan(scores).sum() < 0.1 * len(scores)
 
 
@@ -66,7 +66,7 @@ def test_threads_change_no_bit(make_slide: MakeSlide) -> None:
         read = lambda b: slide.read_readable(b, plan.grid.plane)  # noqa: E731
         runs.append(
             np.concatenate(
-                [s for _, s, _ in classify_blocks(plan.blocks(), plan.grid, read, classifier, options)]
+                [one.scores for one in classify_blocks(plan.blocks(), plan.grid, read, classifier, options)]
             )
         )
     assert np.array_equal(*runs)
@@ -129,7 +129,8 @@ def test_an_ensembles_spread_is_nan_where_a_patch_cannot_be_read(shared: Path) -
     ensemble = Classifier([brightness_model(), dimmer_model()], CPU, options)
     read = lambda b: slide.read_readable(b, plan.grid.plane)  # noqa: E731
     lost = 0
-    for _, scores, spread in classify_blocks(plan.blocks(), plan.grid, read, ensemble, options):
+    for scored in classify_blocks(plan.blocks(), plan.grid, read, ensemble, options):
+        scores, spread = scored.scores, scored.spread
         assert spread is not None
         assert np.array_equal(np.isnan(scores), np.isnan(spread))
         assert np.nanmax(np.abs(spread - scores / 3)) < 1e-5

@@ -54,7 +54,7 @@ def scored(
     options = ClassifyOptions(dense=dense)  # type: ignore[arg-type]
     read = lambda box: slide.read_readable(box, plan.grid.plane)  # noqa: E731
     blocks = list(classify_blocks(plan.blocks(), plan.grid, read, Classifier(models, CPU, options), options))
-    return np.concatenate([scores for _, scores, _ in blocks]), [spread for _, _, spread in blocks]
+    return np.concatenate([one.scores for one in blocks]), [one.spread for one in blocks]
 
 
 def sparse(plan: Plan) -> Plan:

@@ -203,7 +203,7 @@ def test_a_block_gives_the_same_bits_whatever_came_before(
         classifier = adapted(shipped, sample, precision=precision)  # anew, as after a kill
         read = lambda box: slide.read_readable(box, plan.grid.plane)  # noqa: E731
         found = classify_blocks(todo, plan.grid, read, classifier, replace(options, reader_threads=threads))
-        return [values for _, values, _ in found]
+        return [one.scores for one in found]
 
     whole, rest = scores(blocks, 1), scores(blocks[2:], 3)
     assert len(rest) > 2
@@ -222,7 +222,7 @@ def test_reading_ahead_is_bounded(make_slide: MakeSlide) -> None:
     classifier = Classifier([brightness_model()], CPU, options)
     blocks = list(plan.blocks())
     first = next(classify_blocks(blocks, plan.grid, read, classifier, options))
-    ahead = classifier.max_in_flight // len(first[0].patches) + 1
+    ahead = classifier.max_in_flight // len(first.block.patches) + 1
     assert len(seen) <= 1 + ahead + options.reader_threads + 2 < len(blocks) / 2
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from crew import Doubling, Ears, Refusing
+from worker_jobs import Doubling, Ears, Refusing
 
 from wsi_pipeline.base.errors import JobError, ModelError, UsageError, WorkerLostError
 from wsi_pipeline.jobs import Outcome

@@ -3,7 +3,7 @@ import os
 from pathlib import Path
 
 import pytest
-from crew import Doubling, Ears, Refusing, Stillborn
+from worker_jobs import Doubling, Ears, FailingStart, Refusing
 
 from wsi_pipeline.base.errors import JobError, ModelError, WorkerLostError
 from wsi_pipeline.jobs import Outcome, run_local, run_sequential
@@ -19,11 +19,11 @@ def opened(folder: Path) -> list[list[str]]:
     return [line.split() for line in (folder / "opened").read_text().splitlines()]
 
 
-def test_here_each_item_is_worked_on_in_turn_and_the_next_one_read_ahead(tmp_path: Path) -> None:
+def test_here_each_item_is_worked_on_in_turn_and_the_next_one_prefetched(tmp_path: Path) -> None:
     ears = Ears()
     outcomes = list(run_sequential(Doubling(tmp_path), ITEMS[:3], ears))
     assert [outcome.result for outcome in outcomes] == [0, 2, 4]
-    assert (tmp_path / "ahead").read_text().splitlines() == ITEMS[1:3]
+    assert (tmp_path / "prefetched").read_text().splitlines() == ITEMS[1:3]
     assert (tmp_path / "closed").read_text() == f"{os.getpid()}\n"
     assert ears.heard[:3] == [("started", " 0", 1), ("progressed", " 0", 0, 2), ("progressed", " 0", 2, 2)]
 
@@ -91,7 +91,7 @@ def test_a_job_that_cannot_be_opened_ends_the_batch_with_its_reason() -> None:
 
 def test_workers_that_die_at_the_start_end_the_batch() -> None:
     with pytest.raises(JobError, match="3 workers died while they started"):
-        list(run_local(Stillborn(), ITEMS, 1, Ears()))
+        list(run_local(FailingStart(), ITEMS, 1, Ears()))
 
 
 def test_no_worker_stays_when_the_batch_is_left(tmp_path: Path) -> None:

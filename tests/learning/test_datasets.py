@@ -134,3 +134,9 @@ def test_a_folder_that_is_not_there_or_holds_other_names_is_refused(tmp_path):
     next((folder / "a" / "0").iterdir()).rename(folder / "a" / "0" / "b_idx5_x1_y1_class0.png")
     with pytest.raises(DataError, match="expected the name a_idx5"):
         load_split(folder, PX, SplitOptions(val_patients=("c",)))
+
+
+def test_one_patient_alone_cannot_be_split(tmp_path):
+    folder = write_sheets(tmp_path, GROUPS[:2])
+    with pytest.raises(DataError, match=r"one patient alone, a, expected two at least"):
+        load_split(folder, PX, SplitOptions(val_share=0.5))

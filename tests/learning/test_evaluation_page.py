@@ -33,6 +33,7 @@ KEYS = {
     "bootstrap",
     "patches",
     "crossfitted",
+    "not_crossfitted",
     "confusion",
     "calibration",
     "thresholds",
@@ -191,6 +192,27 @@ def test_the_most_confident_mistakes_come_first_and_not_all_of_one_patient() -> 
         confidence = np.abs(evaluated.probability[found] - 0.5)
         assert (np.diff(confidence) <= 0).all()
         assert max(np.unique(patches.patients[found], return_counts=True)[1]) == MISTAKES_A_PATIENT
+
+
+def test_few_patients_have_no_intervals_and_one_alone_is_not_crossfitted(tmp_path) -> None:
+    patches, logits = side()
+    for names, said in (
+        (["p1", "p2"], "No intervals: 2 patients to draw from"),
+        (["p1"], "No intervals: 1 patient to draw from"),
+    ):
+        few = replace(patches, patients=np.array([names[n % len(names)] for n in range(len(patches))]))
+        evaluated = evaluated_from(card(), "0" * 64, few, logits)
+        metrics = write_evaluation(tmp_path, evaluated, "val", Path(), [])
+        assert all(np.isnan([m["low"], m["high"]]).all() for m in metrics["patches"].values())
+        kept = json.loads((tmp_path / "metrics.json").read_text(), parse_constant=pytest.fail)
+        assert kept["patches"]["auroc"]["low"] is None
+        page = (tmp_path / "index.html").read_text()
+        assert said in page
+        alone = len(names) == 1
+        assert (kept["crossfitted"]["f1"] is None) == alone
+        assert bool(kept["not_crossfitted"]) == alone
+        assert ("Not cross-fitted: one patient alone" in page) == alone
+        assert ("The cross-fitted row says" in page) != alone
 
 
 def test_a_set_without_patients_says_that_its_numbers_are_by_image(tmp_path) -> None:

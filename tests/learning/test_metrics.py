@@ -108,3 +108,16 @@ def test_crossfitting_uses_no_label_of_the_patient_judged():
         calibration = evaluate.fit_calibration(logits[rest], labels[rest])
         by_hand[~rest] = evaluate.calibrated(logits[~rest], calibration)
     assert values["ece"] == pytest.approx(evaluate.calibration_error(by_hand, labels))
+
+
+def test_one_patient_alone_or_one_class_among_the_others_is_not_crossfitted():
+    logits, labels = RNG.normal(0, 2, (40, 2)), np.arange(40) % 2
+    one = np.full(40, "a")
+    assert "one patient alone" in evaluate.no_crossfit(labels, one)
+    assert all(np.isnan(value) for value in evaluate.crossfitted(logits, labels, one).values())
+    two = np.where(np.arange(40) < 20, "a", "b")
+    assert evaluate.no_crossfit(labels, two) == ""
+    assert not any(np.isnan(value) for value in evaluate.crossfitted(logits, labels, two).values())
+    healthy = np.where(np.arange(40) < 20, labels, 0)  # nothing of b is IDC: a would be judged by one class
+    assert "slides other than a hold patches of one class" in evaluate.no_crossfit(healthy, two, "slide")
+    assert all(np.isnan(value) for value in evaluate.crossfitted(logits, healthy, two).values())

@@ -22,7 +22,7 @@ from wsi_pipeline.base.errors import ConfigError, RecipeError, TrainingError
 from wsi_pipeline.base.options import options_to_dict
 from wsi_pipeline.cli.train_model import main
 from wsi_pipeline.learning.datasets import SplitOptions
-from wsi_pipeline.learning.training.augment import AugmentOptions, augmented
+from wsi_pipeline.learning.training.augment import AugmentOptions, augmented, draw_views
 from wsi_pipeline.learning.training.distillation import teachers_answer
 from wsi_pipeline.learning.training.options import PlateauOptions
 from wsi_pipeline.learning.training.train import TrainOptions, learning_rate, load_train_options, train
@@ -173,6 +173,17 @@ def test_the_card_tells_what_the_weights_were_made_from(data, tmp_path):
     assert card.stain.od_mean[1] > card.stain.od_mean[0]  # pink and purple: green is what they take most of
     assert {"val", "crossfitted", "patients", "note"} <= set(card.metrics)
     json.loads(path.with_suffix(".json").read_text(), parse_constant=pytest.fail)
+
+
+def test_one_validation_patient_gives_a_model_whose_card_says_that_nothing_is_crossfitted(
+    data, tmp_path, caplog
+):
+    options = replace(OPTIONS, epochs=1, split=SplitOptions(val_patients=("v",)))
+    card = load_model(train(options, data, tmp_path, CPU)).card
+    assert "nothing is cross-fitted: one patient alone" in card.metrics["note"]
+    assert "crossfitted" not in card.metrics
+    assert card.metrics["val"]["patches"] == 24
+    assert any("nothing will be cross-fitted" in line for line in caplog.messages)
 
 
 def test_a_network_learns_from_a_teacher_what_the_labels_deny(data, tmp_path):
@@ -352,14 +363,18 @@ def some_patches(count: int = 24) -> torch.Tensor:
     )
 
 
+def seen(patches: torch.Tensor, options: AugmentOptions, generator: torch.Generator) -> torch.Tensor:
+    return augmented(patches, draw_views(len(patches), patches.shape[1], options, generator))
+
+
 def test_augmentation_of_nothing_changes_nothing():
     patches = some_patches()
-    assert torch.allclose(augmented(patches, NOTHING, torch.Generator()), patches.float(), atol=1e-3)
+    assert torch.allclose(seen(patches, NOTHING, torch.Generator()), patches.float(), atol=1e-3)
 
 
 def test_turned_patches_keep_their_pixels():
     patches = some_patches()
-    turned = augmented(patches, replace(NOTHING, turns=True), torch.Generator().manual_seed(0))
+    turned = seen(patches, replace(NOTHING, turns=True), torch.Generator().manual_seed(0))
     flat = patches.float().flatten(1, 2).sort(dim=1).values
     assert torch.allclose(turned.flatten(1, 2).sort(dim=1).values, flat, atol=1e-3)
     assert len({int((p - q).abs().sum() > 1) for p, q in zip(turned, patches, strict=True)}) == 2
@@ -367,7 +382,7 @@ def test_turned_patches_keep_their_pixels():
 
 def test_flipped_patches_are_mirrored_or_turned_by_half_never_by_a_quarter():
     rows = torch.arange(20, dtype=torch.uint8)[:, None, None].expand(20, 20, 3).expand(24, 20, 20, 3)
-    flipped = augmented(rows.contiguous(), replace(NOTHING, flips=True), torch.Generator().manual_seed(0))
+    flipped = seen(rows.contiguous(), replace(NOTHING, flips=True), torch.Generator().manual_seed(0))
     assert all(torch.allclose(p, p[:, :1].expand_as(p), atol=1e-3) for p in flipped)  # rows are still rows
     assert len({round(float(p[0, 0, 0])) for p in flipped}) == 2
 
@@ -376,18 +391,18 @@ def test_shear_leans_columns_and_leaves_rows_where_they_are():
     stripes = torch.zeros(8, 32, 32, 3, dtype=torch.uint8)
     stripes[:, :, 16:] = 200
     options = replace(NOTHING, resampled=1.0, angle_deg=0.0, scale=0.0, shift_px=0.0, shear_deg=30.0)
-    sheared = augmented(stripes, options, torch.Generator().manual_seed(1))
+    sheared = seen(stripes, options, torch.Generator().manual_seed(1))
     edges = (sheared[..., 0] < 100).sum(dim=2).float()  # [N, rows]: how far each row is dark
     lean = edges[:, 24] - edges[:, 8]
     assert lean.abs().max() > 4
     assert len(set(lean.tolist())) > 3
     rows = stripes.transpose(1, 2).contiguous()
-    assert torch.allclose(augmented(rows, options, torch.Generator().manual_seed(1)), rows.float(), atol=1)
+    assert torch.allclose(seen(rows, options, torch.Generator().manual_seed(1)), rows.float(), atol=1)
 
 
 def test_augmented_patches_follow_from_the_generator_and_stay_in_range():
     patches = some_patches()
-    first, again = (augmented(patches, AugmentOptions(), torch.Generator().manual_seed(3)) for _ in range(2))
+    first, again = (seen(patches, AugmentOptions(), torch.Generator().manual_seed(3)) for _ in range(2))
     assert torch.equal(first, again)
     assert first.shape == patches.shape
     assert first.min() >= 0
@@ -396,5 +411,5 @@ def test_augmented_patches_follow_from_the_generator_and_stay_in_range():
 
 def test_glass_stays_white_when_only_the_strength_of_stains_changes():
     glass = torch.full((8, 20, 20, 3), 255, dtype=torch.uint8)
-    out = augmented(glass, replace(NOTHING, stain_strength=0.5), torch.Generator().manual_seed(0))
+    out = seen(glass, replace(NOTHING, stain_strength=0.5), torch.Generator().manual_seed(0))
     assert torch.allclose(out, glass.float(), atol=0.01)

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from conftest import write_slide
 from models import brightness_model
 from PIL import Image
@@ -13,13 +14,14 @@ from scipy.ndimage import gaussian_filter
 from scipy.special import expit
 
 from wsi_pipeline.base.errors import DataError
+from wsi_pipeline.base.options import options_to_dict
 from wsi_pipeline.cli.train_context import main
 from wsi_pipeline.learning.datasets import SplitOptions
 from wsi_pipeline.learning.datasets.labelled_slides import LabelledSlide, find_mounts, score_slide, turned
 from wsi_pipeline.learning.training.context import ContextTrainOptions, fit_and_judge, split_mounts
 from wsi_pipeline.models.context import RingOptions
 from wsi_pipeline.models.model import build_network, load_model, save_model
-from wsi_pipeline.pipeline.config import InferConfig, dump_config, load_config
+from wsi_pipeline.pipeline.config import InferConfig, load_config
 
 SMALL = ContextTrainOptions(
     rings=RingOptions(sigmas=(1.0, 2.5), spread_sigmas=(1.0,)),
@@ -30,6 +32,10 @@ SMALL = ContextTrainOptions(
     batch_size=512,
     folds=2,
 )
+
+
+def as_yaml(options: ContextTrainOptions) -> str:
+    return yaml.safe_dump(options_to_dict(options))
 
 
 def mount(seed: int) -> LabelledSlide:
@@ -96,7 +102,7 @@ def test_the_command_gives_a_model_its_step_and_says_in_a_line_what_is_missing(t
         labels[:, 200:] = 1
         Image.fromarray(labels).save(tmp_path / f"{name}_labels.png")
     (tmp_path / "manifest.csv").write_text("patient,split\na,train\nb,train\nc,val\n")
-    (tmp_path / "small.yaml").write_text(dump_config(replace(SMALL, steps=5, views=2, limits="some")))
+    (tmp_path / "small.yaml").write_text(as_yaml(replace(SMALL, steps=5, views=2, limits="some")))
     command = ["--model", str(tmp_path / "small.safetensors"), "--slides", str(tmp_path), "--device", "cpu"]
     command += ["--config", str(tmp_path / "small.yaml"), "--out", str(tmp_path / "out")]
     assert main(command) == 2
@@ -161,5 +167,5 @@ def test_the_config_beside_the_command_says_its_defaults(tmp_path: Path):
     assert said.limits
     assert replace(said, limits="") == ContextTrainOptions()
     again = tmp_path / "again.yaml"
-    again.write_text(dump_config(SMALL))
+    again.write_text(as_yaml(SMALL))
     assert load_config(ContextTrainOptions, again) == SMALL

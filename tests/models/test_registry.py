@@ -9,12 +9,12 @@ from safetensors.torch import save_file
 from torch.utils.flop_counter import FlopCounterMode
 
 from wsi_pipeline.base.errors import ModelError
-from wsi_pipeline.learning.training.pretrained import load_average, load_pretrained
+from wsi_pipeline.learning.training.pretrained import load_average, load_pretrained, pretrained_files
 from wsi_pipeline.learning.training.train import load_train_options
 from wsi_pipeline.models.architectures.inputs import PreparedInput
 from wsi_pipeline.models.architectures.torchvision_guard import torchvision
 from wsi_pipeline.models.cost import network_cost
-from wsi_pipeline.models.model import build_network
+from wsi_pipeline.models.model import build_network, load_model
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "train"
 
@@ -191,6 +191,17 @@ def test_weights_of_another_network_or_no_weights_are_refused(tmp_path):
         with pytest.raises(ModelError, match=found) as caught:
             load_pretrained(build_network("densenet121"), "densenet121", tmp_path / name)
         assert "\n" not in str(caught.value)
+
+
+def test_a_shipped_model_is_named_to_start_from_and_its_context_step_stays_behind():
+    (path,) = pretrained_files("idc_default")
+    shipped = load_model("idc_default")
+    assert shipped.context is not None
+    network = build_network("residual_cnn", **shipped.card.architecture_options)
+    assert load_pretrained(network, "residual_cnn", path) is True
+    state = network.state_dict()
+    assert all(torch.equal(state[name], values) for name, values in shipped.network.state_dict().items())
+    assert pretrained_files(["mine.safetensors", "idc_default"]) == [Path("mine.safetensors"), path]
 
 
 def test_without_torchvision_its_networks_say_what_to_install(monkeypatch):

@@ -16,6 +16,7 @@ from wsi_pipeline.base.errors import OutputError, RecipeError, SlideChangedError
 from wsi_pipeline.cli import tile_slides
 from wsi_pipeline.pipeline.config import InferConfig, TileConfig, TileGridOptions
 from wsi_pipeline.pipeline.infer import infer_slide
+from wsi_pipeline.pipeline.run import RunOptions
 from wsi_pipeline.pipeline.tile import tile_slide
 from wsi_pipeline.tiling.grid import GridOptions
 
@@ -75,12 +76,13 @@ def test_a_full_disk_ends_the_run_with_what_to_do_and_with_room_it_goes_on(
         with pytest.raises(
             OutputError, match=r"the disk is full; free some space, and run the same command again"
         ):
-            infer_slide(slide, disk / "out", FINE, classifier(), progress=fill_at)
+            infer_slide(slide, disk / "out", FINE, classifier(), RunOptions(progress=fill_at))
         files = [p for p in (disk / "out").rglob("*") if p.is_file()]
         assert not [p for p in files if not p.stat().st_size or p.suffix in (".part", ".partial")]
         begun: list[int] = []
         (disk / "ballast").unlink()
-        infer_slide(slide, disk / "out", FINE, classifier(), progress=lambda done, total: begun.append(done))
+        listening = RunOptions(progress=lambda done, total: begun.append(done))
+        infer_slide(slide, disk / "out", FINE, classifier(), listening)
         assert (begun[0] > 0) == (stage != "write")
         assert same_tree(peace / "infer/a/slide.zarr", disk / "out/a/slide.zarr")
 
@@ -125,7 +127,7 @@ def test_a_file_system_that_turns_read_only_ends_the_run_and_writable_again_it_g
                 subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
 
         with pytest.raises(OutputError, match="the file system is read-only"):
-            infer_slide(slide, disk / "out", FINE, classifier(), progress=fail_at)
+            infer_slide(slide, disk / "out", FINE, classifier(), RunOptions(progress=fail_at))
         subprocess.run(["mount", "-o", "remount,rw", disk], check=True)
         infer_slide(slide, disk / "out", FINE, classifier())
         assert same_tree(peace / "infer/a/slide.zarr", disk / "out/a/slide.zarr")
@@ -154,9 +156,9 @@ def test_a_slide_that_changes_while_it_is_read_fails_and_put_back_it_goes_on(
 ) -> None:
     def run(progress: Callable[[int, int], None] | None = None) -> None:
         if command == "infer":
-            infer_slide(slide, tmp_path / "out", FINE, classifier(), progress=progress)
+            infer_slide(slide, tmp_path / "out", FINE, classifier(), RunOptions(progress=progress))
         else:
-            tile_slide(slide, tmp_path / "out", TILES, export=True, progress=progress)
+            tile_slide(slide, tmp_path / "out", TILES, export=True, run=RunOptions(progress=progress))
 
     calls = 0
 

@@ -23,12 +23,15 @@ from wsi_pipeline.pipeline import infer as pipeline
 from wsi_pipeline.pipeline import maps
 from wsi_pipeline.pipeline.config import InferConfig, TileConfig, TileGridOptions
 from wsi_pipeline.pipeline.infer import infer_slide
+from wsi_pipeline.pipeline.run import RunOptions
 from wsi_pipeline.pipeline.tile import tile_slide
 from wsi_pipeline.results.regions import DelineateOptions
+from wsi_pipeline.slides.catalog import SlideEntry
 from wsi_pipeline.tiling.grid import GridOptions
 
 MakeSlide = Callable[..., Path]
 CPU = torch.device("cpu")
+OVERWRITE = RunOptions(overwrite=True)
 OUTPUTS = {
     "slide.zarr",
     "tissue.png",
@@ -131,8 +134,8 @@ def test_the_same_recipe_is_skipped_and_another_is_refused(make_slide: MakeSlide
     with pytest.raises(RecipeError, match="--overwrite"):
         infer_slide(path, tmp_path / "out", other, classifier())
     with pytest.raises(RecipeError):
-        infer_slide(path, tmp_path / "out", InferConfig(), classifier(), mpp=3.9)
-    replaced = infer_slide(path, tmp_path / "out", other, classifier(), overwrite=True)
+        infer_slide(SlideEntry(path, "a", mpp=3.9), tmp_path / "out", InferConfig(), classifier())
+    replaced = infer_slide(path, tmp_path / "out", other, classifier(), OVERWRITE)
     assert not replaced.skipped
     assert replaced.patches < first.patches
 
@@ -152,14 +155,13 @@ def test_an_interrupted_map_goes_on_and_ends_bit_equal(
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        infer_slide(path, tmp_path / "part", config, classifier(), progress=stop)
+        infer_slide(path, tmp_path / "part", config, classifier(), RunOptions(progress=stop))
     status = heatmap(tmp_path / "part/a", "labels/status/0")
     assert (status == 4).any()
     assert (status == 1).any()
     first_done: list[int] = []
-    part = infer_slide(
-        path, tmp_path / "part", config, classifier(), progress=lambda done, total: first_done.append(done)
-    ).folder
+    listening = RunOptions(progress=lambda done, total: first_done.append(done))
+    part = infer_slide(path, tmp_path / "part", config, classifier(), listening).folder
     assert first_done[0] > 0  # what was committed is not done again
     assert np.array_equal(heatmap(whole), heatmap(part), equal_nan=True)
     assert np.array_equal(heatmap(whole, "labels/status/0"), heatmap(part, "labels/status/0"))
@@ -180,7 +182,7 @@ def test_a_model_with_a_context_step_leaves_both_maps(make_slide: MakeSlide, tmp
     assert np.array_equal(heatmap(both), expected, equal_nan=True)
     assert not np.array_equal(expected, alone, equal_nan=True)
     summaries = [json.loads((folder / "summary.json").read_text()) for folder in (plain, both)]
-    assert [s["map_kind"] for s in summaries] == [maps.ALONE, maps.IN_CONTEXT]
+    assert [s["map_kind"] for s in summaries] == [maps.PATCH_BY_PATCH, maps.IN_CONTEXT]
     assert [s["threshold"] for s in summaries] == [0.5, 0.37]  # each map's own
     assert summaries[1]["idc_mm2"] == pytest.approx((expected >= 0.37).sum() * 0.04, rel=0.05)
 
@@ -194,7 +196,7 @@ def test_context_false_shows_each_patch_alone_as_a_model_without_a_step_does(
     assert np.array_equal(heatmap(off), heatmap(plain), equal_nan=True)
     assert not (off / "slide.zarr/patch_heatmap").exists()
     summary = json.loads((off / "summary.json").read_text())
-    assert (summary["map_kind"], summary["threshold"]) == (maps.ALONE, 0.5)
+    assert (summary["map_kind"], summary["threshold"]) == (maps.PATCH_BY_PATCH, 0.5)
     with pytest.raises(RecipeError):  # the other map is another recipe
         infer_slide(path, tmp_path / "off", InferConfig(), in_context(0.37))
 
@@ -220,7 +222,7 @@ def test_a_run_broken_off_before_and_after_the_context_step_ends_bit_equal(
         assert np.array_equal(heatmap(whole, name), heatmap(part, name), equal_nan=True), name
 
 
-def test_overlapping_patches_are_judged_a_patch_apart_and_gaps_are_refused(
+def test_overlapping_patches_meet_the_step_a_patch_apart_and_gaps_are_refused(
     make_slide: MakeSlide, tmp_path: Path
 ) -> None:
     path = make_slide("a.tiff", section(700, 900), mpp=(4.0, 4.0), factors=(1,))
@@ -234,7 +236,7 @@ def test_overlapping_patches_are_judged_a_patch_apart_and_gaps_are_refused(
     result = infer_slide(path, tmp_path / "gaps", gaps, in_context())
     assert any("leaves gaps" in warning for warning in result.warnings)
     summary = json.loads((result.folder / "summary.json").read_text())
-    assert summary["map_kind"] == maps.ALONE
+    assert summary["map_kind"] == maps.PATCH_BY_PATCH
     assert not (result.folder / "slide.zarr/patch_heatmap").exists()
 
 
@@ -281,9 +283,9 @@ def test_the_models_and_the_configs_threshold_are_part_of_an_ensembles_recipe(
     for other, config in ((classifier(), InferConfig()), (three, InferConfig()), (two_models(), given)):
         with pytest.raises(RecipeError):
             infer_slide(path, tmp_path, config, other)
-    folder = infer_slide(path, tmp_path, given, two_models(), overwrite=True).folder
+    folder = infer_slide(path, tmp_path, given, two_models(), OVERWRITE).folder
     assert json.loads((folder / "summary.json").read_text())["threshold"] == 0.6
-    again = infer_slide(path, tmp_path, InferConfig(), classifier(), overwrite=True).folder
+    again = infer_slide(path, tmp_path, InferConfig(), classifier(), OVERWRITE).folder
     assert {p.name for p in again.iterdir()} == OUTPUTS  # no uncertainty of another run stays
 
 
@@ -300,7 +302,7 @@ def test_an_ensembles_run_broken_off_ends_bit_equal(make_slide: MakeSlide, tmp_p
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        infer_slide(path, tmp_path / "part", config, two_models(), progress=stop)
+        infer_slide(path, tmp_path / "part", config, two_models(), RunOptions(progress=stop))
     broken = heatmap(tmp_path / "part/a", "uncertainty/0")
     assert 0 < np.isfinite(broken).sum() < np.isfinite(heatmap(whole, "uncertainty/0")).sum()
     part = infer_slide(path, tmp_path / "part", config, two_models()).folder
@@ -380,7 +382,7 @@ def test_a_config_whose_scale_is_not_the_models_is_refused(make_slide: MakeSlide
 
 def test_an_overridden_scale_is_recorded(make_slide: MakeSlide, tmp_path: Path) -> None:
     path = make_slide("a.tiff", section(), mpp=None)
-    result = infer_slide(path, tmp_path / "out", InferConfig(), classifier(), mpp=4.0)
+    result = infer_slide(SlideEntry(path, "a", mpp=4.0), tmp_path / "out", InferConfig(), classifier())
     summary = json.loads((result.folder / "summary.json").read_text())
     assert summary["mpp"] == [4.0, 4.0]
     assert summary["mpp_overridden"] is True

@@ -1,3 +1,4 @@
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,12 @@ from wsi_pipeline.results.figures.maps import (
     render_uncertainty,
 )
 from wsi_pipeline.results.figures.palette import colour, colour_uncertainty
-from wsi_pipeline.results.regions import DelineateOptions, delineate
+from wsi_pipeline.results.finished_map import FinishedMap
+from wsi_pipeline.results.regions import DelineateOptions, IdcRegion, delineate
+from wsi_pipeline.tiling.overview import Thumbnail
 
 MPP0 = (0.25, 0.25)
+KIND = "each patch alone"
 
 
 def pixels(path: Path) -> np.ndarray:
@@ -23,6 +27,10 @@ def pixels(path: Path) -> np.ndarray:
 
 def slide_of(width: int, height: int) -> np.ndarray:
     return np.full((height, width, 3), (230, 180, 205), np.uint8)
+
+
+def finished_map(heatmap: np.ndarray, plane: Plane, regions: Sequence[IdcRegion] = ()) -> FinishedMap:
+    return FinishedMap(heatmap, plane, KIND, 0.5, regions, [], {})
 
 
 def test_the_map_alone_is_enlarged_by_whole_squares_and_transparent_where_not_scored(tmp_path):
@@ -43,37 +51,38 @@ def test_a_large_map_is_written_cell_for_pixel(tmp_path):
 
 
 def test_a_hot_cell_lands_on_its_thumbnail_pixels_and_only_there(tmp_path):
-    thumbnail, thumbnail_plane = slide_of(1000, 800), Plane(16.0, 20.0, 100.0, 0.0)
-    heatmap_plane = Plane(800.0, 600.0, 260.0, 400.0)
+    thumbnail = Thumbnail(slide_of(1000, 800), Plane(16.0, 20.0, 100.0, 0.0))
+    cells = Plane(800.0, 600.0, 260.0, 400.0)
     heatmap = np.full((20, 18), np.nan, np.float32)
     heatmap[5, 7] = 1.0
-    render_overlay(tmp_path / "overlay.png", thumbnail, thumbnail_plane, heatmap, heatmap_plane, [])
+    render_overlay(tmp_path / "overlay.png", thumbnail, finished_map(heatmap, cells))
     shown = pixels(tmp_path / "overlay.png")[:800, :1000]
     # Level 0: x 260 + 7*800 = 5860 to 6660, y 400 + 5*600 = 3400 to 4000; in pixels of the thumbnail:
     left, right, top, bottom = (5860 - 100) // 16, (6660 - 100) // 16, 3400 // 20, 4000 // 20
-    changed = (shown != thumbnail).any(axis=2)
+    changed = (shown != thumbnail.rgb).any(axis=2)
     expected = np.zeros((800, 1000), bool)
     expected[top:bottom, left:right] = True
     assert np.array_equal(changed, expected)
 
 
 def test_a_low_probability_leaves_the_tissue_to_be_seen_and_zero_is_not_unscored(tmp_path):
-    thumbnail, plane = slide_of(900, 900), Plane(16, 16)
+    thumbnail = Thumbnail(slide_of(900, 900), Plane(16, 16))
     heatmap = np.array([[0.0, 0.1, 1.0]], np.float32)
-    render_overlay(tmp_path / "overlay.png", thumbnail, plane, heatmap, Plane(16 * 200, 16 * 900), [])
+    cells = Plane(16 * 200, 16 * 900)
+    render_overlay(tmp_path / "overlay.png", thumbnail, finished_map(heatmap, cells))
     shown = pixels(tmp_path / "overlay.png")[450, [100, 300, 500, 700]].astype(int)
-    change = np.abs(shown - thumbnail[0, 0].astype(int)).sum(axis=1)
+    change = np.abs(shown - thumbnail.rgb[0, 0].astype(int)).sum(axis=1)
     assert 15 < change[0] < change[2] / 2
     assert change[3] == 0
 
 
 def test_region_outlines_are_drawn_along_their_cells(tmp_path):
-    thumbnail, plane = slide_of(1000, 1000), Plane(16, 16)
+    thumbnail = Thumbnail(slide_of(1000, 1000), Plane(16, 16))
     cells = Plane(1600, 1600)
     heatmap = np.zeros((10, 10), np.float32)
     heatmap[3:5, 2:6] = 0.9
     regions = delineate(heatmap, cells, MPP0, 0.5, DelineateOptions())
-    render_overlay(tmp_path / "overlay.png", thumbnail, plane, heatmap, cells, regions)
+    render_overlay(tmp_path / "overlay.png", thumbnail, finished_map(heatmap, cells, regions))
     black = (pixels(tmp_path / "overlay.png")[:1000] == 0).all(axis=2)
     rows, columns = np.nonzero(black)
     assert abs(rows.min() - 300) <= 2
@@ -113,7 +122,8 @@ def test_pictures_of_any_shape_have_room_for_their_key(tmp_path, size):
     thumbnail = slide_of(*size)
     render_tissue(tmp_path / "tissue.png", thumbnail, np.ones(size[::-1], bool), None, "a reason")
     plane = Plane(10, 10)
-    render_overlay(tmp_path / "overlay.png", thumbnail, plane, np.ones(size[::-1], np.float32), plane, [])
+    finished = finished_map(np.ones(size[::-1], np.float32), plane)
+    render_overlay(tmp_path / "overlay.png", Thumbnail(thumbnail, plane), finished)
     assert pixels(tmp_path / "tissue.png").shape[1] >= 400
     assert pixels(tmp_path / "overlay.png").shape[1] >= 400
 
@@ -129,24 +139,26 @@ def test_a_picture_replaces_the_old_one_whole_or_not_at_all(tmp_path):
 
 
 def test_uncertainty_covers_what_was_scored_in_colours_to_be_read_off_its_scale(tmp_path):
-    thumbnail, plane = slide_of(1000, 900), Plane(16, 16)
+    thumbnail = Thumbnail(slide_of(1000, 900), Plane(16, 16))
     cells = Plane(1600, 1600)
     deviation = np.full((9, 10), 0.1, np.float32)
     deviation[2, 3] = 0.4
     deviation[:, 8:] = np.nan
-    render_uncertainty(tmp_path / "uncertainty.png", thumbnail, plane, deviation, cells, [], 3)
+    finished = finished_map(np.zeros((9, 10), np.float32), cells)
+    render_uncertainty(tmp_path / "uncertainty.png", thumbnail, deviation, finished, models=3)
     shown = pixels(tmp_path / "uncertainty.png")
     assert shown.shape[0] > 900  # the key below
     expected = colour_uncertainty(deviation)[:, :, :3]
     for row, column in ((2, 3), (5, 5)):
         assert np.array_equal(shown[row * 100 + 50, column * 100 + 50], expected[row, column])
-    assert np.array_equal(shown[:900, 805:1000], thumbnail[:, 805:])
+    assert np.array_equal(shown[:900, 805:1000], thumbnail.rgb[:, 805:])
     bar = colour_uncertainty(np.array([[0.25]], np.float32))[0, 0, :3]
     assert (shown[900:] == bar).all(axis=2).any()
 
 
 def test_an_uncertainty_of_nothing_scored_leaves_the_thumbnail(tmp_path):
-    thumbnail, plane = slide_of(900, 900), Plane(16, 16)
+    thumbnail = Thumbnail(slide_of(900, 900), Plane(16, 16))
     nothing = np.full((3, 3), np.nan, np.float32)
-    render_uncertainty(tmp_path / "uncertainty.png", thumbnail, plane, nothing, Plane(4800, 4800), [], 2)
-    assert np.array_equal(pixels(tmp_path / "uncertainty.png")[:900, :900], thumbnail)
+    finished = finished_map(nothing, Plane(4800, 4800))
+    render_uncertainty(tmp_path / "uncertainty.png", thumbnail, nothing, finished, models=2)
+    assert np.array_equal(pixels(tmp_path / "uncertainty.png")[:900, :900], thumbnail.rgb)

@@ -13,44 +13,53 @@ from wsi_pipeline.base.geometry import Plane, Size
 from wsi_pipeline.results.fields import choose_fields
 from wsi_pipeline.results.figures.maps import render_overlay
 from wsi_pipeline.results.figures.palette import colour, sample
-from wsi_pipeline.results.figures.report import ReportInfo, Uncertainty, info_rows, render_report
+from wsi_pipeline.results.figures.report import ReportInfo, info_rows, render_report
+from wsi_pipeline.results.finished_map import FinishedMap
 from wsi_pipeline.results.regions import DelineateOptions, delineate
+from wsi_pipeline.results.summary import Uncertainty
+from wsi_pipeline.tiling.overview import Thumbnail
 
 SLIDES = Path(os.environ.get("WSI_SHARED", "../shared")) / "data" / "slides"
-FACTS = ReportInfo(
+INFO = ReportInfo(
     slide_name="section.svs",
     size0=Size(24_000, 16_000),
+    mpp0=MPP0,
     mpp_overridden=False,
     models=[("made up", "0123456789abcdef" * 4)],
-    map_kind="each patch alone",
-    threshold=0.5,
     patch_px=50,
     patch_mpp=4.0,
-    scored=600,
-    rejected=2,
-    unreadable=1,
     tissue_mm2=24.0,
-    idc_mm2=1.0,
-    uncertainty=None,
     warnings=[],
     version="0.0",
     date="2020-01-01",
 )
 
 
-def report(path: Path, heatmap: np.ndarray, info: ReportInfo = FACTS, least_mm2: float = 0.1) -> np.ndarray:
+COUNTS = {"cells": {"scored": 600, "rejected": 2, "unreadable": 1}}
+NO_MAP = FinishedMap(np.zeros((1, 1), np.float32), Plane(1, 1), "each patch alone", 0.5, [], [], COUNTS)
+
+
+def report(
+    path: Path,
+    heatmap: np.ndarray,
+    info: ReportInfo = INFO,
+    least_mm2: float = 0.1,
+    uncertainty: Uncertainty | None = None,
+) -> np.ndarray:
     """A report of a made slide under the map, its cells 200 um; a warning fails the test (missing glyphs)."""
     cells = Plane(800.0, 800.0)
     rows, columns = heatmap.shape
     step = max(1, round(max(rows, columns) * 800 / 600))
-    thumbnail = slide_of(max(1, columns * 800 // step), max(1, rows * 800 // step))
-    plane = Plane(columns * 800 / thumbnail.shape[1], rows * 800 / thumbnail.shape[0])
+    rgb = slide_of(max(1, columns * 800 // step), max(1, rows * 800 // step))
+    thumbnail = Thumbnail(rgb, Plane(columns * 800 / rgb.shape[1], rows * 800 / rgb.shape[0]))
     options = DelineateOptions(min_area_mm2=least_mm2)
     regions = delineate(heatmap, cells, MPP0, 0.5, options)
     fields = choose_fields(heatmap, cells, MPP0, regions, options)
+    finished = replace(NO_MAP, heatmap=heatmap, plane=cells, regions=regions, fields=fields)
+    finished = replace(finished, uncertainty=uncertainty)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        render_report(path, thumbnail, plane, heatmap, cells, MPP0, regions, fields, info)
+        render_report(path, thumbnail, finished, info)
     return pixels(path)
 
 
@@ -82,19 +91,19 @@ def test_a_report_of_any_map_is_a_page_with_an_empty_margin(tmp_path, name):
 
 def test_an_ensembles_models_and_their_uncertainty_are_said_a_row_each(tmp_path):
     models = [("one", "a" * 64), ("two", "b" * 64)]
-    info = replace(FACTS, models=models, uncertainty=Uncertainty(2, 0.0304, 0.05))
-    rows = dict(info_rows(info, MPP0))
+    info, uncertainty = replace(INFO, models=models), Uncertainty(2, 0.0304, 0.05)
+    rows = dict(info_rows(info, replace(NO_MAP, uncertainty=uncertainty)))
     assert rows["Model 1"] == "one (aaaaaaaaaaaa)"
     assert rows["Model 2"] == "two (bbbbbbbbbbbb)"
     said = "0.030 in the mean, 0.050 in regions: standard deviation between 2 models"
     assert rows["Uncertainty"] == said
-    one = dict(info_rows(FACTS, MPP0))
+    one = dict(info_rows(INFO, NO_MAP))
     assert one["Model"] == "made up (0123456789ab)"
     assert "Uncertainty" not in one
-    page = report(tmp_path / "report.png", MAPS["one region"], info)
+    page = report(tmp_path / "report.png", MAPS["one region"], info, uncertainty=uncertainty)
     assert (page[:, -60:] == 255).all()
-    nowhere = replace(FACTS, uncertainty=Uncertainty(2, 0.0304, None))
-    assert "regions" not in dict(info_rows(nowhere, MPP0))["Uncertainty"]
+    nowhere = replace(NO_MAP, uncertainty=Uncertainty(2, 0.0304, None))
+    assert "regions" not in dict(info_rows(info, nowhere))["Uncertainty"]
 
 
 def test_a_map_of_2000_by_2000_cells_is_reported(tmp_path):
@@ -109,7 +118,7 @@ def test_a_map_of_2000_by_2000_cells_is_reported(tmp_path):
     ["x" * 300 + ".svs", "$\\frac{1}{2}$ 100 % _a^b.svs", "切片 乳腺 12.svs", "line\nbreak\ttab.svs"],
 )
 def test_any_name_and_any_warning_fit_on_the_page(tmp_path, slide_name):
-    info = replace(FACTS, slide_name=slide_name, warnings=[slide_name, "many words " * 200, *"abcdefghijk"])
+    info = replace(INFO, slide_name=slide_name, warnings=[slide_name, "many words " * 200, *"abcdefghijk"])
     page = report(tmp_path / "report.png", MAPS["one region"], info)
     assert (page[:, -60:] == 255).all()
 
@@ -127,12 +136,13 @@ def test_what_was_not_scored_looks_unlike_probability_zero(tmp_path):
 def test_a_real_slide_is_rendered(tmp_path, name):
     with openslide.OpenSlide(SLIDES / name) as slide:
         size0 = Size(*slide.dimensions)
-        thumbnail = np.asarray(slide.get_thumbnail((700, 700)).convert("RGB"))
-    plane = Plane(size0.width / thumbnail.shape[1], size0.height / thumbnail.shape[0])
-    heatmap = sample(1 - thumbnail.mean(axis=2, dtype=np.float32) / 255, plane, Plane(400, 400), (20, 50))
-    regions = delineate(heatmap, Plane(400, 400), (0.5, 0.5), 0.3, DelineateOptions())
-    render_overlay(tmp_path / "overlay.png", thumbnail, plane, heatmap, Plane(400, 400), regions)
-    info = replace(FACTS, slide_name=name, size0=size0)
-    arguments = (thumbnail, plane, heatmap, Plane(400, 400), (0.5, 0.5), regions, [], info)
-    render_report(tmp_path / "report.png", *arguments)
+        rgb = np.asarray(slide.get_thumbnail((700, 700)).convert("RGB"))
+    thumbnail = Thumbnail(rgb, Plane(size0.width / rgb.shape[1], size0.height / rgb.shape[0]))
+    cells = Plane(400, 400)
+    heatmap = sample(1 - rgb.mean(axis=2, dtype=np.float32) / 255, thumbnail.plane, cells, (20, 50))
+    regions = delineate(heatmap, cells, (0.5, 0.5), 0.3, DelineateOptions())
+    finished = replace(NO_MAP, heatmap=heatmap, plane=cells, regions=regions)
+    render_overlay(tmp_path / "overlay.png", thumbnail, finished)
+    info = replace(INFO, slide_name=name, size0=size0, mpp0=(0.5, 0.5))
+    render_report(tmp_path / "report.png", thumbnail, finished, info)
     assert pixels(tmp_path / "report.png").std() > 10

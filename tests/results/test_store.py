@@ -11,14 +11,16 @@ from ome_zarr_models.v05.image_label import ImageLabel
 from wsi_pipeline.base.errors import RecipeError, SlideChangedError
 from wsi_pipeline.base.geometry import Box, Plane
 from wsi_pipeline.results.commit import commit_blocks
-from wsi_pipeline.results.store import PatchTable, SlideStore, create_store
-from wsi_pipeline.tiling.cell_status import Status, initial_status
-from wsi_pipeline.tiling.grid import Grid, Plan
+from wsi_pipeline.results.store import PatchTable, SlideStore, StoreLayout, create_store
+from wsi_pipeline.tiling.cell_status import Status
+from wsi_pipeline.tiling.grid import Grid, Plan, ScoredBlock
 
 MPP0 = (0.25, 0.26)
 
 
-def made(path: Path, columns: int = 150, rows: int = 90, **maps: bool) -> tuple[SlideStore, Plan]:
+def made(
+    path: Path, columns: int = 150, rows: int = 90, also: tuple[str, ...] = ()
+) -> tuple[SlideStore, Plan]:
     grid = Grid(Plane(16, 16, 100, 50), 50, 50, columns, rows)
     kept = np.ones((rows, columns), np.bool_)
     plan = Plan(grid, kept.astype(np.float32), kept, ~kept, 32)
@@ -26,10 +28,8 @@ def made(path: Path, columns: int = 150, rows: int = 90, **maps: bool) -> tuple[
         np.arange(5, dtype=np.int32), np.arange(5, dtype=np.int32), np.ones(5, np.float32), None
     )
     tissue = np.ones((40, 60), np.uint8)
-    status = initial_status(plan)
-    attributes = {"recipe": "abc"}
-    plane = Plane(32, 32)
-    return create_store(path, attributes, plan, MPP0, tissue, plane, patches, status, **maps), plan
+    layout = StoreLayout(plan, MPP0, tissue, Plane(32, 32), patches, ("heatmap", *also))
+    return create_store(path, {"recipe": "abc"}, layout), plan
 
 
 def filled(path: Path) -> tuple[SlideStore, np.ndarray]:
@@ -77,11 +77,11 @@ def test_transforms_put_each_cell_centre_at_its_micrometres(tmp_path: Path) -> N
 
 
 def test_with_a_context_step_blocks_fill_the_patch_heatmap_and_the_map_comes_after(tmp_path: Path) -> None:
-    store, plan = made(tmp_path / "slide.zarr", with_context=True)
+    store, plan = made(tmp_path / "slide.zarr", also=("patch_heatmap",))
     block = next(iter(plan.blocks())).cells
     values = np.random.default_rng(0).random((block.height, block.width)).astype(np.float32)
     store.write_block(block, values, np.ones(values.shape, np.uint8))
-    assert store.is_done(block)
+    assert (store.status(block) == Status.SCORED).all()
     y, x = slice(block.y, block.bottom), slice(block.x, block.right)
     assert np.array_equal(store.array("patch_heatmap/0")[y, x], values)
     assert np.isnan(store.array("heatmap/0")).all()
@@ -115,7 +115,7 @@ def test_blocks_are_brought_into_the_store_side_by_side_and_told_in_their_order(
     store, plan = made(tmp_path / "slide.zarr")
     blocks = list(plan.blocks())
     scores = [np.full(len(block.patches), i / 16, np.float32) for i, block in enumerate(blocks)]
-    scored = [(block, values, None) for block, values in zip(blocks, scores, strict=True)]
+    scored = [ScoredBlock(block, values) for block, values in zip(blocks, scores, strict=True)]
     assert list(commit_blocks(scored, plan, store, lambda: None)) == blocks
     assert SlideStore(store.path).unfinished(blocks) == []
     heatmap = SlideStore(store.path).array("heatmap/0")
@@ -134,7 +134,7 @@ def test_of_blocks_that_cannot_be_committed_the_others_are_whole(tmp_path: Path)
         if next(calls) == 1:
             raise SlideChangedError("another file")
 
-    scored = ((block, np.zeros(len(block.patches), np.float32), None) for block in blocks)
+    scored = (ScoredBlock(block, np.zeros(len(block.patches), np.float32)) for block in blocks)
     committed = commit_blocks(scored, plan, store, changed)
     with pytest.raises(SlideChangedError, match="another file"):
         list(committed)
@@ -164,12 +164,12 @@ def test_a_chunk_is_the_bytes_that_zarr_writes(tmp_path: Path) -> None:
 
 
 def test_an_ensembles_store_holds_its_uncertainty_beside_the_map(tmp_path: Path) -> None:
-    store, plan = made(tmp_path / "slide.zarr", with_uncertainty=True)
+    store, plan = made(tmp_path / "slide.zarr", also=("uncertainty",))
     block = next(iter(plan.blocks())).cells
     values, spread = np.random.default_rng(0).random((2, block.height, block.width)).astype(np.float32) / 2
     spread[1, 2] = np.nan
     store.write_block(block, values, np.ones(values.shape, np.uint8), spread)
-    assert store.is_done(block)
+    assert (store.status(block) == Status.SCORED).all()
     store.write_pyramid()
     y, x = slice(block.y, block.bottom), slice(block.x, block.right)
     reopened = SlideStore(tmp_path / "slide.zarr")
@@ -189,13 +189,13 @@ def test_an_ensembles_store_holds_its_uncertainty_beside_the_map(tmp_path: Path)
 def test_a_chunk_of_an_ensemble_is_not_done_before_its_uncertainty_is(
     tmp_path: Path,
 ) -> None:
-    store, plan = made(tmp_path / "slide.zarr", with_uncertainty=True)
+    store, plan = made(tmp_path / "slide.zarr", also=("uncertainty",))
     block = next(iter(plan.blocks())).cells
     values = np.zeros((block.height, block.width), np.float32)
     with pytest.raises(ValueError):  # noqa: PT011
         # A spread that cannot be written: of another shape.
         store.write_block(block, values, np.ones(values.shape, np.uint8), np.zeros((3, 5), np.float32))
-    assert not store.is_done(block)
+    assert (store.status(block) == Status.PLANNED).all()
 
 
 def test_coarser_levels_are_means_of_what_is_scored(tmp_path: Path) -> None:
@@ -208,15 +208,15 @@ def test_coarser_levels_are_means_of_what_is_scored(tmp_path: Path) -> None:
     assert store.array("labels/status/1").shape == level1.shape
 
 
-def test_a_chunk_is_done_once_nothing_in_it_is_planned(tmp_path: Path) -> None:
+def test_a_chunk_that_is_written_is_scored_and_the_others_are_planned(tmp_path: Path) -> None:
     store, plan = made(tmp_path / "slide.zarr")
     first, second = list(plan.blocks())[:2]
-    assert not store.is_done(first.cells)
+    assert (store.status(first.cells) == Status.PLANNED).all()
     shape = (first.cells.height, first.cells.width)
     store.write_block(first.cells, np.zeros(shape, np.float32), np.ones(shape, np.uint8))
     again = SlideStore(tmp_path / "slide.zarr")
-    assert again.is_done(first.cells)
-    assert not again.is_done(second.cells)
+    assert (again.status(first.cells) == Status.SCORED).all()
+    assert (again.status(second.cells) == Status.PLANNED).all()
     assert not again.is_complete
 
 
@@ -255,9 +255,8 @@ def test_no_patches_at_all_can_be_stored(tmp_path: Path) -> None:
     plan = Plan(grid, none.astype(np.float32), none, none, 8)
     empty = PatchTable(np.empty(0, np.int32), np.empty(0, np.int32), np.empty(0, np.float32), None)
     mask = np.zeros((5, 5), np.uint8)
-    store = create_store(
-        tmp_path / "slide.zarr", {"recipe": "a"}, plan, MPP0, mask, Plane(30, 30), empty, initial_status(plan)
-    )
+    layout = StoreLayout(plan, MPP0, mask, Plane(30, 30), empty, ("heatmap",))
+    store = create_store(tmp_path / "slide.zarr", {"recipe": "a"}, layout)
     store.write_pyramid()
     assert store.array("patches/x0").shape == (0,)
 

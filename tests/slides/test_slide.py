@@ -127,9 +127,9 @@ def test_tiles_are_let_go_once_every_block_that_shares_them_has_had_them(make_sl
         for x in (0, 500, 1000):
             part = levels.read(0, Box(x, y, 500, 500))[0]
             assert np.array_equal(part, image[y : y + 500, x : x + 500])
-            most = max(most, levels.kept_bytes)
+            most = max(most, levels._kept_bytes)
     assert most > 0
-    assert levels.kept_bytes == 0
+    assert levels._kept_bytes == 0
 
 
 def test_pixels_between_those_stored_do_not_depend_on_the_box_they_are_read_with(

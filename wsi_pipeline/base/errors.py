@@ -5,19 +5,19 @@
     │   ├── ConfigError         a config file or value is not what the options say
     │   ├── ScaleError          unknown or implausible mpp, or one that model and tiling disagree on
     │   ├── ModelError          weights or card missing, damaged, or not of the kind expected
-    │   ├── DataError           labelled data that cannot be trained on or judged with
+    │   ├── DataError           labelled data that cannot be trained or evaluated on
     │   ├── RecipeError         the run folder holds results of another recipe or another slide
     │   └── ListError           no slides, or a list of slides that is not one
     ├── TrainingError           a training that cannot go on: the exit code is 1
     ├── OutputError             results cannot be written (full disk, read-only): the exit code is 1
-    ├── JobError                a batch that cannot go on, its workers or scheduler gone: the exit code is 1
+    ├── JobError                a batch, or a piece of it, that cannot go on: the exit code is 1
+    │   └── LockLostError       another process took over what this one was working on
     └── SlideError              one slide failed, the others go on: the exit code is 1
         ├── SlideOpenError      the file cannot be opened as a slide
         ├── RegionReadError     a region of an open slide cannot be decoded
         ├── SlideChangedError   the file was replaced, changed or removed while it was read
         ├── UnreadableSlideError  more of the slide is unreadable than `max_unreadable` allows
-        ├── WorkerLostError     the process that worked on it died, in every attempt
-        └── LockLostError       another process took it over
+        └── WorkerLostError     the process that worked on it died, in every attempt
 
 A message names the slide or file, what was found, what was expected and what to do, on one line.
 """
@@ -44,7 +44,7 @@ class ModelError(UsageError):
 
 
 class DataError(UsageError):
-    """Labelled data that cannot be trained on or judged with."""
+    """Labelled data that cannot be trained or evaluated on."""
 
 
 class RecipeError(UsageError):
@@ -56,7 +56,11 @@ class ListError(UsageError):
 
 
 class JobError(WsiError):
-    """A batch that cannot go on; what it finished stays, and the same command goes on."""
+    """A batch, or a piece of it, that cannot go on; what it finished stays, and the same command goes on."""
+
+
+class LockLostError(JobError):
+    """Another process took over what this one was working on."""
 
 
 class TrainingError(WsiError):
@@ -89,7 +93,3 @@ class UnreadableSlideError(SlideError):
 
 class WorkerLostError(SlideError):
     """The process that worked on the slide died, in every attempt."""
-
-
-class LockLostError(SlideError):
-    """Another process took the slide over."""

@@ -61,6 +61,7 @@ def main(argv: list[str] | None = None) -> int:
         from wsi_pipeline.learning.evaluation.patches import evaluate_patches, split_of
         from wsi_pipeline.learning.evaluation.slides import evaluate_slide, find_labelled_slides
         from wsi_pipeline.models.model import load_model
+        from wsi_pipeline.pipeline.run import RunOptions
 
         model, device = load_model(args.model), choose_device(args.device)
         pairs = find_labelled_slides(args.slides) if args.slides else []
@@ -70,15 +71,13 @@ def main(argv: list[str] | None = None) -> int:
         except OSError as error:
             raise UsageError(f"--out {args.out}: cannot be made: {error.strerror}") from error
         evaluated = evaluate_patches(model, side, device)
-        classifier, sections = Classifier([model], device, config.classify), []
+        classifier, slides = Classifier([model], device, config.classify), []
         for number, (path, known) in enumerate(pairs, 1):
             with SlideProgress(path.stem) as progress:
-                maps = args.out / "maps"
-                sections.append(
-                    evaluate_slide(path, known, maps, config, classifier, args.overwrite, progress)
-                )
-            print(f"[{number}/{len(pairs)}] {path.stem}: Dice {sections[-1].decisions.f1:.3f}", flush=True)
-        metrics = write_evaluation(args.out, evaluated, args.split, args.data, sections)
+                as_asked = RunOptions(args.overwrite, progress)
+                slides.append(evaluate_slide(path, known, args.out / "maps", config, classifier, as_asked))
+            print(f"[{number}/{len(pairs)}] {path.stem}: Dice {slides[-1].decisions.f1:.3f}", flush=True)
+        metrics = write_evaluation(args.out, evaluated, args.split, args.data, slides)
         values = {
             name: metrics["patches"][name]["value"] for name in ("auroc", "f1", "balanced_accuracy", "ece")
         }

@@ -18,7 +18,7 @@ from wsi_pipeline.inference.dense import DenseScorer, dense_scorer
 from wsi_pipeline.inference.device import reader_threads
 from wsi_pipeline.inference.engines.options import ClassifyOptions as ClassifyOptions
 from wsi_pipeline.slides.slide import Pixels
-from wsi_pipeline.tiling.grid import Block, Grid
+from wsi_pipeline.tiling.grid import Block, Grid, ScoredBlock
 from wsi_pipeline.tiling.patches import load_blocks, read_blocks
 
 log = logging.getLogger(__name__)
@@ -30,12 +30,11 @@ def classify_blocks(
     read: Callable[[Box], Pixels],
     classifier: Classifier,
     options: ClassifyOptions,
-) -> Iterator[tuple[Block, NDArray[np.float32], NDArray[np.float32] | None]]:
-    """Each block with its patches' scores and, of an ensemble, their spread, in the blocks' order.
+) -> Iterator[ScoredBlock]:
+    """Each block with its patches' scores, in the blocks' order.
 
-    Both are float32 [n], NaN where unreadable; the spread is the standard deviation between the members. `read`
-    gives the pixels of a box of the grid's plane, and is called from several threads. While the caller keeps a block,
-    the next ones are computed: no more than fill the device twice, and one.
+    `read` gives the pixels of a box of the grid's plane, and is called from several threads. While the caller keeps a
+    block, the next ones are computed: no more than fill the device twice, and one.
     """
     if options.dense != "off" and grid.stride_px < grid.patch_px and (blocks := list(blocks)):
         first = read(blocks[0].read_box)
@@ -58,11 +57,11 @@ def classify_blocks(
             pending.cancel()
 
 
-def _scored(
-    block: Block, readable: NDArray[np.bool_], pending: PendingScores
-) -> tuple[Block, NDArray[np.float32], NDArray[np.float32] | None]:
+def _scored(block: Block, readable: NDArray[np.bool_], pending: PendingScores) -> ScoredBlock:
     scores, spread = pending.result()
-    return block, _among_all(scores, readable), None if spread is None else _among_all(spread, readable)
+    return ScoredBlock(
+        block, _among_all(scores, readable), None if spread is None else _among_all(spread, readable)
+    )
 
 
 def _read_already(read: Callable[[Box], Pixels], box: Box, pixels: Pixels) -> Callable[[Box], Pixels]:
@@ -89,10 +88,10 @@ def _dense_scorer(
 
 def _classify_densely(
     blocks: Sequence[Block], read: Callable[[Box], Pixels], dense: DenseScorer, threads: int
-) -> Iterator[tuple[Block, NDArray[np.float32], NDArray[np.float32] | None]]:
+) -> Iterator[ScoredBlock]:
     for block, pixels in load_blocks(blocks, lambda block: read(block.read_box), threads):
         each = dense.scores(pixels, block)
-        yield block, *mean_and_spread(each)
+        yield ScoredBlock(block, *mean_and_spread(each))
 
 
 def _among_all(values: NDArray[np.float32], readable: NDArray[np.bool_]) -> NDArray[np.float32]:

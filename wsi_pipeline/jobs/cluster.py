@@ -322,7 +322,7 @@ def _outcome_of(
             f"a worker could not begin: {why}"
         )
     try:
-        _open[batch].ahead([item])
+        _open[batch].prefetch([item])
         return "done", _open[batch](item, report)
     except Busy as busy:
         return "busy", str(busy)

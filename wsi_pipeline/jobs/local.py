@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 
 # Progress comes from each worker at most this often.
 REPORT_EVERY_S = 0.5
-# So long a worker may take to leave when told to, before it is killed.
+# A worker that is asked to leave has so long before it is killed.
 LEAVE_S = 10.0
 # What numerical libraries ask for how many threads to start.
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
@@ -54,7 +54,7 @@ class _Worker(Generic[Item]):
     pipe: Connection
     ready: bool = False
     task: _Task[Item] | None = None
-    next: _Task[Item] | None = None  # kept for it, that it may look ahead
+    next: _Task[Item] | None = None  # kept for it, that it may prefetch it
 
     @property
     def name(self) -> str:
@@ -74,11 +74,11 @@ def run_local(
     WorkerLostError. Raises what opening the job raises, and JobError when workers die while they open it. However
     it is left, no worker stays behind.
     """
-    crew = _Pool(job, deque(_Task(item) for item in items), workers, listener, attempts)
+    pool = _Pool(job, deque(_Task(item) for item in items), workers, listener, attempts)
     try:
-        yield from crew.run()
+        yield from pool.run()
     finally:
-        crew.leave()
+        pool.leave()
 
 
 class _Pool(Generic[Item, Result]):
@@ -105,7 +105,7 @@ class _Pool(Generic[Item, Result]):
                     yield outcome
 
     def leave(self) -> None:
-        """Tell every worker to go, and end those that do not."""
+        """Ask every worker to leave, and end those that do not."""
         for worker in self._workers.values():
             worker.pipe.close()  # who waits for an item leaves by itself
             if worker.task or not worker.ready:
@@ -247,7 +247,7 @@ def _serve(pipe: Connection, job: Job[Any, Any], number: int, log_level: int) ->
             while True:
                 item, *following = pipe.recv()
                 try:
-                    work.ahead([item, *following])
+                    work.prefetch([item, *following])
                     message = ("done", work(item, _Reporter(pipe)))
                 except Busy as busy:
                     message = ("busy", str(busy))

@@ -59,7 +59,7 @@ class Owner:
 
     @property
     def is_dead(self) -> bool:
-        """Whether it ran where this process runs and is no more; False where that cannot be told."""
+        """Whether it ran where this process runs and is no more; False where that cannot be known."""
         return self.place == _place() and _start_of(self.pid) != self.started
 
 

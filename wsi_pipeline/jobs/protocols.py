@@ -16,7 +16,7 @@ ResultOut = TypeVar("ResultOut", covariant=True)
 
 # An item whose worker died is given to another one; after so many deaths it is taken to be the cause.
 ATTEMPTS = 3
-# So many items a worker may look ahead.
+# So many items a worker may prefetch.
 PREFETCHED = 4
 # An item that another process works on is asked for again this often.
 BUSY_POLL_S = 2.0
@@ -32,7 +32,7 @@ class Work(Protocol[ItemIn, ResultOut]):
     def __call__(self, item: ItemIn, report: Progress, /) -> ResultOut:
         """The item's result; what it raises is the item's failure, but for Busy."""
 
-    def ahead(self, items: Sequence[ItemIn], /) -> None:
+    def prefetch(self, items: Sequence[ItemIn], /) -> None:
         """Begin to read what is needed next: `items` are the one that is worked on now, and those that follow it."""
 
     def close(self) -> None:
@@ -50,7 +50,7 @@ class Job(Protocol[ItemIn, ResultOut]):
 
 
 class Listener(Protocol[ItemIn]):
-    """Who is told what happens between outcomes."""
+    """Hears what happens between outcomes."""
 
     def started(self, item: ItemIn, attempt: int, worker: str, /) -> None:
         """A worker has begun with the item."""

@@ -1,4 +1,4 @@
-"""One item after another in this process, the next one read ahead."""
+"""One item after another in this process, the next one prefetched."""
 
 import logging
 import time
@@ -41,7 +41,7 @@ def _run(
     while queue:
         item = queue.popleft()
         listener.started(item, 1, "")
-        work.ahead([item, *islice(queue, PREFETCHED)])
+        work.prefetch([item, *islice(queue, PREFETCHED)])
         try:
             outcome = Outcome(item, work(item, partial(listener.progressed, item)), None)
         except Busy as busy:

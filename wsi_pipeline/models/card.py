@@ -13,54 +13,83 @@ Rgb = tuple[float, float, float]
 class Stain:
     """Colour of the training patches in optical density, -log10((RGB + 1) / 256), to notice other stains."""
 
-    # Mean over all training patches, R, G, B.
     od_mean: Rgb = (0.0, 0.0, 0.0)
-    # Standard deviation, over patches, of each patch's own mean.
+    """Mean over all training patches, R, G, B."""
+
     od_std: Rgb = (0.0, 0.0, 0.0)
-    # Standard deviation, over patients, of each patient's own mean: how far a usual slide lies off.
+    """Standard deviation, over patches, of each patch's own mean."""
+
     od_patient_std: Rgb = (0.0, 0.0, 0.0)
+    """Standard deviation, over patients, of each patient's own mean: how far a usual slide lies off."""
 
 
 @options
 class ModelCard:
     """All that must be known of a network to use its numbers."""
 
-    # What people call it.
     name: str
-    # A name of the zoo (models/zoo.py) and what it is built with; `classes` is added from below.
+    """What people call it."""
+
     architecture: str
+    """A name of models/architectures/registry.py."""
+
     architecture_options: dict[str, Any]
-    # The square it sees, in pixels a side, at this scale in um/px.
+    """What it is built with; `classes` is added from below."""
+
     patch_px: Annotated[int, Field(gt=0)]
+    """Side of the square that it sees, at `mpp`."""
+
     mpp: Annotated[float, Field(gt=0)]
-    # Order of the logits; 'idc' is the one that maps show.
+    """um per pixel of a patch."""
+
     classes: tuple[str, ...] = ("not_idc", "idc")
-    # Normalisation of RGB on the scale 0 to 1: (value - mean) / std.
+    """Order of the logits; 'idc' is the one that maps show."""
+
     mean: Rgb
+    """Normalisation of RGB on the scale 0 to 1: (value - mean) / std."""
+
     std: Rgb
-    # Calibration, fitted on the validation patients: logits are divided by the temperature, then the log odds
-    # of IDC shifted.
+    """As `mean`."""
+
     temperature: Annotated[float, Field(gt=0)] = 1.0
+    """Calibration, fitted on the validation patients: logits are divided by it."""
+
     log_odds_shift: float = 0.0
-    # A patch counts as IDC from this calibrated probability on. Chosen on the validation patients.
+    """Calibration, after the temperature: added to the log odds of IDC."""
+
     threshold: Annotated[float, Field(gt=0, lt=1)] = 0.5
-    # Whether bfloat16 autocast keeps the probabilities within the tolerance of the training's config.
+    """A patch counts as IDC from this calibrated probability on. Chosen on the validation patients."""
+
     bf16: bool = False
-    # Where it comes from: data, splits, patients and patches a side, commit, config.
+    """Whether bfloat16 autocast keeps the probabilities within the tolerance of the training's config."""
+
     training: dict[str, Any] = Field(default_factory=dict)
-    # What it reached on the validation patients, over patches and by patient.
+    """Where it comes from: data, splits, patients and patches a side, commit, config."""
+
     metrics: dict[str, Any] = Field(default_factory=dict)
-    # The step that judges each patch among its neighbours; none: maps show each patch alone.
+    """What it reached on the validation patients, over patches and by patient."""
+
     context: ContextCard | None = None
-    # What its training patches look like.
+    """The step that sees each patch among its neighbours; none: maps show each patch alone."""
+
     stain: Stain = Field(default_factory=Stain)
-    # How far each slide's stain is brought to that before the network sees it (stain.py): 0 not at all, 1 all the way.
+    """What its training patches look like."""
+
     stain_normalisation: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """How far each slide's stain is brought to that before the network sees it (stain.py): 0 not at all, 1 all the
+    way."""
+
     licence: str = ""
+    """Under which the weights may be used."""
+
     intended_use: str = ""
+    """For whom and for what, in words."""
+
     limits: str = ""
-    # SHA-256 of the weights file; filled in when the model is saved.
+    """What it was not measured on, and where it errs, in words."""
+
     weights_sha256: str = ""
+    """SHA-256 of the weights file; filled in when the model is saved."""
 
     def __post_init__(self) -> None:
         if "idc" not in self.classes:

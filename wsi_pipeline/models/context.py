@@ -50,18 +50,26 @@ class RingOptions:
 class ContextCard:
     """What must be known of a model's context step, a part of the model's card."""
 
-    # Which step: rings, the one of this file.
     kind: Literal["rings"] = "rings"
+    """Which step: rings, the one of this file."""
+
     options: RingOptions = Field(default_factory=RingOptions)
-    # Calibration after the step: log odds divided by the temperature, then shifted.
+    """What it sees of a patch's neighbours."""
+
     temperature: Annotated[float, Field(gt=0)] = 1.0
+    """Calibration after the step: log odds are divided by it."""
+
     log_odds_shift: float = 0.0
-    # A cell of the map after the step counts as IDC from this probability on.
+    """Calibration, after the temperature: added to the log odds."""
+
     threshold: Annotated[float, Field(gt=0, lt=1)] = 0.5
-    # The whole mounts trained on, and how.
+    """A cell of the map after the step counts as IDC from this probability on."""
+
     training: dict[str, Any] = Field(default_factory=dict)
-    # What the step reached beside each patch alone.
+    """The slides trained on, and how."""
+
     metrics: dict[str, Any] = Field(default_factory=dict)
+    """What the step reached, beside the map before it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,7 +91,7 @@ class ContextStep:
         if found != expected or not members:
             raise ModelError(
                 f"the weights of the context step do not fit the card: found {found}, expected {expected}; "
-                f"take weights and card of one training, or train the step anew (train-context)"
+                f"take weights and card of one training, or train the step again (train-context)"
             )
 
 
@@ -106,29 +114,29 @@ def channel_count(options: RingOptions) -> int:
     return 2 + 2 * len(options.sigmas) + len(options.spread_sigmas)
 
 
-def apply_context(alone: FloatMap, step: ContextStep, patch_cells: int = 1) -> FloatMap:
-    """The map after the step: float32 [row, column], probability of IDC, NaN where `alone` is.
+def apply_context(patch_probability: FloatMap, step: ContextStep, patch_cells: int = 1) -> FloatMap:
+    """The map after the step: float32 [row, column], probability of IDC, NaN where `patch_probability` is.
 
-    alone: float32 [row, column], calibrated probability of each patch alone, NaN where not scored.
+    patch_probability: float32 [row, column], calibrated, each patch by itself, NaN where not scored.
     patch_cells: cells along a patch. Above 1 (overlapping patches), cells a patch apart make a map of their
     own, as coarse as those the step was trained on; the step is applied to each of these maps by itself.
     """
-    result = np.full(alone.shape, np.nan, np.float32)
+    result = np.full(patch_probability.shape, np.nan, np.float32)
     for y in range(patch_cells):
         for x in range(patch_cells):
-            part = alone[y::patch_cells, x::patch_cells]
-            scored = ~np.isnan(part)
+            before = patch_probability[y::patch_cells, x::patch_cells]
+            scored = ~np.isnan(before)
             if scored.any():
-                odds = step_log_odds(log_odds_of(part, step.card.options), step)
+                odds = step_log_odds(log_odds_of(before, step.card.options), step)
                 probability = expit(odds / step.card.temperature + step.card.log_odds_shift)
                 result[y::patch_cells, x::patch_cells][scored] = probability
     return result
 
 
-def log_odds_of(alone: FloatMap, options: RingOptions) -> Floats:
+def log_odds_of(probability: FloatMap, options: RingOptions) -> Floats:
     """Log odds of probabilities, held within the options' bounds; NaN stays NaN."""
     most = options.most_log_odds
-    odds: Floats = logit(np.clip(alone.astype(np.float64), expit(-most), expit(most)))
+    odds: Floats = logit(np.clip(probability.astype(np.float64), expit(-most), expit(most)))
     return odds
 
 

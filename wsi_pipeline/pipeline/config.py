@@ -3,10 +3,8 @@
 from pathlib import Path
 from typing import Annotated, TypeVar
 
-import yaml
-
 from wsi_pipeline.base.configs import find_config
-from wsi_pipeline.base.options import Field, options, options_from_dict, options_to_dict, read_yaml_file
+from wsi_pipeline.base.options import Field, options, options_from_dict, read_yaml_file
 from wsi_pipeline.inference.classify import ClassifyOptions
 from wsi_pipeline.results.regions import DelineateOptions
 from wsi_pipeline.slides.annotations.geojson import AnnotationOptions
@@ -58,7 +56,8 @@ class InferConfig:
     grid: GridOptions = GridOptions()
     classify: ClassifyOptions = ClassifyOptions()
     context: bool = True
-    """Judge each patch among its neighbours, where the model's card has a step for it; false: each patch alone."""
+    """Apply the context step, which sees each patch among its neighbours, where the model's card has one; false: each
+    patch alone."""
 
     delineate: DelineateOptions = DelineateOptions()
     max_unreadable: Annotated[float, Field(ge=0, le=1)] = 0.25
@@ -78,8 +77,3 @@ def load_config(cls: type[T], name_or_path: str | Path) -> T:
     """
     path = find_config(name_or_path)
     return options_from_dict(cls, read_yaml_file(path), str(path))
-
-
-def dump_config(config: object) -> str:
-    """The config as YAML that `load_config` reads back."""
-    return yaml.safe_dump(options_to_dict(config), sort_keys=False)

@@ -1,6 +1,6 @@
-"""What a batch would come to, before it is run: patches, time and disk, from a survey of each slide and a probe.
+"""What a batch would come to, before it is run: patches, time and disk, from an overview of each slide and a probe.
 
-The survey is the real one. The probe does the real work on the first patches of the first slide that has any, for a
+The overview is the real one. The probe does the real work on the first patches of the first slide that has any, for a
 few seconds; time and disk of the other slides follow from its rates.
 """
 

@@ -1,10 +1,7 @@
 """The flow of one slide, written once: open, find tissue, plan, classify, stitch, context, delineate, render."""
 
-import ctypes
-import logging
 from collections.abc import Sequence
-from contextlib import suppress
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +10,7 @@ from numpy.typing import NDArray
 
 from wsi_pipeline.base.errors import UnreadableSlideError
 from wsi_pipeline.base.files import OutPath, write_json
+from wsi_pipeline.base.memory import release_free_memory
 from wsi_pipeline.base.options import options_to_dict
 from wsi_pipeline.base.types import Progress
 from wsi_pipeline.inference.classifier import Classifier
@@ -22,116 +20,114 @@ from wsi_pipeline.models.context import apply_context
 from wsi_pipeline.models.stain import patch_densities, stain_gain_of
 from wsi_pipeline.pipeline.config import InferConfig
 from wsi_pipeline.pipeline.maps import ShownMap, choose_map, grid_for_model
-from wsi_pipeline.pipeline.prefetch import PrefetchedSlide
-from wsi_pipeline.pipeline.run import finish, new_store, render_overview
+from wsi_pipeline.pipeline.run import (
+    DEFAULT_RUN,
+    RunOptions,
+    finish,
+    new_store,
+    open_entry,
+    overview_of,
+    render_overview,
+)
 from wsi_pipeline.results.commit import commit_blocks
 from wsi_pipeline.results.fields import choose_fields
-from wsi_pipeline.results.figures.slide_figures import FinishedMap, draw_map
+from wsi_pipeline.results.figures.slide_figures import draw_map
+from wsi_pipeline.results.finished_map import FinishedMap
 from wsi_pipeline.results.geojson import qupath_origin0, regions_to_geojson
-from wsi_pipeline.results.provenance import (
-    model_info,
-    recipe_key,
-    slide_info,
-)
+from wsi_pipeline.results.provenance import model_info, recipe_key, slide_info
 from wsi_pipeline.results.regions import delineate, rasterise
-from wsi_pipeline.results.run_folder import (
-    SlideResult,
-    find_run,
-    finished_result,
-)
+from wsi_pipeline.results.run_folder import SlideResult, find_run, finished_result
 from wsi_pipeline.results.store import PatchTable, SlideStore
 from wsi_pipeline.results.summary import Stopwatch, count, mean_uncertainty, region_info, summarise
-from wsi_pipeline.slides.slide import Slide, open_slide
-from wsi_pipeline.tiling.cell_status import Status, initial_status
+from wsi_pipeline.slides.catalog import SlideEntry
+from wsi_pipeline.slides.slide import Slide
+from wsi_pipeline.tiling.cell_status import Status
 from wsi_pipeline.tiling.grid import Plan
-from wsi_pipeline.tiling.overview import make_overview, too_unreadable
+from wsi_pipeline.tiling.overview import too_unreadable
 from wsi_pipeline.tiling.patches import patch_positions
 
 if TYPE_CHECKING:  # torch takes seconds to import: it waits until something is classified
     from wsi_pipeline.models.model import Model
 
-log = logging.getLogger(__name__)
-
 
 def infer_slide(
-    path: Path,
+    slide: SlideEntry | Path,
     out: OutPath,
     config: InferConfig,
     classifier: Classifier,
-    mpp: float | None = None,
-    overwrite: bool = False,
-    progress: Progress | None = None,
-    name: str | None = None,
-    ahead: PrefetchedSlide | None = None,
+    run: RunOptions = DEFAULT_RUN,
 ) -> SlideResult:
-    """Map the slide's IDC and write the map, its regions, pictures and numbers to its run folder.
+    """Map the slide's IDC and write the map, its regions, pictures and numbers to its run folder in `out`.
 
-    An ensemble leaves a map of its uncertainty too. `mpp` overrides the file's scale. `name` is the run folder's,
-    where it is not the file's. `ahead` is this slide, where it was opened ahead, or is read from a copy. Raises a
-    WsiError whose text says why; an earlier result of the same recipe is left as it is, an interrupted one goes on
-    from its last chunk.
+    An ensemble leaves a map of its uncertainty too. Raises a WsiError whose text says why; an earlier result of the
+    same recipe is left as it is, an interrupted one goes on from its last chunk.
     """
-    watch = Stopwatch()
-    models = classifier.models
-    card = models[0].card  # an ensemble's members are all of its scale
-    config = replace(config, grid=grid_for_model(config.grid, card.patch_px, card.mpp))
+    watch, models = Stopwatch(), classifier.models
+    config = replace(config, grid=grid_for_model(config.grid, classifier.card.patch_px, classifier.card.mpp))
     shown = choose_map(models, config)
     with watch("open"):
-        slide = ahead.slide() if ahead else open_slide(path, mpp, name)
-        recipe = _map_recipe(slide, models, config, shown)
-        folder = out / slide.name
-        store = find_run(folder, recipe_key(recipe), overwrite)
+        opened = open_entry(slide, run)
+        recipe, folder = _map_recipe(opened, models, config, shown), out / opened.name
+        store = find_run(folder, recipe_key(recipe), run.overwrite)
         if store and store.is_complete:
             return finished_result(folder)
-    with watch("survey"), slide.fails_if_changed():
-        overview = (
-            ahead.overview(config.overview, config.grid)
-            if ahead
-            else make_overview(slide, config.overview, config.grid)
-        )
+    with watch("overview"), opened.fails_if_changed():
+        overview = overview_of(opened, config, run)
         plan = overview.plan
     with watch("write"):
         if store is None:
-            table, status = PatchTable(*patch_positions(plan), label=None), initial_status(plan)
-            with_context, with_uncertainty = shown.step is not None, len(models) > 1
-            store = new_store(folder, recipe, slide, overview, table, status, with_context, with_uncertainty)
+            patches = PatchTable(*patch_positions(plan), label=None)
+            store = new_store(folder, recipe, opened, overview, patches, _maps_of(shown, models))
         render_overview(folder, overview)
-    with watch("stain"), slide.fails_if_changed():
-        sample = sample_patches(slide, plan)
-        densities = patch_densities(sample)
-        stain_check = _furthest_stain(models, densities)
-    with watch("classify"), slide.fails_if_changed():
-        classifier = classifier.adapted(densities, sample)
-        _fill(store, slide, plan, classifier, config, progress)
+    with watch("stain"), opened.fails_if_changed():
+        stain = _measure_stain(opened, plan, models)
+    with watch("classify"), opened.fails_if_changed():
+        classifier = classifier.adapted(stain.densities, stain.sample)
+        fill_store(store, opened, plan, classifier, config, run.progress)
     with watch("context"):
         if shown.step:
-            alone = store.array("patch_heatmap/0")
-            store.write_heatmap(apply_context(alone, shown.step, plan.grid.patch_cells))
+            patch_probability = store.array("patch_heatmap/0")
+            store.write_heatmap(apply_context(patch_probability, shown.step, plan.grid.patch_cells))
     with watch("stitch"):
         store.write_pyramid()
     with watch("delineate"):
-        finished = _finished_map(store, slide, plan, shown, len(models), config)
-        _write_regions(folder, slide, finished)
-    warnings = [*overview.warnings, *shown.warnings, *_map_warnings(finished, stain_check)]
+        finished = _finished_map(store, opened, plan, shown, len(models), config)
+        _write_regions(folder, opened, finished)
+        warnings = [*overview.warnings, *shown.warnings, *_map_warnings(finished, stain.check)]
     with watch("render"):
-        draw_map(folder, slide, overview, models, finished, warnings)
-    summary = summarise(slide, overview, recipe, finished.counts, watch, warnings) | {
-        "device": {
-            "name": str(classifier.device),
-            "precision": classifier.precision,
-            "engines": classifier.engine_info,
-        },
-        "map_kind": shown.kind,
-        "threshold": shown.threshold,
-        "stain": asdict(stain_check) if stain_check else None,
-        "stain_gain": [stain_gain_of(model.card, densities) for model in models],
-        **region_info(finished.regions),
-    }
-    if finished.uncertainty:
-        summary |= model_info(models) | {"uncertainty": asdict(finished.uncertainty)}
-    finish(folder, store, summary)
-    patches, idc_mm2 = finished.counts["patches"], summary["idc_mm2"]
-    return SlideResult(folder, False, patches, idc_mm2, watch.total, tuple(warnings))
+        draw_map(folder, opened, overview, models, finished, warnings)
+    summary = summarise(opened, overview, recipe, finished.counts, watch, warnings)
+    return finish(folder, store, summary | _map_info(classifier, finished, stain))
+
+
+def fill_store(
+    store: SlideStore,
+    slide: Slide,
+    plan: Plan,
+    classifier: Classifier,
+    config: InferConfig,
+    progress: Progress | None = None,
+) -> None:
+    """Classify and commit every block that is not committed yet.
+
+    Raises what `classify_blocks` and `commit_blocks` raise; what was committed stays.
+    """
+    release_free_memory()  # of overview and store
+    grid = plan.grid
+    blocks = list(plan.blocks())
+    todo = store.unfinished(blocks)
+    # A rim that blocks share counts in each: progress is of work, not of distinct patches.
+    total = sum(len(block.patches) for block in blocks)
+    done = total - sum(len(block.patches) for block in todo)
+    if progress:
+        progress(done, total)
+    scored = classify_blocks(
+        todo, grid, lambda box: slide.read_readable(box, grid.plane), classifier, config.classify
+    )
+    for block in commit_blocks(scored, plan, store, slide.check_unchanged):
+        done += len(block.patches)
+        if progress:
+            progress(done, total)
 
 
 def _map_recipe(
@@ -151,43 +147,34 @@ def _map_recipe(
     }
 
 
-def _furthest_stain(models: "Sequence[Model]", densities: NDArray[np.float64]) -> StainCheck | None:
-    """How far the slide's stain is from the training data of the model that it is furthest from."""
-    drifts = [stain_check for model in models if (stain_check := check_stain(densities, model.card.stain))]
-    return max(drifts, key=lambda stain_check: (stain_check.is_far, stain_check.spreads), default=None)
+def _maps_of(shown: ShownMap, models: "Sequence[Model]") -> tuple[str, ...]:
+    """The maps that the store has room for."""
+    patch_heatmap = ("patch_heatmap",) if shown.step else ()
+    uncertainty = ("uncertainty",) if len(models) > 1 else ()
+    return ("heatmap", *patch_heatmap, *uncertainty)
 
 
-def _fill(
-    store: SlideStore,
-    slide: Slide,
-    plan: Plan,
-    classifier: Classifier,
-    config: InferConfig,
-    progress: Progress | None,
-) -> None:
-    """Classify and commit every block that is not committed yet."""
-    _give_back_memory()
-    grid = plan.grid
-    blocks = list(plan.blocks())
-    todo = store.unfinished(blocks)
-    # A rim that blocks share counts in each: progress is of work, not of distinct patches.
-    total = sum(len(block.patches) for block in blocks)
-    done = total - sum(len(block.patches) for block in todo)
-    if progress:
-        progress(done, total)
-    scored = classify_blocks(
-        todo, grid, lambda box: slide.read_readable(box, grid.plane), classifier, config.classify
+@dataclass(frozen=True, eq=False)
+class _SlideStain:
+    """How a slide is stained, on some of its patches."""
+
+    sample: NDArray[np.uint8]
+    """[n, S, S, 3], the patches as they are."""
+
+    densities: NDArray[np.float64]
+    """[n, 3], mean optical density of each."""
+
+    check: StainCheck | None
+    """How far they are from the training data of the model that they are furthest from; None: no card knows."""
+
+
+def _measure_stain(slide: Slide, plan: Plan, models: "Sequence[Model]") -> _SlideStain:
+    sample = sample_patches(slide, plan)
+    densities = patch_densities(sample)
+    checks = [check for model in models if (check := check_stain(densities, model.card.stain))]
+    return _SlideStain(
+        sample, densities, max(checks, key=lambda check: (check.is_far, check.spreads), default=None)
     )
-    for block in commit_blocks(scored, plan, store, slide.check_unchanged):
-        done += len(block.patches)
-        if progress:
-            progress(done, total)
-
-
-def _give_back_memory() -> None:
-    """To the system, what survey and store needed for a moment: the C library would keep it beside what comes now."""
-    with suppress(AttributeError, OSError, TypeError):  # not GNU's C library
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _finished_map(
@@ -209,6 +196,12 @@ def _finished_map(
     return replace(finished, deviation=deviation, uncertainty=mean_uncertainty(models, deviation, in_regions))
 
 
+def _check_unreadable(slide: Slide, cells: dict[str, int], allowed: float) -> None:
+    scored, unreadable = (cells[status.name.lower()] for status in (Status.SCORED, Status.UNREADABLE))
+    if unreadable > allowed * (scored + unreadable):
+        raise UnreadableSlideError(too_unreadable(slide, unreadable / (scored + unreadable), allowed))
+
+
 def _write_regions(folder: OutPath, slide: Slide, finished: FinishedMap) -> None:
     origin0 = qupath_origin0(slide.properties, slide.size0)
     write_json(folder / "regions.geojson", regions_to_geojson(finished.regions, finished.fields, origin0))
@@ -221,7 +214,21 @@ def _map_warnings(finished: FinishedMap, stain_check: StainCheck | None) -> list
     return warnings
 
 
-def _check_unreadable(slide: Slide, cells: dict[str, int], allowed: float) -> None:
-    scored, unreadable = (cells[status.name.lower()] for status in (Status.SCORED, Status.UNREADABLE))
-    if unreadable > allowed * (scored + unreadable):
-        raise UnreadableSlideError(too_unreadable(slide, unreadable / (scored + unreadable), allowed))
+def _map_info(classifier: Classifier, finished: FinishedMap, stain: _SlideStain) -> dict[str, Any]:
+    """What summary.json says of the map, beside what it says of any run."""
+    models = classifier.models
+    info = {
+        "device": {
+            "name": str(classifier.device),
+            "precision": classifier.precision,
+            "engines": classifier.engine_info,
+        },
+        "map_kind": finished.kind,
+        "threshold": finished.threshold,
+        "stain": asdict(stain.check) if stain.check else None,
+        "stain_gain": [stain_gain_of(model.card, stain.densities) for model in models],
+        **region_info(finished.regions),
+    }
+    if finished.uncertainty:
+        info |= model_info(models) | {"uncertainty": asdict(finished.uncertainty)}
+    return info

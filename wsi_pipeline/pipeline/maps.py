@@ -13,8 +13,8 @@ if TYPE_CHECKING:  # torch takes seconds to import: it waits until something is 
     from wsi_pipeline.models.model import Model
 
 
-# The kinds of map, in the words of pictures and summary.
-ALONE = "each patch alone"
+# The kinds of map, in the words of pictures, summary and recipe.
+PATCH_BY_PATCH = "each patch alone"
 
 IN_CONTEXT = "each patch among its neighbours (context step)"
 
@@ -55,7 +55,7 @@ def choose_map(models: "Sequence[Model]", config: InferConfig) -> ShownMap:
         )
     own = step.card.threshold if step else model.card.threshold
     threshold = own if config.delineate.threshold is None else config.delineate.threshold
-    return ShownMap(IN_CONTEXT if step else ALONE, step, threshold, tuple(warnings))
+    return ShownMap(IN_CONTEXT if step else PATCH_BY_PATCH, step, threshold, tuple(warnings))
 
 
 def grid_for_model(grid: GridOptions, patch_px: int, mpp: float) -> GridOptions:

@@ -1,4 +1,4 @@
-"""A slide opened and surveyed on a thread, while the one before it is worked on.
+"""A slide opened and looked at on a thread, while the one before it is worked on.
 
 What comes out, or is raised, is what `open_slide` and `make_overview` give: only the time is another.
 """
@@ -6,41 +6,36 @@ What comes out, or is raised, is what `open_slide` and `make_overview` give: onl
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
+from wsi_pipeline.pipeline.config import InferConfig, TileConfig
+from wsi_pipeline.slides.catalog import SlideEntry
 from wsi_pipeline.slides.slide import Slide, open_slide
-from wsi_pipeline.tiling.grid import GridOptions
-from wsi_pipeline.tiling.overview import Overview, OverviewOptions, make_overview
+from wsi_pipeline.tiling.overview import Overview, make_overview
 
 
 class PrefetchedSlide:
-    """A slide on its way; `options` and `grid` as `make_overview` takes them, None where no survey is wanted yet.
-
-    `copy` is a local copy of the slide's file, to read from (staging.py).
-    """
+    """A slide that is being opened."""
 
     def __init__(
-        self,
-        path: Path,
-        mpp: float | None,
-        name: str | None,
-        options: OverviewOptions | None,
-        grid: GridOptions | None,
-        copy: Path | None = None,
+        self, entry: SlideEntry, config: TileConfig | InferConfig | None = None, copy: Path | None = None
     ):
-        with_overview = options is not None and grid is not None
-        pool = ThreadPoolExecutor(1, thread_name_prefix="ahead")
-        opened = pool.submit(open_slide, path, mpp, name, copy)
+        """With a `config`, whose grid is settled, its overview is made next; without, once it is asked for.
+
+        `copy` is a local copy of the slide's file, to read from (slides/local_copies.py).
+        """
+        pool = ThreadPoolExecutor(1, thread_name_prefix="prefetch")
+        opened = pool.submit(open_slide, entry.path, entry.mpp, entry.name, copy)
         self._slide: Future[Slide] = opened
         self._overview: Future[Overview] | None = None
-        if with_overview:
-            self._overview = pool.submit(lambda: make_overview(opened.result(), options, grid))  # type: ignore[arg-type]
+        if config:
+            self._overview = pool.submit(lambda: make_overview(opened.result(), config.overview, config.grid))
         pool.shutdown(wait=False)
 
     def slide(self) -> Slide:
         """The slide, or what opening it raised."""
         return self._slide.result()
 
-    def overview(self, options: OverviewOptions, grid: GridOptions) -> Overview:
-        """The slide's survey, or what surveying it raised; begun now if it was not begun ahead."""
+    def overview(self, config: TileConfig | InferConfig) -> Overview:
+        """The slide's overview, or what making it raised; `config` as it was prefetched with, if with any."""
         if self._overview is None:
-            return make_overview(self.slide(), options, grid)
+            return make_overview(self.slide(), config.overview, config.grid)
         return self._overview.result()

@@ -1,28 +1,56 @@
-"""What a run of `tile-slides` and one of `infer-slide` do alike: a new store, the picture of the tissue, the end."""
+"""What a run of `tile-slides` and one of `infer-slide` do alike: open, look, a new store, the end."""
 
 import logging
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
-from numpy.typing import NDArray
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from wsi_pipeline.base.files import OutPath, write_json
+from wsi_pipeline.base.types import Progress
+from wsi_pipeline.pipeline.config import InferConfig, TileConfig
+from wsi_pipeline.pipeline.prefetch import PrefetchedSlide
 from wsi_pipeline.results.figures.maps import render_tissue
-from wsi_pipeline.results.provenance import (
-    store_attributes,
-)
-from wsi_pipeline.results.run_folder import (
-    clear_outputs,
-)
-from wsi_pipeline.results.store import STORE_NAME, PatchTable, SlideStore, create_store
-from wsi_pipeline.slides.slide import Slide
-from wsi_pipeline.tiling.overview import Overview
-
-if TYPE_CHECKING:  # torch takes seconds to import: it waits until something is classified
-    pass
-
+from wsi_pipeline.results.provenance import store_attributes
+from wsi_pipeline.results.run_folder import SlideResult, clear_outputs, result_of
+from wsi_pipeline.results.store import STORE_NAME, PatchTable, SlideStore, StoreLayout, create_store
+from wsi_pipeline.slides.catalog import SlideEntry
+from wsi_pipeline.slides.slide import Slide, open_slide
+from wsi_pipeline.tiling.overview import Overview, make_overview
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How a slide is worked on; nothing of it decides the result."""
+
+    overwrite: bool = False
+    """Replace results of another recipe (slide, scale, model, options) in the run folder; else they are an error."""
+
+    progress: Progress | None = None
+    """Called with the patches done so far, and those in all."""
+
+    prefetched: PrefetchedSlide | None = None
+    """The slide, where it was opened before its turn, or is read from a local copy."""
+
+
+DEFAULT_RUN = RunOptions()
+
+
+def open_entry(slide: SlideEntry | Path, run: RunOptions) -> Slide:
+    """The slide, opened now if it was not prefetched; a path has the file's own scale and name. Raises SlideError."""
+    if run.prefetched:
+        return run.prefetched.slide()
+    return (
+        open_slide(slide.path, slide.mpp, slide.name) if isinstance(slide, SlideEntry) else open_slide(slide)
+    )
+
+
+def overview_of(slide: Slide, config: TileConfig | InferConfig, run: RunOptions) -> Overview:
+    """Thumbnail, tissue, artefacts and plan, made now if they were not prefetched. Raises as `make_overview`."""
+    if run.prefetched:
+        return run.prefetched.overview(config)
+    return make_overview(slide, config.overview, config.grid)
 
 
 def new_store(
@@ -31,34 +59,24 @@ def new_store(
     slide: Slide,
     overview: Overview,
     patches: PatchTable,
-    status: NDArray[np.uint8] | None,
-    with_context: bool = False,
-    with_uncertainty: bool = False,
+    maps: tuple[str, ...] = (),
 ) -> SlideStore:
-    """A new store in the run folder, cleared of what lay in it. Raises OutputError."""
+    """A new store with those maps in the run folder, cleared of what lay in it. Raises OutputError."""
+    layout = StoreLayout(overview.plan, slide.mpp, overview.labels, overview.tissue.plane, patches, maps)
     return create_store(
-        folder / STORE_NAME,
-        store_attributes(recipe),
-        overview.plan,
-        slide.mpp,
-        overview.labels,
-        overview.tissue.plane,
-        patches,
-        status,
-        with_context,
-        with_uncertainty,
-        clear=lambda: clear_outputs(folder),
+        folder / STORE_NAME, store_attributes(recipe), layout, clear=lambda: clear_outputs(folder)
     )
-
-
-def finish(folder: OutPath, store: SlideStore, summary: dict[str, Any]) -> None:
-    """Write the summary, and then say that the run is complete."""
-    log.debug("stage finish")
-    write_json(folder / "summary.json", summary)
-    store.finish()
 
 
 def render_overview(folder: OutPath, overview: Overview) -> None:
     """Write tissue.png. Raises OutputError."""
     tissue, rejected = overview.masks_on_thumbnail()
     render_tissue(folder / "tissue.png", overview.thumbnail.rgb, tissue, rejected, overview.tissue.reason)
+
+
+def finish(folder: OutPath, store: SlideStore, summary: dict[str, Any]) -> SlideResult:
+    """Write the summary, then mark the run as complete; gives its result. Raises OutputError."""
+    log.debug("stage finish")
+    write_json(folder / "summary.json", summary)
+    store.finish()
+    return result_of(folder, summary)

@@ -15,17 +15,18 @@ from wsi_pipeline.pipeline.config import InferConfig, TileConfig
 from wsi_pipeline.pipeline.infer import infer_slide
 from wsi_pipeline.pipeline.maps import grid_for_model
 from wsi_pipeline.pipeline.prefetch import PrefetchedSlide
+from wsi_pipeline.pipeline.run import RunOptions
 from wsi_pipeline.pipeline.tile import tile_slide
 from wsi_pipeline.results.run_folder import SlideResult, is_finished
 from wsi_pipeline.slides.catalog import SlideEntry
 from wsi_pipeline.slides.local_copies import Stager
 
-OneSlide = Callable[[SlideEntry, Progress, PrefetchedSlide | None], SlideResult]
+OneSlide = Callable[[SlideEntry, RunOptions], SlideResult]
 
 
 @dataclass(frozen=True)
 class Staging:
-    """Where slides are copied ahead of use, and how many bytes of them at once, in each process."""
+    """Where slides are copied before they are read, and how many bytes of them at once, in each process."""
 
     folder: Path
     limit_bytes: int
@@ -34,22 +35,20 @@ class Staging:
 class SlideWork:
     """Works on one slide after another, each under its lock in `out`."""
 
-    def __init__(
-        self, out: OutPath, config: TileConfig | InferConfig, one: OneSlide, staging: Staging | None
-    ):
-        """Raises UsageError when slides cannot be staged where `staging` says."""
-        self._out, self._config, self._one = out, config, one
+    def __init__(self, job: "TileJob | InferJob", config: TileConfig | InferConfig, one: OneSlide):
+        """`config` is the job's with its grid settled. Raises UsageError when the job's slides cannot be staged."""
+        self._out, self._overwrite, self._config, self._one = job.out, job.overwrite, config, one
         self._coming: dict[SlideEntry, PrefetchedSlide] = {}
-        self._stager = Stager(staging.folder, staging.limit_bytes) if staging else None
+        self._stager = Stager(job.staging.folder, job.staging.limit_bytes) if job.staging else None
 
     def __call__(self, entry: SlideEntry, report: Progress) -> SlideResult:
         """The slide's result. Raises Busy while another process works on it, a WsiError when it fails."""
         if entry.refused:
             raise SlideError(entry.refused)
-        with self._locked(entry, report) as progress, self._opened(entry) as ahead:
-            return self._one(entry, progress, ahead)
+        with self._locked(entry, report) as progress, self._prefetched(entry) as prefetched:
+            return self._one(entry, RunOptions(self._overwrite, progress, prefetched))
 
-    def ahead(self, entries: Sequence[SlideEntry]) -> None:
+    def prefetch(self, entries: Sequence[SlideEntry]) -> None:
         """Copy slides, where they are staged; else open the second and look at it on a thread.
 
         What an earlier run finished is neither copied nor looked at: likely it is skipped.
@@ -59,10 +58,8 @@ class SlideWork:
                 if not entry.refused and not self._is_finished(entry):
                     self._stager.begin(entry.path)
         elif len(entries) > 1 and (entry := entries[1]) not in self._coming and not entry.refused:
-            options = None if self._is_finished(entry) else self._config.overview
-            self._coming[entry] = PrefetchedSlide(
-                entry.path, entry.mpp, entry.name, options, self._config.grid
-            )
+            config = None if self._is_finished(entry) else self._config
+            self._coming[entry] = PrefetchedSlide(entry, config)
 
     def close(self) -> None:
         """Leave no copies behind."""
@@ -84,12 +81,12 @@ class SlideWork:
             yield progress
 
     @contextmanager
-    def _opened(self, entry: SlideEntry) -> Iterator[PrefetchedSlide | None]:
+    def _prefetched(self, entry: SlideEntry) -> Iterator[PrefetchedSlide | None]:
         if self._stager is None or self._is_finished(entry):
             yield self._coming.pop(entry, None)
             return
         with self._stager.copy_of(entry.path) as copy:
-            yield PrefetchedSlide(entry.path, entry.mpp, entry.name, None, None, copy)
+            yield PrefetchedSlide(entry, copy=copy)
 
     def _is_finished(self, entry: SlideEntry) -> bool:
         return is_finished(self._out / entry.name)
@@ -97,7 +94,7 @@ class SlideWork:
 
 @dataclass(frozen=True)
 class TileJob:
-    """`tile-slides`: its fields are the arguments of `tile_slide`."""
+    """`tile-slides`: its fields are the command's arguments."""
 
     out: OutPath
     config: TileConfig
@@ -117,21 +114,10 @@ class TileJob:
     def open(self, worker: int) -> SlideWork:
         """Nothing to load."""
 
-        def one(entry: SlideEntry, progress: Progress, ahead: PrefetchedSlide | None) -> SlideResult:
-            return tile_slide(
-                entry.path,
-                self.out,
-                self.config,
-                entry.mpp,
-                self.annotations,
-                self.export,
-                self.overwrite,
-                progress,
-                entry.name,
-                ahead,
-            )
+        def one(entry: SlideEntry, run: RunOptions) -> SlideResult:
+            return tile_slide(entry, self.out, self.config, self.annotations, self.export, run)
 
-        return SlideWork(self.out, self.config, one, self.staging)
+        return SlideWork(self, self.config, one)
 
 
 @dataclass(frozen=True)
@@ -157,20 +143,10 @@ class InferJob:
         """
         config, classifier = self.load(worker)
 
-        def one(entry: SlideEntry, progress: Progress, ahead: PrefetchedSlide | None) -> SlideResult:
-            return infer_slide(
-                entry.path,
-                self.out,
-                config,
-                classifier,
-                entry.mpp,
-                self.overwrite,
-                progress,
-                entry.name,
-                ahead,
-            )
+        def one(entry: SlideEntry, run: RunOptions) -> SlideResult:
+            return infer_slide(entry, self.out, config, classifier, run)
 
-        return SlideWork(self.out, config, one, self.staging)
+        return SlideWork(self, config, one)
 
     def load(self, worker: int) -> tuple[InferConfig, Classifier]:
         """The config at the model's scale, and the models on their device. Raises as `open`."""

@@ -1,88 +1,76 @@
 """The flow of one slide in `tile-slides`: open, find tissue, plan, write."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from wsi_pipeline.base.files import OutPath
 from wsi_pipeline.base.options import options_to_dict
-from wsi_pipeline.base.types import Progress
 from wsi_pipeline.pipeline.config import TileConfig
-from wsi_pipeline.pipeline.prefetch import PrefetchedSlide
-from wsi_pipeline.pipeline.run import finish, new_store, render_overview
+from wsi_pipeline.pipeline.run import (
+    DEFAULT_RUN,
+    RunOptions,
+    finish,
+    new_store,
+    open_entry,
+    overview_of,
+    render_overview,
+)
 from wsi_pipeline.results.provenance import file_sha256, recipe_key, slide_info
 from wsi_pipeline.results.run_folder import EXPORT_FOLDER, SlideResult, find_run, finished_result
 from wsi_pipeline.results.store import PatchTable
 from wsi_pipeline.results.summary import Stopwatch, count, summarise
 from wsi_pipeline.slides.annotations.geojson import read_outlines
-from wsi_pipeline.slides.slide import open_slide
+from wsi_pipeline.slides.catalog import SlideEntry
 from wsi_pipeline.tiling.export import write_patches
-from wsi_pipeline.tiling.overview import make_overview
 from wsi_pipeline.tiling.patch_labels import label_patches
 from wsi_pipeline.tiling.patches import patch_positions
 
-if TYPE_CHECKING:  # torch takes seconds to import: it waits until something is classified
-    pass
-
 
 def tile_slide(
-    path: Path,
+    slide: SlideEntry | Path,
     out: OutPath,
     config: TileConfig,
-    mpp: float | None = None,
     annotations: Path | None = None,
     export: bool = False,
-    overwrite: bool = False,
-    progress: Progress | None = None,
-    name: str | None = None,
-    ahead: PrefetchedSlide | None = None,
+    run: RunOptions = DEFAULT_RUN,
 ) -> SlideResult:
-    """Plan the slide's patches and write them to its run folder, with a picture of the tissue kept.
+    """Plan the slide's patches and write them to its run folder in `out`, with a picture of the tissue kept.
 
-    `mpp` overrides the file's scale. `annotations` is a folder of GeoJSON outlines, <slide name>.geojson,
-    that label the patches. `export` writes each patch as a PNG too. `name` is the run folder's, where it is not
-    the file's. `ahead` is this slide, where it was opened ahead, or is read from a copy. Raises a WsiError whose text
-    says why; an earlier result of the same recipe is left as it is, an interrupted one goes on from its last block of
-    PNGs.
+    `annotations` is a folder of GeoJSON outlines, <slide name>.geojson, that label the patches. `export` writes each
+    patch as a PNG too. Raises a WsiError whose text says why; an earlier result of the same recipe is left as it is,
+    an interrupted one goes on from its last block of PNGs.
     """
     watch = Stopwatch()
     with watch("open"):
-        slide = ahead.slide() if ahead else open_slide(path, mpp, name)
-        outlines = annotations / f"{slide.name}.geojson" if annotations else None
+        opened = open_entry(slide, run)
+        outlines = annotations / f"{opened.name}.geojson" if annotations else None
+        labelled = outlines is not None and outlines.is_file()
         recipe = {
             "command": "tile-slides",
-            "slide": slide_info(slide),
+            "slide": slide_info(opened),
             "options": options_to_dict(config),
-            "annotations": file_sha256(outlines) if outlines and outlines.is_file() else None,
+            "annotations": file_sha256(outlines) if outlines and labelled else None,
             "export": export,
         }
-        folder = out / slide.name
-        store = find_run(folder, recipe_key(recipe), overwrite)
+        folder = out / opened.name
+        store = find_run(folder, recipe_key(recipe), run.overwrite)
         if store and store.is_complete:
             return finished_result(folder)
-    with watch("survey"), slide.fails_if_changed():
-        overview = (
-            ahead.overview(config.overview, config.grid)
-            if ahead
-            else make_overview(slide, config.overview, config.grid)
-        )
+    with watch("overview"), opened.fails_if_changed():
+        overview = overview_of(opened, config, run)
     with watch("plan"):
-        x0, y0, tissue = patch_positions(overview.plan)
-        warnings, labels = list(overview.warnings), None
-        if outlines and outlines.is_file():
+        plan, warnings, labels = overview.plan, list(overview.warnings), None
+        if outlines and labelled:
             drawn = read_outlines(outlines, config.annotations)
-            labels = label_patches(overview.plan, drawn, config.annotations)
+            labels = label_patches(plan, drawn, config.annotations)
         elif outlines:
             warnings.append(f"no annotations: {outlines} does not exist; its patches are not labelled")
+        table = PatchTable(*patch_positions(plan), labels)
     with watch("write"):
-        if store is None:
-            table = PatchTable(x0, y0, tissue, labels)
-            store = new_store(folder, recipe, slide, overview, table, status=None)
+        store = store or new_store(folder, recipe, opened, overview, table)
         render_overview(folder, overview)
-    counts = count(overview.plan, status=None, labels=labels)
+    counts = count(plan, status=None, labels=labels)
     if export:
-        with watch("export"), slide.fails_if_changed():
-            counts["unreadable"] = write_patches(
-                slide, overview.plan, labels, folder / EXPORT_FOLDER / slide.name, progress
-            )
-    finish(folder, store, summarise(slide, overview, recipe, counts, watch, warnings))
-    return SlideResult(folder, False, counts["patches"], None, watch.total, tuple(warnings))
+        with watch("export"), opened.fails_if_changed():
+            place = folder / EXPORT_FOLDER / opened.name
+            counts["unreadable"] = write_patches(opened, plan, labels, place, run.progress)
+    return finish(folder, store, summarise(opened, overview, recipe, counts, watch, warnings))

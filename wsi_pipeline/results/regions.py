@@ -62,7 +62,7 @@ def delineate(
 
     heatmap: [y, x], probability 0 to 1, NaN where not scored; `plane` is its grid.
     mpp0: micrometres per level-0 pixel along x and y.
-    threshold: the one to use; who calls has settled options.threshold against the model card's.
+    threshold: the one to use; the caller has settled options.threshold against the model card's.
 
     With min_area_mm2 and fill_holes_mm2 at 0, `rasterise` gives `heatmap >= threshold` back exactly.
     """
@@ -132,10 +132,10 @@ def _fill_holes(mask: Mask, not_scored: Mask, max_cells: float) -> None:
 
 
 def _trace(mask: Mask) -> tuple[npt.NDArray[np.object_], npt.NDArray[np.intp]]:
-    """The polygons of the mask's parts in cell units, and the first cell (row, column) of each."""
+    """The polygons of the mask's areas in cell units, and the first cell (row, column) of each."""
     across = _runs(mask)
     down = _runs(mask.T)[:, :, ::-1]
-    # The runs meet at corners only, so each face of their drawing is one part of the mask or of the rest.
+    # The runs meet at corners only, so each face of their drawing is one area of the mask or of the rest.
     faces = shapely.get_parts(shapely.polygonize(shapely.linestrings(np.concatenate([across, down]))))
     xy, face = shapely.get_coordinates(faces, return_index=True)
     order = np.lexsort((xy[:, 0], xy[:, 1], face))

@@ -1,7 +1,8 @@
 """OUT/<slide name>/: what lies in it, whose it is, and what must not be mixed there."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from wsi_pipeline.base.errors import RecipeError
 from wsi_pipeline.base.files import OutPath, clear_leftovers, remove, tree_exists
@@ -63,10 +64,20 @@ def is_finished(folder: OutPath) -> bool:
 
 
 def finished_result(folder: OutPath) -> SlideResult:
-    """What the summary of the finished run in `folder` says."""
+    """The result of the finished run in `folder`, which a run of the same recipe skips."""
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    return replace(result_of(folder, summary), skipped=True, seconds=0.0)
+
+
+def result_of(folder: OutPath, summary: dict[str, Any]) -> SlideResult:
+    """What a run's summary.json says in short."""
     return SlideResult(
-        folder, True, summary["counts"]["patches"], summary.get("idc_mm2"), 0.0, tuple(summary["warnings"])
+        folder=folder,
+        skipped=False,
+        patches=summary["counts"]["patches"],
+        idc_mm2=summary.get("idc_mm2"),
+        seconds=summary["seconds"]["total"],
+        warnings=tuple(summary["warnings"]),
     )
 
 

@@ -5,20 +5,13 @@ Every patch weighs the same over its whole area. Sums are in float64 and in a fi
 the size of the blocks nor the order in which they come changes a bit of the map.
 """
 
-import logging
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from wsi_pipeline.tiling.cell_status import Status
 from wsi_pipeline.tiling.grid import Block, Grid
-
-if TYPE_CHECKING:  # the store takes Status from here
-    pass
-
-log = logging.getLogger(__name__)
 
 
 def stitch_block(

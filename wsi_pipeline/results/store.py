@@ -30,7 +30,7 @@ from zarr.storage import MemoryStore
 from wsi_pipeline.base.errors import RecipeError
 from wsi_pipeline.base.files import OutPath, new_tree, sync_files, sync_tree, write_bytes, writing, zarr_store
 from wsi_pipeline.base.geometry import Box, Plane, Size
-from wsi_pipeline.tiling.cell_status import Status
+from wsi_pipeline.tiling.cell_status import Status, initial_status
 from wsi_pipeline.tiling.grid import Block, Plan
 
 STORE_NAME = "slide.zarr"
@@ -38,6 +38,12 @@ STORE_NAME = "slide.zarr"
 ROOT_FILE = "zarr.json"
 ATTRIBUTES = "wsi_pipeline"
 MAP_TITLE = "probability of IDC"
+# The maps that a store may have, each with its title.
+MAP_TITLES = {
+    "heatmap": MAP_TITLE,
+    "patch_heatmap": f"{MAP_TITLE}, each patch alone",
+    "uncertainty": f"{MAP_TITLE}, standard deviation between models",
+}
 # A pyramid ends at a level that fits a thumbnail.
 SMALLEST_LEVEL = 64
 # Chunks of arrays that are not written block by block: planes, and lists of patches.
@@ -63,6 +69,24 @@ class PatchTable:
     y0: NDArray[np.int32]
     tissue: NDArray[np.float32]
     label: NDArray[np.int8] | None
+
+
+@dataclass(frozen=True, eq=False)
+class StoreLayout:
+    """What a new store holds before anything is scored."""
+
+    plan: Plan
+    mpp0: tuple[float, float]
+    """um per level-0 pixel, along x and y."""
+
+    tissue: NDArray[np.uint8]
+    """[row, column]: 0 none, 1 tissue, 2 tissue rejected by quality."""
+
+    tissue_plane: Plane
+    patches: PatchTable
+    maps: tuple[str, ...] = ()
+    """Names of MAP_TITLES: the maps to fill, beside which stands the status of their cells. None: patches and tissue
+    alone. Where there is a patch_heatmap it is filled first; an uncertainty is filled with the same blocks."""
 
 
 class SlideStore:
@@ -134,10 +158,6 @@ class SlideStore:
         with writing(self.path):
             self._array("heatmap/0")[...] = values
 
-    def is_done(self, cells: Box) -> bool:
-        """Whether the chunk was committed: nothing in it is still planned."""
-        return not (self.status(cells) == Status.PLANNED).any()
-
     def write_pyramid(self) -> None:
         """The coarser levels of the maps (mean of scored cells) and of status (upper left of four)."""
         names = {"heatmap", self.scores, "labels/status"}
@@ -185,82 +205,58 @@ class SlideStore:
 def create_store(
     path: OutPath,
     attributes: dict[str, Any],
-    plan: Plan,
-    mpp0: tuple[float, float],
-    tissue: NDArray[np.uint8],
-    tissue_plane: Plane,
-    patches: PatchTable,
-    status: NDArray[np.uint8] | None,
-    with_context: bool = False,
-    with_uncertainty: bool = False,
+    layout: StoreLayout,
     clear: Callable[[], None] | None = None,
 ) -> SlideStore:
     """A new store at `path`, which is there whole or not at all.
 
-    With `status` (uint8, the map's cells) it has a heatmap to fill; without, patches and tissue alone.
-    With `with_context` it has a patch_heatmap too, which is filled first; with `with_uncertainty` an
-    uncertainty, filled with the heatmap. `attributes` must hold the `recipe`; what lay at `path` is replaced,
-    and `clear` is called when that is gone and before the new store is there. Raises OutputError.
+    `attributes` must hold the `recipe`; what lay at `path` is replaced, and `clear` is called when that is gone and
+    before the new store is there. Raises OutputError.
     """
     contents: dict[str, Buffer] = {}
     root = zarr.create_group(
         MemoryStore(contents), zarr_format=3, attributes={ATTRIBUTES: attributes | {"complete": False}}
     )
     labels = root.create_group("labels")
-    names = ["tissue"]
-    if status is not None:
-        names.insert(0, "status")
-        maps = {"heatmap": MAP_TITLE}
-        if with_context:
-            maps["patch_heatmap"] = f"{MAP_TITLE}, each patch alone"
-        if with_uncertainty:
-            maps["uncertainty"] = f"{MAP_TITLE}, standard deviation between models"
-        _create_maps(root, labels, plan, mpp0, status, maps)
+    if layout.maps:
+        _create_maps(root, labels.create_group("status"), layout)
+    names = ["status", "tissue"] if layout.maps else ["tissue"]
     labels.attrs["ome"] = {"version": "0.5", "labels": names}
-    _create_tissue(
-        labels.create_group("tissue"), tissue, tissue_plane, mpp0, _level_count(plan.grid.map_size)
-    )
-    _create_patches(root.create_group("patches"), patches)
+    _create_tissue(labels.create_group("tissue"), layout)
+    _create_patches(root.create_group("patches"), layout.patches)
     with new_tree(path, {name: part.to_bytes() for name, part in contents.items()}, ROOT_FILE):
         if clear:
             clear()
     return SlideStore(path, is_new=True)
 
 
-def _create_maps(
-    root: zarr.Group,
-    labels: zarr.Group,
-    plan: Plan,
-    mpp0: tuple[float, float],
-    status: NDArray[np.uint8],
-    maps: dict[str, str],
-) -> None:
-    """Status, and what `maps` names, each with its title: float32 on the map's cells, nothing scored yet."""
-    levels = _level_count(plan.grid.map_size)
-    heatmaps = {name: root.create_group(name) for name in maps}
-    group = labels.create_group("status")
-    shape = status.shape
+def _create_maps(root: zarr.Group, status: zarr.Group, layout: StoreLayout) -> None:
+    """The layout's maps, float32 [row, column] of the map's cells with nothing scored yet, and their `status`."""
+    plan, mpp0 = layout.plan, layout.mpp0
+    levels, plane = _level_count(plan.grid.map_size), plan.grid.map_plane
+    heatmaps = {name: root.create_group(name) for name in layout.maps}
+    planned = initial_status(plan)
+    shape = planned.shape
     for index in range(levels):
         for heatmap in heatmaps.values():
             _create_array(heatmap, str(index), shape, np.float32, plan.chunk_cells, fill=np.nan)
-        _create_array(group, str(index), shape, np.uint8, plan.chunk_cells)
+        array = _create_array(status, str(index), shape, np.uint8, plan.chunk_cells)
+        if index == 0:
+            array[...] = planned
         shape = (-(-shape[0] // 2), -(-shape[1] // 2))
-    array = group["0"]
-    assert isinstance(array, zarr.Array)
-    array[...] = status
-    plane = plan.grid.map_plane
-    for name, title in maps.items():
-        heatmaps[name].attrs["ome"] = _multiscale(title, plane, mpp0, levels)
+    for name, heatmap in heatmaps.items():
+        heatmap.attrs["ome"] = _multiscale(MAP_TITLES[name], plane, mpp0, levels)
     root.attrs["ome"] = _multiscale(MAP_TITLE, plane, mpp0, levels, folder="heatmap/")
     meanings = {value: value.name.lower() for value in Status}
-    group.attrs["ome"] = _image_label(_multiscale("status", plane, mpp0, levels), "../../", meanings)
+    status.attrs["ome"] = _image_label(_multiscale("status", plane, mpp0, levels), "../../", meanings)
 
 
-def _create_tissue(
-    group: zarr.Group, tissue: NDArray[np.uint8], plane: Plane, mpp0: tuple[float, float], levels: int
-) -> None:
+def _create_tissue(group: zarr.Group, layout: StoreLayout) -> None:
     """The mask in as many levels as the heatmap: OME-Zarr wants them to match."""
-    group.attrs["ome"] = _image_label(_multiscale("tissue", plane, mpp0, levels), "../../")
+    levels, tissue = _level_count(layout.plan.grid.map_size), layout.tissue
+    group.attrs["ome"] = _image_label(
+        _multiscale("tissue", layout.tissue_plane, layout.mpp0, levels), "../../"
+    )
     for index in range(levels):
         _create_array(group, str(index), tissue.shape, np.uint8, FLAT_CHUNK)[...] = tissue
         tissue = _halve_nearest(tissue)

@@ -1,4 +1,4 @@
-"""What a run says of itself in numbers: its recipe, counts, summary.json, and the report's facts."""
+"""What a run says of itself in numbers: counts, seconds, areas, summary.json."""
 
 import logging
 import time
@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,9 +21,6 @@ from wsi_pipeline.slides.slide import Slide
 from wsi_pipeline.tiling.cell_status import Status
 from wsi_pipeline.tiling.grid import Plan
 from wsi_pipeline.tiling.overview import Overview
-
-if TYPE_CHECKING:  # torch takes seconds to import
-    pass
 
 log = logging.getLogger(__name__)
 

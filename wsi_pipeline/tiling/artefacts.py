@@ -1,10 +1,10 @@
 """What is tissue but should not be scored, as far as one low-power plane tells: ink and black dirt.
 
-Both are told by optical density relative to the glass, as tissue is (tissue.py). Haematoxylin, eosin and DAB
+Both are found by optical density relative to the glass, as tissue is (tissue.py). Haematoxylin, eosin and DAB
 absorb green at least as strongly as red (Ruifrok and Johnston 2001); blue and green inks absorb red. And what
 is stained is never both dark and grey; black ink, pigment and dirt are.
 
-Left out, because at this scale they cannot be told from tissue that must be scored: red ink (absorbs as eosin
+Left out, because at this scale they cannot be distinguished from tissue that must be scored: red ink (absorbs as eosin
 and blood do), folds (as dark as dense carcinoma beside them), and blur (docs/tissue.md has the measurements).
 """
 

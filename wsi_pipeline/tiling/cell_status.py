@@ -1,15 +1,11 @@
 """What each cell of the map is: background, planned, scored, rejected or unreadable."""
 
 import enum
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from wsi_pipeline.tiling.grid import Plan
-
-if TYPE_CHECKING:  # the store takes Status from here
-    pass
 
 
 class Status(enum.IntEnum):

@@ -41,7 +41,7 @@ def write_patches(
     places = _png_places(slide.name, plan, labels)
     todo = plan.scored.copy()  # a patch on the rim of two blocks is written once
     total, unreadable = int(todo.sum()), 0
-    there = {f"{part}/{name}" for part in LABEL_FOLDERS for name in names(folder / part)}
+    there = {f"{label}/{name}" for label in LABEL_FOLDERS for name in names(folder / label)}
     blocks = []
     for block in plan.blocks():
         if all(places[row, column] in there for column, row in block.patches.tolist()):

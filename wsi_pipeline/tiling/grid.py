@@ -112,6 +112,18 @@ class Block:
 
 
 @dataclass(frozen=True, eq=False)
+class ScoredBlock:
+    """A block whose patches are classified."""
+
+    block: Block
+    scores: NDArray[np.float32]
+    """[n] of `block.patches`, probability of IDC, NaN where a patch could not be read."""
+
+    spread: NDArray[np.float32] | None = None
+    """[n], of several models: the standard deviation between their probabilities, NaN as `scores`."""
+
+
+@dataclass(frozen=True, eq=False)
 class Plan:
     """The patches of one slide: positions, what covers them, what is to be scored."""
 

@@ -10,6 +10,7 @@ from PIL import Image
 from wsi_pipeline.base.errors import UnreadableSlideError
 from wsi_pipeline.base.geometry import Plane
 from wsi_pipeline.base.options import Field, options
+from wsi_pipeline.base.types import RgbImage
 from wsi_pipeline.slides.resample import resample
 from wsi_pipeline.slides.slide import Pixels, Slide
 from wsi_pipeline.tiling.artefacts import ArtefactOptions, Artefacts, find_artefacts
@@ -33,11 +34,23 @@ class OverviewOptions:
 
 
 @dataclass(frozen=True, eq=False)
+class Thumbnail:
+    """A small picture of a whole slide, and where it lies on it."""
+
+    rgb: RgbImage
+    plane: Plane
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns."""
+        return self.rgb.shape[0], self.rgb.shape[1]
+
+
+@dataclass(frozen=True, eq=False)
 class Overview:
     """What is known of a slide before any patch is read."""
 
-    thumbnail: Pixels
-    thumbnail_plane: Plane
+    thumbnail: Thumbnail
     tissue: Tissue
     artefacts: Artefacts
     plan: Plan
@@ -56,7 +69,7 @@ class Overview:
 
     def masks_on_thumbnail(self) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
         """Tissue and what of it is rejected, bool [row, column] of the thumbnail."""
-        height, width = self.thumbnail.rgb.shape[:2]
+        height, width = self.thumbnail.shape
         tissue, rejected = (
             np.asarray(Image.fromarray(mask).resize((width, height), Image.Resampling.NEAREST), np.bool_)
             for mask in (self.tissue.mask, self.artefacts.rejected)
@@ -69,7 +82,7 @@ def make_overview(slide: Slide, options: OverviewOptions, grid: GridOptions) -> 
 
     Raises UnreadableSlideError, and what `plan_grid` raises.
     """
-    plan_grid(slide, grid)  # a grid that cannot be is told before anything is read
+    plan_grid(slide, grid)  # raises for a grid that cannot be, before anything is read
     plane = slide.plane_at(_thumbnail_mpp(slide, options.tissue.mpp))
     thumbnail = slide.read_whole(plane)
     share = 1 - float(thumbnail.readable.mean())
@@ -96,7 +109,7 @@ def make_overview(slide: Slide, options: OverviewOptions, grid: GridOptions) -> 
     warnings += [
         f"{mm2:.2f} mm2 of tissue not scored: {name}" for name, mm2 in artefacts.areas_mm2.items() if mm2
     ]
-    return Overview(thumbnail, plane, tissue, artefacts, plan, tuple(warnings))
+    return Overview(Thumbnail(thumbnail.rgb, plane), tissue, artefacts, plan, tuple(warnings))
 
 
 def _thumbnail_mpp(slide: Slide, tissue_mpp: float) -> float:

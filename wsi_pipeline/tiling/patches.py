@@ -65,16 +65,16 @@ def load_blocks(
 
 def read_patches(block: Block, grid: Grid, read: Callable[[Box], Pixels]) -> CutPatches:
     """The block's patches, read in boxes that hold little else."""
-    parts = split_into_rectangles(block.patches)
-    if len(parts) == 1:
+    rectangles = split_into_rectangles(block.patches)
+    if len(rectangles) == 1:
         return cut_patches(read(block.read_box), block, grid)
     size = grid.patch_px
     rgb = np.empty((len(block.patches), size, size, 3), np.uint8)
     readable = np.empty(len(block.patches), np.bool_)
-    for part in parts:
-        few = replace(block, patches=block.patches[part], read_box=_common_box(block.patches[part], grid))
+    for one in rectangles:
+        few = replace(block, patches=block.patches[one], read_box=_common_box(block.patches[one], grid))
         cut = cut_patches(read(few.read_box), few, grid)
-        rgb[part], readable[part] = cut.rgb, cut.readable
+        rgb[one], readable[one] = cut.rgb, cut.readable
     return CutPatches(rgb, readable)
 
 

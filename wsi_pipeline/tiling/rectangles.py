@@ -1,4 +1,4 @@
-"""Patches parted so that the boxes around the parts hold little that no patch needs, and little is decoded in vain."""
+"""Patches grouped into rectangles that hold little that no patch needs, so that little is decoded in vain."""
 
 from collections.abc import Iterator
 
@@ -10,26 +10,26 @@ WORTH_A_CUT = 0.15
 
 
 def split_into_rectangles(patches: NDArray[np.integer]) -> list[NDArray[np.intp]]:
-    """Indices of the patches, [n, (column, row)], in parts whose boxes hold few positions without a patch.
+    """Indices of the patches, [n, (column, row)], by rectangles that hold few positions without a patch.
 
-    A block at the rim of tissue is half empty: what no patch needs is not worth decoding. Boxes are cut in two,
-    along a line between positions, as long as that leaves out WORTH_A_CUT of the box.
+    A block at the rim of tissue is half empty: what no patch needs is not worth decoding. Rectangles are cut in two,
+    along a line between positions, as long as that leaves out WORTH_A_CUT of one.
     """
     return list(_split(np.arange(len(patches)), patches))
 
 
-def _split(part: NDArray[np.intp], patches: NDArray[np.integer]) -> Iterator[NDArray[np.intp]]:
-    first = patches[part].min(axis=0)
-    columns, rows = (patches[part] - first).T
+def _split(rectangle: NDArray[np.intp], patches: NDArray[np.integer]) -> Iterator[NDArray[np.intp]]:
+    first = patches[rectangle].min(axis=0)
+    columns, rows = (patches[rectangle] - first).T
     filled = np.zeros((rows.max() + 1, columns.max() + 1), np.bool_)
     filled[rows, columns] = True
     (cut_x, area_x), (cut_y, area_y) = _best_cut(filled), _best_cut(filled.T)
     if min(area_x, area_y) > (1 - WORTH_A_CUT) * filled.size:
-        yield part
+        yield rectangle
         return
     left = columns < cut_x if area_x <= area_y else rows < cut_y
-    yield from _split(part[left], patches)
-    yield from _split(part[~left], patches)
+    yield from _split(rectangle[left], patches)
+    yield from _split(rectangle[~left], patches)
 
 
 def _best_cut(filled: NDArray[np.bool_]) -> tuple[int, int]:

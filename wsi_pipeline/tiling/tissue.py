@@ -42,7 +42,7 @@ MIN_GLASS_SHARE = 0.002
 
 @options
 class TissueOptions:
-    """How tissue is told from glass."""
+    """How tissue is found beside glass."""
 
     mpp: Annotated[float, Field(ge=1, le=64)] = 8.0
     """Scale of the low-power plane, um/px: finer costs time, coarser loses thin strands. A 200 um patch spans
@@ -123,7 +123,7 @@ def find_tissue(
     by_noise_od = min(options.noise_sigmas * glass.noise_od, options.max_stain_od)
     threshold_od = max(by_noise_od, options.min_stain_od)
     stained = _is_stained(smooth, glass, threshold_od, options) & seen
-    del smooth  # of a large slide the most that a survey holds
+    del smooth  # of a large slide the most that an overview holds
     mask = _tidied(stained, mpp, options)
     mask[~seen] = False
     mask |= _surrounded(mask, readable)

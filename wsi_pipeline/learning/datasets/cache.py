@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from wsi_pipeline.base.errors import DataError
 from wsi_pipeline.learning.datasets.listing import Listing, decode_each
+from wsi_pipeline.learning.datasets.sharing import ONE_READER, Readers, share_of, shared_zeros
 from wsi_pipeline.slides.resample import resample
 
 logger = logging.getLogger(__name__)
@@ -53,22 +54,24 @@ def decode(
     patch_px: int,
     squeeze: bool,
     cache: Path | None = None,
+    readers: Readers = ONE_READER,
 ) -> Decoded:
-    """The images at the indices `wanted`, decoded; others may be too.
+    """The images at the indices `wanted`, decoded; others may be too. Of several readers, each decodes its share.
 
     An image of another size is squeezed to patch_px x patch_px by area average with `squeeze`, and left out
     without. Images of a fingerprint are read from `cache` (none: `cache_folder()`), where all of the listing is
     put first. Raises DataError when the cache cannot be written.
     """
-    if not listing.fingerprint:  # few files, or an array already
-        pixels = np.zeros((len(listing), patch_px, patch_px, 3), np.uint8)
-        return _fill(listing, wanted, pixels, squeeze)
     cache = cache_folder() if cache is None else cache
+    if not listing.fingerprint:  # few files, or an array already
+        pixels = shared_zeros((len(listing), patch_px, patch_px, 3), cache, readers)
+        return _fill(listing, wanted, pixels, squeeze, readers)
     way = f"{FORMAT}\0{listing.folder.resolve()}\0{patch_px}\0{squeeze}"
     place = cache / f"{listing.folder.resolve().name}-{hashlib.sha256(way.encode()).hexdigest()[:12]}"
     try:
         kept = _open(place, listing)
-        return kept or _make(place, listing, patch_px, squeeze)
+        everywhere = all(readers.all_say(kept is not None))
+        return kept if kept and everywhere else _make(place, listing, patch_px, squeeze, readers)
     except OSError as error:
         raise DataError(
             f"{place}: the cache of decoded patches cannot be written ({error.strerror or error}); make room, "
@@ -76,30 +79,42 @@ def decode(
         ) from error
 
 
-def _make(place: Path, listing: Listing, patch_px: int, squeeze: bool) -> Decoded:
+def _make(place: Path, listing: Listing, patch_px: int, squeeze: bool, readers: Readers) -> Decoded:
     """Decode all of the listing into `place`: beside it first, then renamed."""
-    place.parent.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(dir=place.parent, prefix=f".{place.name}."))
+    first = readers.rank == 0
+    if first:
+        place.parent.mkdir(parents=True, exist_ok=True)
+    beside = Path(tempfile.mkdtemp(dir=place.parent, prefix=f".{place.name}.")) if first else None
     began = time.monotonic()
     try:
-        shape = (len(listing), patch_px, patch_px, 3)
-        pixels = np.lib.format.open_memmap(beside / "pixels.npy", "w+", np.uint8, shape)
-        made = _fill(listing, np.arange(len(listing)), pixels, squeeze)
+        if beside:
+            shape = (len(listing), patch_px, patch_px, 3)
+            np.lib.format.open_memmap(beside / "pixels.npy", "w+", np.uint8, shape)
+        pixels = np.lib.format.open_memmap(readers.all_say(beside)[0] / "pixels.npy", "r+")
+        made = _fill(listing, np.arange(len(listing)), pixels, squeeze, readers)
         pixels.flush()
-        np.save(beside / "whole.npy", made.whole)
-        np.save(beside / "sizes.npy", made.sizes)
-        info = {"fingerprint": listing.fingerprint, "problems": made.problems}
-        (beside / "facts.json").write_text(json.dumps(info))
-        if place.exists():  # of the folder as it was; whoever has it open keeps it
-            place.rename(beside / "old")
-        beside.rename(place)
+        readers.all_say(None)
+        if beside:
+            np.save(beside / "whole.npy", made.whole)
+            np.save(beside / "sizes.npy", made.sizes)
+            info = {"fingerprint": listing.fingerprint, "problems": made.problems}
+            (beside / "facts.json").write_text(json.dumps(info))
+            if place.exists():  # of the folder as it was; whoever has it open keeps it
+                place.rename(beside / "old")
+            beside.rename(place)
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
-    shutil.rmtree(place / "old", ignore_errors=True)
-    seconds = time.monotonic() - began
-    logger.info(
-        "decoded %d images in %.1f s (%.0f/s) into %s", len(listing), seconds, len(listing) / seconds, place
-    )
+        if beside:
+            shutil.rmtree(beside, ignore_errors=True)
+    if first:
+        shutil.rmtree(place / "old", ignore_errors=True)
+        seconds = time.monotonic() - began
+        logger.info(
+            "decoded %d images in %.1f s (%.0f/s) into %s",
+            len(listing),
+            seconds,
+            len(listing) / seconds,
+            place,
+        )
     return made
 
 
@@ -118,14 +133,22 @@ def _open(place: Path, listing: Listing) -> Decoded | None:
     return Decoded(pixels, np.array(whole), np.array(sizes), problems)
 
 
-def _fill(listing: Listing, wanted: NDArray[np.int64], pixels: NDArray[np.uint8], squeeze: bool) -> Decoded:
-    """Decode the images `wanted` into their rows of `pixels`."""
+def _fill(
+    listing: Listing,
+    wanted: NDArray[np.int64],
+    pixels: NDArray[np.uint8],
+    squeeze: bool,
+    readers: Readers,
+) -> Decoded:
+    """Decode the images `wanted` into their rows of `pixels`, which all readers share, each reader its part."""
     patch_px = pixels.shape[1]
     whole = np.zeros(len(listing), np.bool_)
     sizes = np.zeros((len(listing), 2), np.int32)
     problems: dict[int, str] = {}
-    images = decode_each(listing, wanted)
-    for index, image in tqdm(images, "decoding", len(wanted), leave=False, disable=None, unit=" images"):
+    mine = wanted[share_of(len(wanted), readers)]
+    images = decode_each(listing, mine)
+    hidden = True if readers.rank else None
+    for index, image in tqdm(images, "decoding", len(mine), leave=False, disable=hidden, unit=" images"):
         if isinstance(image, DataError):
             problems[index] = str(image)
             continue
@@ -135,6 +158,11 @@ def _fill(listing: Listing, wanted: NDArray[np.int64], pixels: NDArray[np.uint8]
         if image.shape[:2] == (patch_px, patch_px):
             pixels[index] = image
             whole[index] = True
+    for rows, are_whole, have_sizes, with_problems in readers.all_say(
+        (mine, whole[mine], sizes[mine], problems)
+    ):
+        whole[rows], sizes[rows] = are_whole, have_sizes
+        problems = problems | with_problems
     return Decoded(pixels, whole, sizes, problems)
 
 

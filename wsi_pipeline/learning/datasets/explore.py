@@ -75,11 +75,11 @@ def explore(listing: Listing, split: SplitOptions | None = None) -> Exploration:
             f"{info.problems[0]}; get the set again"
         )
     exact = exact_duplicates(info.digests, info.readable)
-    alone = info.readable.copy()
+    distinct = info.readable.copy()
     for group in exact.groups:
-        alone[group[1:]] = False
+        distinct[group[1:]] = False
     # Strips that the edge of a section left look alike once they are stretched to a square.
-    near = near_duplicates(info.thumbnails, alone & (info.sizes.min(axis=1) >= THUMBNAIL_PX))
+    near = near_duplicates(info.thumbnails, distinct & (info.sizes.min(axis=1) >= THUMBNAIL_PX))
     patients = [] if listing.by == "image" else _patients(listing, info)
     sides, leak = _sides(listing, split)
     findings = [
@@ -172,7 +172,7 @@ def _sides(listing: Listing, split: SplitOptions | None) -> tuple[NDArray[np.str
                 Finding(
                     f"Leak: {listing.by}s in several of the set's own parts",
                     len(shared),
-                    f"{', '.join(sorted(shared)[:5])}: split anew, by {listing.by} (val_patients or val_share)",
+                    f"{', '.join(sorted(shared)[:5])}: split again, by {listing.by} (val_patients or val_share)",
                 )
             )
     return sides, findings
@@ -218,7 +218,7 @@ def _doubles(listing: Listing, doubles: Duplicates, how: str, sides: NDArray[np.
     found = [Finding(f"Images there more than once, {how}", doubles.surplus, "Keep one of each group")]
     across = Counter(what for group in doubles.groups for what in spans(listing, group, sides))
     advice = {
-        "sides": "Leak: what is trained on is judged on. Remove them, or split anew",
+        "sides": "Leak: the same images are trained and evaluated on. Remove them, or split again",
         "labels": "One image, both labels: one is wrong",
     }
     whose = f"Leak in waiting: these {listing.by}s share images, and no split keeps them apart; are they one?"

@@ -1,4 +1,4 @@
-"""The layouts of labelled images that are known, each told by what lies in the folder, and listed.
+"""The layouts of labelled images that are known, each known by what lies in the folder, and listed.
 
 - Sheets: `manifest.csv` (patient, split, label, width, height, sheet, index) and a folder `sheets` of images
   that hold the patches in rows of 40.

@@ -8,12 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsi_pipeline.base.errors import DataError
-from wsi_pipeline.learning.datasets.cache import Decoded, decode
+from wsi_pipeline.learning.datasets.cache import Decoded, cache_folder, decode
 from wsi_pipeline.learning.datasets.layouts import list_images
 from wsi_pipeline.learning.datasets.listing import UNLABELLED, By, Listing, named_by_pattern
+from wsi_pipeline.learning.datasets.sharing import ONE_READER, Readers, share_of, shared_zeros
 from wsi_pipeline.learning.datasets.split import Indices, SplitOptions, split_sides
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -42,12 +43,18 @@ class LabelledPatches:
 
 
 def load_split(
-    folder: Path, patch_px: int, split: SplitOptions, cache: Path | None = None
+    folder: Path,
+    patch_px: int,
+    split: SplitOptions,
+    cache: Path | None = None,
+    readers: Readers = ONE_READER,
 ) -> tuple[LabelledPatches, LabelledPatches]:
     """The training and the validation patches under `folder`, decoded; files once, then from `cache`.
 
     Patches cut short by the edge of their section are left out (the log says how many): padding would show
     the network an edge that no map of a slide contains. `cache` is the user's cache folder unless given.
+    Of several `readers` (processes of this machine that make the same call), each decodes and copies its share, and
+    all get the same patches in memory that they share.
 
     Raises DataError when something is missing, unreadable or labelled other than 0 or 1, when a patient would
     stand on two sides, or a side would lack a class.
@@ -55,17 +62,20 @@ def load_split(
     listing = list_labelled(folder, split)
     train, val = split_sides(listing, split)
     sides = np.sort(np.concatenate([train, val]))
-    decoded = decode(listing, sides, patch_px, split.resize, cache)
+    decoded = decode(listing, sides, patch_px, split.resize, cache, readers)
     _check_readable(decoded, sides, listing, split)
     _tell_short(decoded, sides, listing, patch_px)
     if listing.by != "patient":
-        logger.warning(
+        log.warning(
             "%s: found no patients, only %ss: one patient may stand on both sides, and the numbers flatter; "
             "patient_pattern in the config can find patients in the names",
             folder,
             listing.by,
         )
-    return _gather(decoded, train, listing, "train"), _gather(decoded, val, listing, "val")
+    return (
+        _gather(decoded, train, listing, "train", cache, readers),
+        _gather(decoded, val, listing, "val", cache, readers),
+    )
 
 
 def load_side(
@@ -83,7 +93,7 @@ def load_side(
     decoded = decode(listing, rows, patch_px, split.resize, cache)
     _check_readable(decoded, rows, listing, split)
     _tell_short(decoded, rows, listing, patch_px)
-    return _gather(decoded, rows, listing, side)
+    return _gather(decoded, rows, listing, side, cache, ONE_READER)
 
 
 def list_labelled(folder: Path, split: SplitOptions) -> Listing:
@@ -102,7 +112,7 @@ def _check_readable(decoded: Decoded, sides: Indices, listing: Listing, split: S
             f"{'; '.join(decoded.problems[index] for index in unreadable[:3])}; mend or remove them (explore-patches "
             "lists all), or set skip_unreadable: true under split in the config"
         )
-    logger.warning("left out %d images that cannot be decoded", len(unreadable))
+    log.warning("left out %d images that cannot be decoded", len(unreadable))
 
 
 def _tell_short(decoded: Decoded, sides: Indices, listing: Listing, patch_px: int) -> None:
@@ -116,10 +126,12 @@ def _tell_short(decoded: Decoded, sides: Indices, listing: Listing, patch_px: in
             "(mpp must then be the scale of the squeezed image)"
         )
     if len(other):
-        logger.info("left out %d patches that are not %d x %d px", len(other), patch_px, patch_px)
+        log.info("left out %d patches that are not %d x %d px", len(other), patch_px, patch_px)
 
 
-def _gather(decoded: Decoded, side: Indices, listing: Listing, name: str) -> LabelledPatches:
+def _gather(
+    decoded: Decoded, side: Indices, listing: Listing, name: str, cache: Path | None, readers: Readers
+) -> LabelledPatches:
     rows = side[decoded.whole[side]]
     labels = listing.labels[rows]
     if set(labels.tolist()) != {0, 1}:
@@ -127,8 +139,12 @@ def _gather(decoded: Decoded, side: Indices, listing: Listing, name: str) -> Lab
             f"{listing.folder}: found {len(rows)} {name} patches, expected some of both labels; "
             "correct the folder, the split or patch_px in the config"
         )
+    pixels = shared_zeros((len(rows), *decoded.pixels.shape[1:]), cache or cache_folder(), readers)
+    mine = share_of(len(rows), readers)
+    np.take(decoded.pixels, rows[mine], axis=0, out=pixels[mine], mode="clip")  # "raise" would copy once more
+    readers.all_say(None)
     return LabelledPatches(
-        decoded.pixels[rows],
+        pixels,
         labels.astype(np.uint8),
         listing.patients[rows],
         listing.by,

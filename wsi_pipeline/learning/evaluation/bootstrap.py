@@ -1,4 +1,4 @@
-"""How sure measures are: 95 % intervals by drawing patients anew, with replacement.
+"""How sure measures are: 95 % intervals by drawing patients again and again, with replacement.
 
 Patches of one patient resemble each other, so that thousands of patches of a few patients say little more than
 a few patients do: a draw takes a patient with all patches or not at all (the cluster bootstrap; Davison and
@@ -16,6 +16,9 @@ from numpy.typing import NDArray
 from wsi_pipeline.learning.evaluation.metrics import CALIBRATION_BINS, Floats, Labels, calibration_bins
 
 DRAWS = 1000
+# Fewer patients give fewer than a hundred different draws (3 of two patients, 35 of four, 126 of five): the ends
+# of an interval, 2.5 % on each side, would be single draws.
+LEAST_PATIENTS = 5
 # Draws worked on at a time hold about this many weights of patches.
 WEIGHTS_AT_ONCE = 4_000_000
 

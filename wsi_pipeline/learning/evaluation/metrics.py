@@ -228,8 +228,11 @@ def crossfitted(
 ) -> dict[str, float]:
     """The measures when each patient's calibration and threshold come from other patients only.
 
-    How far these fitted numbers flatter shows as the difference to `measures`.
+    How far these fitted numbers flatter shows as the difference to `measures`. They have no meaning where
+    `no_crossfit` says why.
     """
+    if no_crossfit(labels, patients, folds=folds):
+        return dict.fromkeys(("f1", "balanced_accuracy", "ece"), math.nan)
     probability, called = crossfit(logits, labels, patients, idc, folds)
     decisions = decide(called.astype(float), labels, 0.5)
     return {
@@ -239,12 +242,31 @@ def crossfitted(
     }
 
 
+def no_crossfit(labels: Labels, patients: NDArray[np.str_], by: str = "patient", folds: int = 5) -> str:
+    """Why nothing can be cross-fitted on these patches; empty where it can. `by` is what patients are called.
+
+    >>> no_crossfit(np.array([0, 1]), np.array(["a", "a"]), "slide")
+    'one slide alone leaves no other to fit on'
+    """
+    names = np.unique(patients)
+    if len(names) < 2:
+        return f"one {by} alone leaves no other to fit on"
+    fold_of = _folds(patients, folds)
+    for fold in np.unique(fold_of):
+        if len(np.unique(labels[fold_of != fold])) < 2:
+            held = ", ".join(np.unique(patients[fold_of == fold])[:3])
+            return f"the {by}s other than {held} hold patches of one class alone"
+    return ""
+
+
 def crossfit(
     logits: Floats, labels: Labels, patients: NDArray[np.str_], idc: int = 1, folds: int = 5
 ) -> tuple[Floats, NDArray[np.bool_]]:
-    """Probability [N] and whether it is called IDC, bool [N], by what was fitted on other patients only."""
-    names = np.unique(patients)
-    fold_of = np.searchsorted(names, patients) % folds
+    """Probability [N] and whether it is called IDC, bool [N], by what was fitted on other patients only.
+
+    Only where `no_crossfit` finds nothing against it.
+    """
+    fold_of = _folds(patients, folds)
     probability, called = np.empty(len(labels)), np.empty(len(labels), bool)
     for fold in np.unique(fold_of):
         held, rest = fold_of == fold, fold_of != fold
@@ -253,6 +275,11 @@ def crossfit(
         probability[held] = calibrated(logits[held], calibration, idc)
         called[held] = probability[held] >= threshold
     return probability, called
+
+
+def _folds(patients: NDArray[np.str_], folds: int) -> NDArray[np.int64]:
+    """int64 [N]: the fold of each patch, the same for all of a patient."""
+    return np.searchsorted(np.unique(patients), patients) % folds
 
 
 def sweep(probability: Floats, labels: Labels) -> tuple[Floats, Floats, Floats]:

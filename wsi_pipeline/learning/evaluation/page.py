@@ -18,7 +18,7 @@ from wsi_pipeline.learning.evaluation.patches import (
     plain,
 )
 from wsi_pipeline.learning.evaluation.slides import EvaluatedSlide, all_slides_metrics, slide_metrics
-from wsi_pipeline.pipeline.maps import ALONE
+from wsi_pipeline.pipeline.maps import PATCH_BY_PATCH
 from wsi_pipeline.results.figures.html import Block, Page, Plots, Section, Sheet, Table, image, write_page
 
 SCHEMA = 1
@@ -41,33 +41,34 @@ CALIBRATION_NAMES = {
 
 
 def write_evaluation(
-    out: Path, evaluated: EvaluatedPatches, side: str, folder: Path, sections: Sequence[EvaluatedSlide]
+    out: Path, evaluated: EvaluatedPatches, side: str, folder: Path, slides: Sequence[EvaluatedSlide]
 ) -> dict[str, Any]:
     """Write `out`/metrics.json and `out`/index.html; gives the metrics back.
 
-    `side` of the split of `folder` is what was judged, `sections` are whole slides judged beside (may be none).
+    `side` of the split of `folder` is what was evaluated, `slides` are those evaluated beside (may be none).
     """
     metrics = {"schema": SCHEMA, "version": wsi_pipeline.__version__, **metrics_of(evaluated)}
     metrics["data"] = {"folder": str(folder), "side": side, **metrics["data"]}
-    metrics["slides"] = [slide_metrics(section) for section in sections]
-    metrics["all_slides"] = all_slides_metrics(sections) if sections else None
+    metrics["slides"] = [slide_metrics(slide) for slide in slides]
+    metrics["all_slides"] = all_slides_metrics(slides) if slides else None
     out.mkdir(parents=True, exist_ok=True)
-    write_page(out / "index.html", page(evaluated, metrics, sections))
+    write_page(out / "index.html", page(evaluated, metrics, slides))
     write_json(out / "metrics.json", plain(metrics))
     return metrics
 
 
-def page(evaluated: EvaluatedPatches, metrics: dict[str, Any], sections: Sequence[EvaluatedSlide]) -> Page:
+def page(evaluated: EvaluatedPatches, metrics: dict[str, Any], slides: Sequence[EvaluatedSlide]) -> Page:
     """The page of what was measured."""
     data, patches = metrics["data"], metrics["patches"]
-    of = "" if data["by"] == "image" else f" of {data['patients']:,} {data['by']}s"
+    several = "" if data["patients"] == 1 else "s"
+    of = "" if data["by"] == "image" else f" of {data['patients']:,} {data['by']}{several}"
     lead = [
         f"{data['patches']:,} patches{of}, {data['idc_patches'] / data['patches']:.1%} of them IDC: "
         f"AUROC {_with_interval(patches['auroc'])}, F1 {_with_interval(patches['f1'])}, "
         f"balanced accuracy {_with_interval(patches['balanced_accuracy'])}.",
-        _caveat(data),
+        _caveat(data, crossfitted=not metrics["not_crossfitted"]),
     ]
-    parts = [
+    sections = [
         _measures_section(metrics),
         Section(
             "Curves",
@@ -84,33 +85,34 @@ def page(evaluated: EvaluatedPatches, metrics: dict[str, Any], sections: Sequenc
         _threshold_section(evaluated, metrics),
     ]
     if metrics["patients"]:
-        parts.append(_patients_section(metrics))
-    if sections:
-        parts.append(_slides_section(metrics, sections))
-    parts.append(_mistakes_section(evaluated))
+        sections.append(_patients_section(metrics))
+    if slides:
+        sections.append(_slides_section(metrics, slides))
+    sections.append(_mistakes_section(evaluated))
     model = metrics["model"]
     footer = (
         f"Model {model['name']} ({model['sha256'][:12]}), {model['architecture']}, {model['patch_px']} px at "
         f"{model['mpp']:g} um/px. wsi_pipeline {metrics['version']}. All numbers: metrics.json beside this page."
     )
-    return Page(f"How good is {model['name']}?", lead, parts, footer)
+    return Page(f"How good is {model['name']}?", lead, sections, footer)
 
 
-def _caveat(data: dict[str, Any]) -> str:
+def _caveat(data: dict[str, Any], crossfitted: bool) -> str:
     by_image = (
         " The set names no patients: its numbers are by image, and if one patient's images stand on both sides "
         "of the split they are too good; intervals are too narrow as well."
         if data["by"] == "image"
         else ""
     )
-    told = {
+    caveats = {
         "val": "These are the validation patches: the epoch, the calibration and the threshold were chosen on "
-        "them, which flatters a little. The cross-fitted row says how much the last two do.",
+        "them, which flatters"
+        + (" a little. The cross-fitted row says how much the last two do." if crossfitted else "."),
         "train": "These patches were trained on: the numbers say how well the network remembers, not how well it "
         "judges others.",
         "all": "These are all patches of the folder: if the model was trained on some, the numbers are too good.",
     }
-    return told[data["side"]] + by_image
+    return caveats[data["side"]] + by_image
 
 
 def _measures_section(metrics: dict[str, Any]) -> Section:
@@ -127,16 +129,14 @@ def _measures_section(metrics: dict[str, Any]) -> Section:
     tp, fp, tn, fn = (
         confusion[key] for key in ("true_positive", "false_positive", "true_negative", "false_negative")
     )
-    draws, of = metrics["bootstrap"]["draws"], metrics["bootstrap"]["of"]
     return Section(
         "Measures",
         [
             Table(
                 ["measure", "value", "95 % interval", "cross-fitted"],
                 rows,
-                f"At the card's threshold, {metrics['threshold']:.3f}. Intervals: {draws:,} bootstrap draws of "
-                f"{of}s, each with all patches or none. Cross-fitted: calibration and threshold of each "
-                f"{of} fitted on others.",
+                f"At the card's threshold, {metrics['threshold']:.3f}. {_about_intervals(metrics)} "
+                f"{_about_crossfitting(metrics)}",
             ),
             Table(
                 ["confusion matrix", "called IDC", "not called", "in all"],
@@ -148,6 +148,21 @@ def _measures_section(metrics: dict[str, Any]) -> Section:
             ),
         ],
     )
+
+
+def _about_intervals(metrics: dict[str, Any]) -> str:
+    drawn = metrics["bootstrap"]
+    if drawn["patients"] < drawn["least_patients"]:
+        some = f"{drawn['patients']} {drawn['of']}{'s' if drawn['patients'] > 1 else ''}"
+        return f"No intervals: {some} to draw from, where {drawn['least_patients']} are the least that say something."
+    return f"Intervals: {drawn['draws']:,} bootstrap draws of {drawn['of']}s, each with all patches or none."
+
+
+def _about_crossfitting(metrics: dict[str, Any]) -> str:
+    if metrics["not_crossfitted"]:
+        return f"Not cross-fitted: {metrics['not_crossfitted']}."
+    of = metrics["bootstrap"]["of"]
+    return f"Cross-fitted: calibration and threshold of each {of} fitted on others."
 
 
 def _calibration_section(evaluated: EvaluatedPatches, metrics: dict[str, Any]) -> Section:
@@ -240,9 +255,9 @@ def _patients_section(metrics: dict[str, Any]) -> Section:
     )
 
 
-def _slides_section(metrics: dict[str, Any], sections: Sequence[EvaluatedSlide]) -> Section:
+def _slides_section(metrics: dict[str, Any], slides: Sequence[EvaluatedSlide]) -> Section:
     # Where the map shown is that of each patch alone, a column of the same numbers says nothing.
-    in_context = any(section.kind != ALONE for section in sections)
+    in_context = any(slide.kind != PATCH_BY_PATCH for slide in slides)
     dices = ("dice", "dice_patch_alone") if in_context else ("dice",)
 
     def row(name: str, values: dict[str, Any]) -> list[Any]:
@@ -261,7 +276,7 @@ def _slides_section(metrics: dict[str, Any], sections: Sequence[EvaluatedSlide])
     return Section(
         "Whole sections",
         [
-            f"The same model through infer-slide, {sections[0].kind}, threshold {sections[0].threshold:.3f}, each "
+            f"The same model through infer-slide, {slides[0].kind}, threshold {slides[0].threshold:.3f}, each "
             "cell of the map beside its label. Every labelled cell counts; "
             "one of IDC that the map does not score counts as missed.",
             Table(
@@ -285,8 +300,8 @@ def _slides_section(metrics: dict[str, Any], sections: Sequence[EvaluatedSlide])
                 f"{together['mean_absolute_area_error_mm2']:.2f} mm2 a slide, either way. Regions are those of "
                 "regions.geojson, without the smallest, wherever they lie.",
             ),
-            plots.section_key(),
-            Sheet([plots.section_picture(section) for section in sections], cell_px=250),
+            plots.slide_picture_key(),
+            Sheet([plots.slide_picture(slide) for slide in slides], cell_px=250),
         ],
     )
 
@@ -334,5 +349,5 @@ def _with_interval(measure: dict[str, float]) -> str:
 
 
 def _interval(measure: dict[str, float]) -> str:
-    """Empty where there is none, of one patient alone for one."""
+    """Empty where there is none, of too few patients for one."""
     return "" if math.isnan(measure["low"]) else f"{measure['low']:.3f} to {measure['high']:.3f}"

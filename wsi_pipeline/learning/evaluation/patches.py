@@ -1,4 +1,4 @@
-"""A model judged on labelled patches: its probabilities, and all that is measured of them, as plain values."""
+"""A model evaluated on labelled patches: its probabilities, and all that is measured of them, as plain values."""
 
 import math
 from collections.abc import Sequence
@@ -11,7 +11,13 @@ from numpy.typing import NDArray
 from wsi_pipeline.base.options import options_from_dict
 from wsi_pipeline.learning.datasets import LabelledPatches, SplitOptions
 from wsi_pipeline.learning.evaluation import metrics
-from wsi_pipeline.learning.evaluation.bootstrap import DRAWS, draw_patients, interval, resampled_measures
+from wsi_pipeline.learning.evaluation.bootstrap import (
+    DRAWS,
+    LEAST_PATIENTS,
+    draw_patients,
+    interval,
+    resampled_measures,
+)
 from wsi_pipeline.learning.evaluation.metrics import Calibration
 from wsi_pipeline.models.stain import as_the_card_wants
 
@@ -107,9 +113,16 @@ def metrics_of(evaluated: EvaluatedPatches, draws: int = DRAWS, seed: int = 0) -
             "patients": len(by_patient) or None,
         },
         "threshold": threshold,
-        "bootstrap": {"draws": draws, "seed": seed, "of": side.by},
+        "bootstrap": {
+            "draws": draws,
+            "seed": seed,
+            "of": side.by,
+            "patients": len(np.unique(side.patients)),
+            "least_patients": LEAST_PATIENTS,
+        },
         "patches": _with_intervals(probability, side, threshold, draws, seed),
         "crossfitted": metrics.crossfitted(evaluated.logits, labels, side.patients, idc),
+        "not_crossfitted": metrics.no_crossfit(labels, side.patients, side.by) or None,
         "confusion": {
             "true_positive": decisions.true_positive,
             "false_positive": decisions.false_positive,
@@ -178,11 +191,10 @@ def _with_intervals(
         "specificity": decisions.specificity,
     }
     resampled = draw_patients(side.patients, draws, seed)
-    # One patient drawn anew is the same one: no interval.
     drawn = resampled_measures(probability, side.labels, threshold, resampled)
     result = {}
     for name in MEASURES:
-        low, high = interval(drawn[name]) if resampled.patients > 1 else (math.nan, math.nan)
+        low, high = interval(drawn[name]) if resampled.patients >= LEAST_PATIENTS else (math.nan, math.nan)
         result[name] = {"value": values[name], "low": low, "high": high}
     return result
 

@@ -14,12 +14,12 @@ from wsi_pipeline.learning.evaluation.slides import EvaluatedSlide
 from wsi_pipeline.results.figures.html import Picture, image, plot
 from wsi_pipeline.slides.annotations.cell_labels import IDC, NOT_IDC, UNLABELLED
 
-# Of the palette of Okabe and Ito (2008), made to be told apart with any colour vision.
+# Of the palette of Okabe and Ito (2008), made to be distinguished with any colour vision.
 BLUE, ORANGE, VERMILION, GREEN, GREY = "#0072B2", "#E69F00", "#D55E00", "#009E73", "#999999"
-# What a cell of a section's picture is: right IDC, called and not labelled, missed, right not IDC.
+# What a cell of a slide's picture is: right IDC, called and not labelled, missed, right not IDC.
 RIGHT, CALLED, MISSED, REST, NOTHING = BLUE, ORANGE, "#CC3311", "#D9D9D9", "#FFFFFF"
 SIZE_IN = (4.6, 3.9)
-SECTION_PX = 300
+SLIDE_PX = 300
 # Points of a curve kept: more than a screen shows, few enough for a light page.
 CURVE_POINTS = 400
 
@@ -158,26 +158,26 @@ def patients_plot(rows: list[dict[str, float]]) -> Picture:
     )
 
 
-def section_picture(section: EvaluatedSlide) -> Picture:
-    """The section's cells in colour: rightly IDC, wrongly called, missed, rightly not, not labelled."""
+def slide_picture(slide: EvaluatedSlide) -> Picture:
+    """The slide's cells in colour: rightly IDC, wrongly called, missed, rightly not, not labelled."""
     colours = np.array([_rgb(c) for c in (REST, RIGHT, CALLED, MISSED, NOTHING)], np.uint8)
-    kind = np.zeros(section.labels.shape, np.uint8)
-    called, idc = section.called, section.labels == IDC
+    kind = np.zeros(slide.labels.shape, np.uint8)
+    called, idc = slide.called, slide.labels == IDC
     kind[idc & called] = 1
-    kind[(section.labels == NOT_IDC) & called] = 2
+    kind[(slide.labels == NOT_IDC) & called] = 2
     kind[idc & ~called] = 3
-    kind[section.labels == UNLABELLED] = 4
-    factor = max(1, round(SECTION_PX / max(kind.shape)))
+    kind[slide.labels == UNLABELLED] = 4
+    factor = max(1, round(SLIDE_PX / max(kind.shape)))
     enlarged = np.kron(kind, np.ones((factor, factor), np.uint8))
-    d = section.decisions
+    d = slide.decisions
     found = f"Dice {d.f1:.2f}" if d.true_positive + d.false_negative else "no IDC labelled"
     return image(
-        colours[enlarged], f"{section.name}: {found}\n{d.false_positive} called, {d.false_negative} missed"
+        colours[enlarged], f"{slide.name}: {found}\n{d.false_positive} called, {d.false_negative} missed"
     )
 
 
-def section_key() -> str:
-    """What the colours of `section_picture` mean, in words."""
+def slide_picture_key() -> str:
+    """What the colours of `slide_picture` mean, in words."""
     return (
         "Blue: IDC, found. Orange: called IDC, labelled otherwise. Red: IDC, missed. Grey: rightly not called. "
         "White: not labelled. A square is a cell of the map."

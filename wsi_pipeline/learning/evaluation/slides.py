@@ -1,4 +1,4 @@
-"""Whole sections judged: the map that infer-slide makes of a slide, cell by cell beside what is known of it.
+"""Slides evaluated: the map that infer-slide makes of a slide, cell by cell beside what is known of it.
 
 What is known lies beside the slide: `<slide>_labels.png`, a grey picture of the whole slide at any scale (0 not
 IDC, 1 IDC, 255 not labelled), or `<slide>.geojson`, outlines as QuPath exports them, outside of which all tissue
@@ -14,11 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsi_pipeline.base.errors import DataError
-from wsi_pipeline.base.types import Progress
 from wsi_pipeline.learning.evaluation.metrics import Decisions, auroc, decide
 from wsi_pipeline.pipeline.config import InferConfig
 from wsi_pipeline.pipeline.infer import infer_slide
 from wsi_pipeline.pipeline.maps import choose_map, grid_for_model
+from wsi_pipeline.pipeline.run import DEFAULT_RUN, RunOptions
 from wsi_pipeline.results.store import STORE_NAME, SlideStore
 from wsi_pipeline.slides.annotations.cell_labels import IDC, UNLABELLED, labels_of_outlines, labels_of_picture
 from wsi_pipeline.slides.slide import open_slide
@@ -34,19 +34,28 @@ class EvaluatedSlide:
     """One slide's map and its labels; arrays are [row, column] of the map's cells."""
 
     name: str
-    # float32, NaN where not scored.
     probability: NDArray[np.float32]
-    # uint8: 0 not IDC, 1 IDC, 255 not labelled.
+    """The map shown, NaN where not scored."""
+
     labels: NDArray[np.uint8]
+    """0 not IDC, 1 IDC, 255 not labelled."""
+
     cell_mm2: float
     threshold: float
-    # Which map it is, in words: each patch alone, or after the model's context step.
+    """Of the map shown."""
+
     kind: str
-    # float32, the map of each patch alone, and the threshold that belongs to it; the same where it is shown.
-    alone: NDArray[np.float32]
-    alone_threshold: float
-    # Area of the regions that infer-slide delineates, wherever they lie.
+    """Which map is shown, in words: each patch alone, or after the model's context step."""
+
+    patch_probability: NDArray[np.float32]
+    """The map before the context step, NaN where not scored; `probability` where there is no step."""
+
+    patch_threshold: float
+    """The threshold that belongs to `patch_probability`."""
+
     regions_mm2: float
+    """Area of the regions that infer-slide delineates, wherever they lie."""
+
     folder: Path
 
     @property
@@ -60,10 +69,10 @@ class EvaluatedSlide:
         return np.asarray(np.nan_to_num(self.probability, nan=-1.0) >= self.threshold)
 
     @property
-    def decisions_alone(self) -> Decisions:
-        """What patches alone, with the threshold that belongs to them, make of the labelled cells."""
+    def patch_decisions(self) -> Decisions:
+        """What the map before the context step, with its own threshold, makes of the labelled cells."""
         known = self.known
-        called = np.nan_to_num(self.alone[known], nan=-1.0) >= self.alone_threshold
+        called = np.nan_to_num(self.patch_probability[known], nan=-1.0) >= self.patch_threshold
         return decide(called.astype(float), self.labels[known].astype(int), 0.5)
 
     @property
@@ -102,16 +111,15 @@ def evaluate_slide(
     out: Path,
     config: InferConfig,
     classifier: "Classifier",
-    overwrite: bool = False,
-    progress: Progress | None = None,
+    run: RunOptions = DEFAULT_RUN,
 ) -> EvaluatedSlide:
-    """The map of the slide, made by `infer_slide` into `out` (one of the same recipe is used again), judged.
+    """The map of the slide, made by `infer_slide` into `out` (one of the same recipe is used again), and its labels.
 
     `known` is its label picture or its outlines. Raises what `infer_slide` raises, and DataError where the
     labels do not fit the slide.
     """
     card = classifier.card
-    result = infer_slide(path, out, config, classifier, overwrite=overwrite, progress=progress)
+    result = infer_slide(path, out, config, classifier, run)
     slide = open_slide(path)
     config = replace(config, grid=grid_for_model(config.grid, card.patch_px, card.mpp))
     plane, shown = plan_grid(slide, config.grid).map_plane, choose_map(classifier.models, config)
@@ -128,43 +136,43 @@ def evaluate_slide(
         cell_mm2=plane.downsample_x * slide.mpp[0] * plane.downsample_y * slide.mpp[1] / 1e6,
         threshold=shown.threshold,
         kind=shown.kind,
-        alone=store.array(f"{store.scores}/0"),
-        alone_threshold=card.threshold if shown.step else shown.threshold,
+        patch_probability=store.array(f"{store.scores}/0"),
+        patch_threshold=card.threshold if shown.step else shown.threshold,
         regions_mm2=result.idc_mm2 or 0.0,
         folder=out / result.folder.name,
     )
 
 
-def slide_metrics(section: EvaluatedSlide) -> dict[str, Any]:
+def slide_metrics(slide: EvaluatedSlide) -> dict[str, Any]:
     """What is measured of one slide, as plain values; what has no meaning is NaN."""
-    known, scored = section.known, section.known & ~np.isnan(section.probability)
-    labels = section.labels.astype(int)
-    measured = _measured(section.decisions, section.cell_mm2, section.regions_mm2)
-    return {"slide": section.name, "map": section.kind, "threshold": section.threshold, **measured} | {
-        "dice_patch_alone": section.decisions_alone.f1,
-        "auroc": auroc(section.probability[scored], labels[scored]),
+    known, scored = slide.known, slide.known & ~np.isnan(slide.probability)
+    labels = slide.labels.astype(int)
+    measured = _measured(slide.decisions, slide.cell_mm2, slide.regions_mm2)
+    return {"slide": slide.name, "map": slide.kind, "threshold": slide.threshold, **measured} | {
+        "dice_patch_alone": slide.patch_decisions.f1,
+        "auroc": auroc(slide.probability[scored], labels[scored]),
         "not_scored": int((known & ~scored).sum()),
         "idc_not_scored": int((known & ~scored & (labels == IDC)).sum()),
     }
 
 
-def all_slides_metrics(sections: Sequence[EvaluatedSlide]) -> dict[str, Any]:
+def all_slides_metrics(slides: Sequence[EvaluatedSlide]) -> dict[str, Any]:
     """The same of all slides' cells together; areas are sums."""
-    rows = [slide_metrics(section) for section in sections]
-    together = _summed([section.decisions for section in sections])
-    scored = [section.known & ~np.isnan(section.probability) for section in sections]
-    probability = np.concatenate([s.probability[own] for s, own in zip(sections, scored, strict=True)])
-    labels = np.concatenate([s.labels[own] for s, own in zip(sections, scored, strict=True)]).astype(int)
+    rows = [slide_metrics(slide) for slide in slides]
+    together = _summed([slide.decisions for slide in slides])
+    scored = [slide.known & ~np.isnan(slide.probability) for slide in slides]
+    probability = np.concatenate([s.probability[own] for s, own in zip(slides, scored, strict=True)])
+    labels = np.concatenate([s.labels[own] for s, own in zip(slides, scored, strict=True)]).astype(int)
     # Cells of slides of one model are alike but for rounding; areas are added slide by slide.
     sums = {
         name: sum(row[name] for row in rows)
         for name in ("labelled_mm2", "called_mm2", "regions_mm2", "not_scored", "idc_not_scored")
     }
-    measured = _measured(together, sections[0].cell_mm2, sums["regions_mm2"]) | sums
+    measured = _measured(together, slides[0].cell_mm2, sums["regions_mm2"]) | sums
     return {
         "slides": len(rows),
         **measured,
-        "dice_patch_alone": _summed([section.decisions_alone for section in sections]).f1,
+        "dice_patch_alone": _summed([slide.patch_decisions for slide in slides]).f1,
         "area_error_mm2": sums["called_mm2"] - sums["labelled_mm2"],
         "mean_absolute_area_error_mm2": float(np.mean([abs(row["area_error_mm2"]) for row in rows])),
         "auroc": auroc(probability, labels),

@@ -1,7 +1,8 @@
 """A batch of patches as other sections, turns, stains and scanners would have shown it."""
 
 import math
-from typing import Annotated
+from collections.abc import Sequence
+from typing import Annotated, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -43,35 +44,59 @@ class AugmentOptions:
     brightness: Share = 0.04
 
 
-def augmented(patches: torch.Tensor, options: AugmentOptions, generator: torch.Generator) -> torch.Tensor:
-    """Another view of each uint8 patch [N, S, S, 3], float32 of values 0 to 255.
+class Views(NamedTuple):
+    """How each of N patches is to be seen, drawn on the host so that every device draws alike."""
 
-    `generator` is one of the CPU. The batch is taken to be in random order: its first part is resampled, each
-    eighth of it is turned another way.
+    # float32 [N, 3, 3]: what each patch's log light, R, G, B, is multiplied by.
+    mix: torch.Tensor
+    # float32 [N, 3, 1]: what is added to it then.
+    add: torch.Tensor
+    # How each eighth of the patches is turned: quarter turns, from 4 on flipped too. None: not at all.
+    ways: tuple[int, ...] | None
+    # float32 [n, 2, 3]: where the pixels of the first n patches come from, as `affine_grid` takes it. None: n is 0.
+    affine: torch.Tensor | None
+
+
+def draw_views(count: int, patch_px: int, options: AugmentOptions, generator: torch.Generator) -> Views:
+    """Views of `count` patches of `patch_px` pixels a side; `generator` is one of the CPU."""
+    mix, add = _draw_stains(count, options, generator)
+    ways = _draw_turns(generator, quarters=options.turns) if options.turns or options.flips else None
+    resampled = round(options.resampled * count)
+    affine = _draw_affine(resampled, patch_px, options, generator) if resampled else None
+    return Views(mix, add, ways, affine)
+
+
+def augmented(patches: torch.Tensor, views: Views) -> torch.Tensor:
+    """Another view of each uint8 patch [N, S, S, 3], float32 of values 0 to 255; views lie on the same device.
+
+    The batch is taken to be in random order: its first part is resampled, each eighth of it is turned another way.
     """
-    values = _normalise_stain(patches.permute(0, 3, 1, 2).contiguous(), options, generator)  # [N, 3, S, S]
-    if options.turns or options.flips:
-        values = _turned(values, generator, quarters=options.turns)
-    if count := round(options.resampled * len(values)):
-        values[:count] = _resampled(values[:count], options, generator)
+    values = _restained(patches.permute(0, 3, 1, 2).contiguous(), views)  # [N, 3, S, S]
+    if views.ways:
+        values = _turned(values, views.ways)
+    if views.affine is not None:
+        count = len(views.affine)
+        values[:count] = _resampled(values[:count], views.affine)
     return values.permute(0, 2, 3, 1)
 
 
-def _turned(images: torch.Tensor, generator: torch.Generator, quarters: bool) -> torch.Tensor:
+def _draw_turns(generator: torch.Generator, quarters: bool) -> tuple[int, ...]:
+    ways: list[int] = torch.randperm(8, generator=generator).tolist()
+    # Without quarters: flipped or turned by half: left to right, up to down, both.
+    return tuple(ways if quarters else (way & ~1 for way in ways))
+
+
+def _turned(images: torch.Tensor, ways: Sequence[int]) -> torch.Tensor:
     turned = torch.empty_like(images)
-    ways = torch.randperm(8, generator=generator).tolist()
-    if not quarters:
-        ways = [way & ~1 for way in ways]  # flipped or turned by half: left to right, up to down, both
     for way, into, part in zip(ways, turned.tensor_split(8), images.tensor_split(8), strict=True):
         some = part.rot90(way % 4, dims=(2, 3))
         into.copy_(some.flip(2) if way >= 4 else some)
     return turned
 
 
-def _normalise_stain(
-    patches: torch.Tensor, options: AugmentOptions, generator: torch.Generator
-) -> torch.Tensor:
-    n, device = len(patches), patches.device
+def _draw_stains(
+    n: int, options: AugmentOptions, generator: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
     stains = torch.tensor(STAINS)
     stains = stains / stains.norm(dim=1, keepdim=True)
     strength = 1 + options.stain_strength * _uniform((n, 3), generator)
@@ -81,15 +106,24 @@ def _normalise_stain(
     add = (
         add + options.colour * _uniform((n, 3), generator) + options.brightness * _uniform((n, 1), generator)
     )
-    to_log = torch.log((torch.arange(256, device=device) + 1) / 256)  # negative density, by pixel value
-    log = to_log[patches.flatten(2).int()]  # [N, 3, S * S]
-    # log10 of the options to natural: one exp a pixel is what this function costs.
-    log = torch.baddbmm(-math.log(10) * add[:, :, None].to(device), mix.to(device), log)
+    # log10 of the options to natural: one exp a pixel is what this step costs.
+    return mix, -math.log(10) * add[:, :, None]
+
+
+def _restained(patches: torch.Tensor, views: Views) -> torch.Tensor:
+    log = torch.baddbmm(views.add, views.mix, _log_light(patches.flatten(2)))  # [N, 3, S * S]
     return log.exp_().mul_(256).sub_(1).clamp_(0, 255).view(patches.shape)
 
 
-def _resampled(images: torch.Tensor, options: AugmentOptions, generator: torch.Generator) -> torch.Tensor:
-    n, size = len(images), images.shape[-1]
+def _log_light(values: torch.Tensor) -> torch.Tensor:
+    """log((v + 1) / 256), the negative natural optical density, float32, of uint8 values of any shape."""
+    if values.device.type == "cpu":
+        # A look-up is cheaper than a logarithm here; on a GPU, its int32 index would only take memory.
+        return torch.log((torch.arange(256) + 1) / 256)[values.int()]
+    return values.float().add_(1).div_(256).log_()
+
+
+def _draw_affine(n: int, size: int, options: AugmentOptions, generator: torch.Generator) -> torch.Tensor:
     angle = math.radians(options.angle_deg) * _uniform((n,), generator)
     zoom = torch.exp(math.log1p(options.scale) * _uniform((n,), generator))
     shift = 2 * options.shift_px / size * _uniform((n, 2), generator)  # in half sides, as grids count
@@ -98,8 +132,11 @@ def _resampled(images: torch.Tensor, options: AugmentOptions, generator: torch.G
     if options.shear_deg:
         lean = torch.tan(math.radians(options.shear_deg) * _uniform((n,), generator))
         right, down = lean * cos - sin, lean * sin + cos
-    theta = torch.stack([cos, right, shift[:, 0], sin, down, shift[:, 1]], dim=1).view(n, 2, 3)
-    grid = F.affine_grid(theta.to(images.device), list(images.shape), align_corners=False)
+    return torch.stack([cos, right, shift[:, 0], sin, down, shift[:, 1]], dim=1).view(n, 2, 3)
+
+
+def _resampled(images: torch.Tensor, affine: torch.Tensor) -> torch.Tensor:
+    grid = F.affine_grid(affine, list(images.shape), align_corners=False)
     # Mirrored at the edges: more of the same tissue, where a fill colour would be a cue.
     return F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
 

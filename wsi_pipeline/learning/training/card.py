@@ -14,6 +14,7 @@ from scipy.special import logsumexp
 
 from wsi_pipeline.base.options import options_to_dict
 from wsi_pipeline.learning.datasets import LabelledPatches
+from wsi_pipeline.learning.datasets.sharing import ONE_READER, Readers, share_of
 from wsi_pipeline.learning.evaluation import metrics
 from wsi_pipeline.learning.training.distillation import describe_teachers
 from wsi_pipeline.learning.training.options import TrainOptions
@@ -21,7 +22,7 @@ from wsi_pipeline.learning.training.pretrained import pretrained_files
 from wsi_pipeline.models.architectures.inputs import IMAGENET_MEAN, IMAGENET_STD
 from wsi_pipeline.models.card import ModelCard, Rgb, Stain
 from wsi_pipeline.models.cost import Cost
-from wsi_pipeline.models.stain import DENSITY
+from wsi_pipeline.models.stain import patch_densities
 
 CLASSES = ("not_idc", "idc")
 IDC = CLASSES.index("idc")  # the label, and its place among the classes
@@ -30,10 +31,15 @@ BF16_STEP = 8
 
 
 def blank_card(
-    options: TrainOptions, train: LabelledPatches, val: LabelledPatches, cost: Cost, stain: Stain
+    options: TrainOptions,
+    train: LabelledPatches,
+    val: LabelledPatches,
+    cost: Cost,
+    stain: Stain,
+    readers: Readers = ONE_READER,
 ) -> ModelCard:
     """The card as far as it is known before the first epoch; `stain` is that of the patches as scanned."""
-    mean, std = _normalisation(options, train)
+    mean, std = _normalisation(options, train, readers)
     config, files = options_to_dict(options), pretrained_files(options.pretrained)
     for text in ("data", "licence", "intended_use", "limits"):  # these have their own place on the card
         del config[text]
@@ -90,14 +96,19 @@ def evaluated_card(
         if val.by == "image"
         else metrics.measures_by_patient(probability, val.labels, val.patients, threshold)
     )
-    note = (
-        "epoch, calibration and threshold were chosen on these same validation patients; in 'crossfitted', each "
-        "patient's calibration and threshold come from others"
+    impossible = metrics.no_crossfit(val.labels, val.patients, val.by)
+    note = f"epoch, calibration and threshold were chosen on these same validation {val.by}s; " + (
+        f"nothing is cross-fitted: {impossible}"
+        if impossible
+        else f"in 'crossfitted', each {val.by}'s calibration and threshold come from others"
+    )
+    crossfitted = (
+        {} if impossible else {"crossfitted": metrics.crossfitted(logits, val.labels, val.patients, IDC)}
     )
     if val.by != "patient":
         note = (
             f"by {val.by}: the data names no patients, one may stand on both sides of the split, and these "
-            f"numbers flatter; {note.replace('patient', val.by)}"
+            f"numbers flatter; {note}"
         )
     return replace(
         blank,
@@ -109,7 +120,7 @@ def evaluated_card(
         metrics={
             "note": note,
             "val": metrics.measures(probability, val.labels, threshold),
-            "crossfitted": metrics.crossfitted(logits, val.labels, val.patients, IDC),
+            **crossfitted,
             "patients": metrics.spread(by_patient),
             "bf16_moves_by_at_most": moved,
         },
@@ -127,23 +138,24 @@ def count(side: LabelledPatches) -> dict[str, int]:
     return {"patients": len(set(side.patients)), "patches": len(side), "idc": int(side.labels.sum())}
 
 
-def _normalisation(options: TrainOptions, train: LabelledPatches) -> tuple[Rgb, Rgb]:
+def _normalisation(options: TrainOptions, train: LabelledPatches, readers: Readers) -> tuple[Rgb, Rgb]:
     if options.normalisation == "imagenet":
         return IMAGENET_MEAN, IMAGENET_STD
     if options.normalisation == "none":
         return (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
-    return _channel_statistics(train.pixels)
+    return _channel_statistics(train.pixels, readers)
 
 
-def _channel_statistics(pixels: NDArray[np.uint8]) -> tuple[Rgb, Rgb]:
-    """Mean and standard deviation of R, G, B on the scale 0 to 1."""
+def _channel_statistics(pixels: NDArray[np.uint8], readers: Readers) -> tuple[Rgb, Rgb]:
+    """Mean and standard deviation of R, G, B on the scale 0 to 1; each reader counts its share."""
     means, stds = [], []
+    mine = pixels[share_of(len(pixels), readers)]
     for channel in range(3):
         # In pieces: counting makes 8 bytes of each of up to 700 million values.
-        counts = sum(
-            np.bincount(pixels[start : start + 4096, ..., channel].ravel(), minlength=256)
-            for start in range(0, len(pixels), 4096)
-        ) / (pixels.size // 3)
+        counted = np.zeros(256, np.int64)
+        for start in range(0, len(mine), 4096):
+            counted += np.bincount(mine[start : start + 4096, ..., channel].ravel(), minlength=256)
+        counts = np.sum(readers.all_say(counted), axis=0) / (pixels.size // 3)
         levels = np.arange(256) / 255
         mean = float(counts @ levels)
         means.append(mean)
@@ -151,9 +163,10 @@ def _channel_statistics(pixels: NDArray[np.uint8]) -> tuple[Rgb, Rgb]:
     return (means[0], means[1], means[2]), (stds[0], stds[1], stds[2])
 
 
-def stain_of(side: LabelledPatches) -> Stain:
-    """What the patches look like, for the card."""
-    means = np.stack([DENSITY[p].mean(axis=(0, 1), dtype=float) for p in side.pixels])  # [N, 3]
+def stain_of(side: LabelledPatches, readers: Readers = ONE_READER) -> Stain:
+    """What the patches look like, for the card; each reader measures its share."""
+    mine = patch_densities(side.pixels[share_of(len(side), readers)])
+    means = np.concatenate(readers.all_say(mine))  # [N, 3]
     patients = np.stack([means[side.patients == p].mean(axis=0) for p in np.unique(side.patients)])
     return Stain(
         od_mean=_rgb(means.mean(axis=0)),

@@ -16,4 +16,9 @@ def training_device(name: str) -> torch.device:
         torch.backends.cudnn.benchmark = False
         # Warns where an operation has no such form (pooling to a fixed size, backwards, as in VGG16).
         torch.use_deterministic_algorithms(True, warn_only=True)
+        # Nothing of ours reads what it has not written: filling new memory first would only cost time.
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+        # float32 means float32, not TF32: what the card says of bfloat16 is measured against it.
+        torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cuda.matmul.allow_tf32 = False
     return device

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from wsi_pipeline.base.errors import ConfigError
 from wsi_pipeline.learning.training.options import TrainOptions
@@ -13,8 +14,10 @@ from wsi_pipeline.models.model import Model, idc_probability, load_model
 VIEWS = (0, 2, 5, 7, 1, 3, 4, 6)
 
 
-def load_teachers(options: TrainOptions, device: torch.device) -> tuple[Model, ...]:
-    """The models that `options.teachers` names, on the device.
+def load_teachers(
+    options: TrainOptions, device: torch.device, half: torch.dtype = torch.bfloat16
+) -> tuple[Model, ...]:
+    """The models that `options.teachers` names, on the device, ready to be asked under autocast to `half`.
 
     Raises ConfigError when one sees patches of another size or scale, ModelError when one cannot be loaded.
     """
@@ -27,6 +30,11 @@ def load_teachers(options: TrainOptions, device: torch.device) -> tuple[Model, .
                 f"{options.patch_px} px at {options.mpp:g} um/px: take teachers of the same patches"
             )
         teacher.network.to(device)
+        if options.bf16:
+            # Once: autocast would do it in each forward pass, as it keeps only what is being trained.
+            for layer in teacher.network.modules():
+                if isinstance(layer, nn.Conv2d | nn.Linear):
+                    layer.to(half)
     return teachers
 
 

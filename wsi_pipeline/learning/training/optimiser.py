@@ -1,7 +1,8 @@
 """How weights move: optimiser, learning rate, moving average, half precision."""
 
+import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,6 +19,11 @@ _OPTIMISERS: dict[str, type[torch.optim.Optimizer]] = {
     "adagrad": torch.optim.Adagrad,
 }
 
+# Those with a fused form on a GPU in every torch that we take.
+_FUSED_ON_CUDA = ("adamw", "adam", "sgd")
+# Which form computes, which decides nothing of what comes out: of the device, not of the checkpoint.
+_FORMS = ("fused", "foreach", "capturable")
+
 
 def make_optimiser(network: nn.Module, options: TrainOptions) -> torch.optim.Optimizer:
     """The optimiser that the options name, over all weights of the network."""
@@ -29,14 +35,29 @@ def make_optimiser(network: nn.Module, options: TrainOptions) -> torch.optim.Opt
         {"params": others, "weight_decay": 0.0},
     ]
     make: Any = _OPTIMISERS[options.optimiser]
+    device = next(network.parameters()).device
+    # One kernel a step on a GPU, which counts steps there; torch's default loops over weights in groups.
+    wanted = device.type == "cuda" and options.optimiser in _FUSED_ON_CUDA
+    fused = {"fused": True} if wanted and not {*_FORMS} & {*options.optimiser_options} else {}
     try:
-        optimiser: torch.optim.Optimizer = make(groups, lr=options.learning_rate, **options.optimiser_options)
+        optimiser: torch.optim.Optimizer = make(
+            groups, lr=options.learning_rate, **fused | options.optimiser_options
+        )
     except (TypeError, ValueError) as error:
         raise ConfigError(
             f"optimiser '{options.optimiser}' cannot be made with {options.optimiser_options}: {error}; "
             "correct optimiser_options in the config"
         ) from error
     return optimiser
+
+
+def resume_optimiser(optimiser: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Put the state of a checkpoint, of this device or another, into the optimiser."""
+    groups = [
+        found | {form: own[form] for form in _FORMS if form in own}
+        for found, own in zip(state["param_groups"], optimiser.param_groups, strict=True)
+    ]
+    optimiser.load_state_dict(state | {"param_groups": groups})
 
 
 def learning_rate(epoch: float, options: TrainOptions, scores: Sequence[float] = ()) -> float:
@@ -82,20 +103,50 @@ def epochs_since_best(scores: Sequence[float]) -> int:
     return len(scores) - 1 - scores.index(max(scores)) if scores else 0
 
 
-def averaging(decay: float) -> Callable[[Any, Any, Any], None]:
-    """How the moving average takes in new weights; it keeps less at first, when they are far from good."""
+class MovingAverage:
+    """The moving average of a network's weights and buffers; it keeps less at first, when they are far from good.
+
+    How many steps it has seen is counted on the host: a count on the device would have to be read at each step.
+    """
+
+    def __init__(self, network: nn.Module, decay: float):
+        # The averaged network, of the same devices and memory format.
+        self.module = copy.deepcopy(network)
+        self._decay, self._steps = decay, 0
+        self._pairs = list(zip(_tensors(self.module), _tensors(network), strict=True))
 
     @torch.no_grad()
-    def update(averages: list[torch.Tensor], currents: list[torch.Tensor], count: torch.Tensor) -> None:
-        steps = int(count)
-        keep = min(decay, (1 + steps) / (10 + steps))
-        for average, current in zip(averages, currents, strict=True):
-            if average.is_floating_point():
-                average.lerp_(current, 1 - keep)
-            else:
-                average.copy_(current)  # counters of batches
+    def update(self) -> None:
+        """Take in the network's weights as they are now."""
+        first, self._steps = self._steps == 0, self._steps + 1
+        # Counters of batches are copied, and so is everything at the first step.
+        copied = [pair for pair in self._pairs if first or not pair[0].is_floating_point()]
+        averaged = [pair for pair in self._pairs if not first and pair[0].is_floating_point()]
+        if copied:
+            torch._foreach_copy_([mean for mean, _ in copied], [now for _, now in copied])
+        if averaged:
+            keep = min(self._decay, self._steps / (self._steps + 9))
+            torch._foreach_lerp_([mean for mean, _ in averaged], [now for _, now in averaged], 1 - keep)
 
-    return update
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """Tensors and count, under the names that torch's AveragedModel gives them."""
+        state = {f"module.{name}": values for name, values in self.module.state_dict().items()}
+        return {"n_averaged": torch.tensor(self._steps), **state}
+
+    def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Go on from what `state_dict` gave."""
+        self._steps = int(state["n_averaged"])
+        self.module.load_state_dict(
+            {
+                name.removeprefix("module."): values
+                for name, values in state.items()
+                if name.startswith("module.")
+            }
+        )
+
+
+def _tensors(network: nn.Module) -> list[torch.Tensor]:
+    return [*(p.detach() for p in network.parameters()), *network.buffers()]
 
 
 def half_precision(device: torch.device) -> torch.dtype:

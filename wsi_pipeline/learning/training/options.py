@@ -1,4 +1,4 @@
-"""What a training is told: the options of configs/train, from a file and from the command line."""
+"""The options of a training: those of configs/train, from a file and from the command line."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,89 +20,141 @@ TUNE = "tune"
 class PlateauOptions:
     """When the learning rate falls because nothing gets better: the schedule 'plateau'."""
 
-    # Epochs without a new best before it falls.
     patience: Annotated[int, Field(gt=0)] = 3
-    # What it is multiplied by.
+    """Epochs without a new best before it falls."""
+
     factor: Annotated[float, Field(gt=0, lt=1)] = 0.3
-    # It never falls below this share of what it was.
+    """What it is multiplied by."""
+
     least: Annotated[float, Field(ge=0, lt=1)] = 0.001
+    """It never falls below this share of what it was."""
 
 
 @options
 class TrainOptions:
     """All that decides what a training makes of its data."""
 
-    # Name of the model and of its files.
     name: str
-    # A network of the zoo and what it is built with.
+    """Name of the model and of its files."""
+
     architecture: str = "residual_cnn"
+    """A network of models/architectures/registry.py."""
+
     architecture_options: dict[str, Any] = Field(default_factory=dict)
-    # A file of weights to start from, of torchvision or of train-model, that the user has: nothing is ever
-    # fetched. A last layer that does not fit our classes is left out. Several files of one architecture: the mean
-    # of their weights.
+    """What it is built with."""
+
     pretrained: str | tuple[str, ...] | None = None
-    # Files of trained models of the same scale, whose averaged answers to each augmented patch are learned
-    # beside its label; and how much of the target is theirs.
+    """A file of weights to start from, of torchvision or of train-model, that the user has, or the name of a shipped
+    model: nothing is ever fetched. A last layer that does not fit our classes is left out. Several files of one
+    architecture: the mean of their weights."""
+
     teachers: tuple[str, ...] = ()
+    """Files of trained models of the same scale, whose averaged answers to each augmented patch are learned beside its
+    label."""
+
     teacher_share: Annotated[float, Field(ge=0, le=1)] = 0.7
-    # In so many of a patch's eight turned and mirrored views the teachers are asked, and their answers averaged.
+    """How much of the target is the teachers'."""
+
     teacher_views: Annotated[int, Field(ge=1, le=8)] = 1
-    # What the patches are: pixels a side and um/px. Goes on the card; maps are made at this scale.
+    """In so many of a patch's eight turned and mirrored views the teachers are asked, and their answers averaged."""
+
     patch_px: Annotated[int, Field(gt=0)] = 50
+    """Side of a patch, at `mpp`. Goes on the card; maps are made at this scale."""
+
     mpp: Annotated[float, Field(gt=0)] = 4.0
-    # What R, G, B are normalised by: the training patches' own mean and deviation, those of ImageNet (for
-    # pretrained weights), or nothing: values from 0 to 1 (what networks with `clahe` take).
+    """um per pixel of a patch."""
+
     normalisation: Literal["data", "imagenet", "none"] = "data"
-    # How far each patient's stain is brought to the training mean (stain.py): 0 not at all, 1 all the way. Maps do
-    # the same with each slide's. Needs data that names patients or slides.
+    """What R, G, B are normalised by: the training patches' own mean and deviation, those of ImageNet (for pretrained
+    weights), or nothing: values from 0 to 1 (what networks with `clahe` take)."""
+
     stain_normalisation: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """How far each patient's stain is brought to the training mean (stain.py): 0 not at all, 1 all the way. Maps do the
+    same with each slide's. Needs data that names patients or slides."""
+
     split: SplitOptions = Field(default_factory=SplitOptions)
-    # Train on so many patches, drawn by the seed, and judge on as many: to try a config out. None: all.
+    """Who is trained on, and who is evaluated on."""
+
     limit_patches: Annotated[int, Field(gt=1)] | None = None
+    """Train on so many patches, drawn by the seed, and evaluate on as many: to try a config out. None: all."""
+
     augment: AugmentOptions = Field(default_factory=AugmentOptions)
+    """How each patch is changed before each step."""
+
     epochs: Annotated[int, Field(gt=0)] = 30
-    # Over all processes together.
+    """Passes over the training patches."""
+
     batch_size: Annotated[int, Field(gt=1)] = 128
+    """Over all processes together."""
+
     optimiser: Literal["adamw", "adam", "rmsprop", "sgd", "adagrad"] = "adamw"
-    # What else torch's class of that name takes: momentum, alpha, eps ...
+    """Torch's class of that name."""
+
     optimiser_options: dict[str, Any] = Field(default_factory=dict)
-    # Reached after the warm-up; what it does then, the schedule says.
+    """What else the optimiser takes: momentum, alpha, eps ..."""
+
     learning_rate: Annotated[float, Field(gt=0)] = 0.002
-    # cosine: down to zero at the last epoch; constant; plateau: lower each time nothing gets better.
+    """Reached after the warm-up; what it does then, the schedule says."""
+
     schedule: Literal["cosine", "constant", "plateau"] = "cosine"
+    """cosine: down to zero at the last epoch; constant; plateau: lower each time nothing gets better."""
+
     plateau: PlateauOptions = Field(default_factory=PlateauOptions)
-    # After so many epochs the learning rate starts over, and falls to zero again: a way out of where it
-    # settled. Those past the last epoch, of a shortened training say, have no effect. For 'cosine'.
+    """When the learning rate falls under the schedule 'plateau'."""
+
     restarts: tuple[Annotated[int, Field(gt=0)], ...] = ()
+    """After so many epochs the learning rate starts over, and falls to zero again: a way out of where it settled. Those
+    past the last epoch, of a shortened training say, have no effect. For 'cosine'."""
+
     warmup_epochs: Annotated[float, Field(ge=0)] = 1.0
-    # Pulls on kernels only.
+    """Epochs over which the learning rate rises to its value."""
+
     weight_decay: Annotated[float, Field(ge=0)] = 0.05
-    # Outlines are coarse: no patch of a region's edge is certain.
+    """Pulls on kernels only."""
+
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.05
-    # Above 0, each patch is blended with another, by shares from a beta distribution of this parameter.
+    """Outlines are coarse: no patch of a region's edge is certain."""
+
     mixup: Annotated[float, Field(ge=0)] = 0.0
-    # What is judged and saved is the moving average of the weights, which keeps this share a step. 0: the
-    # weights themselves.
+    """Above 0, each patch is blended with another, by shares from a beta distribution of this parameter."""
+
     average_decay: Annotated[float, Field(ge=0, lt=1)] = 0.998
-    # A patient of n patches is drawn as if of n ** (1 - balance): 0 every patch alike, 1 every patient alike.
+    """What is evaluated and saved is the moving average of the weights, which keeps this share a step. 0: the weights
+    themselves."""
+
     patient_balance: Annotated[float, Field(ge=0, le=1)] = 0.0
-    # How the rarer class gets its say: drawn as often as the other (sampling), or weighing more in the loss.
+    """A patient of n patches is drawn as if of n ** (1 - balance): 0 every patch alike, 1 every patient alike."""
+
     class_balance: Literal["none", "sampling", "weights"] = "none"
-    # The validation measure that the best epoch, the plateau and early stopping go by.
+    """How the rarer class gets its say: drawn as often as the other (sampling), or weighing more in the loss."""
+
     best_by: Literal["auroc", "auprc", "f1", "balanced_accuracy", "val_loss"] = "auroc"
-    # Stop after so many epochs without a new best. None: never.
+    """The validation measure that the best epoch, the plateau and early stopping go by."""
+
     early_stopping: Annotated[int, Field(gt=0)] | None = None
-    # Train in half precision: bfloat16 (about 1.7 times as fast on a CPU that has it), or, on a GPU that has
-    # none, float16 with a scaled loss.
+    """Stop after so many epochs without a new best. None: never."""
+
     bf16: bool = True
-    # The card allows bfloat16 if it moves no validation probability by more.
+    """Train in half precision: bfloat16 (about 1.7 times as fast on a CPU that has it), or, on a GPU that has none,
+    float16 with a scaled loss."""
+
     bf16_tolerance: Annotated[float, Field(ge=0)] = 0.01
+    """The card allows bfloat16 if it moves no validation probability by more."""
+
     seed: int = 0
-    # Text for the card.
+    """Of all that is drawn."""
+
     data: str = ""
+    """For the card: what the patches are and where they come from."""
+
     licence: str = ""
+    """For the card: under which the weights may be used."""
+
     intended_use: str = ""
+    """For the card: for whom and for what."""
+
     limits: str = ""
+    """For the card: what it was not measured on, and where it errs."""
 
     def __post_init__(self) -> None:
         if self.architecture_options.get("clahe") is not None and self.normalisation != "none":

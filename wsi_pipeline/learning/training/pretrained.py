@@ -11,14 +11,17 @@ from torch import nn
 
 from wsi_pipeline.base.errors import ModelError
 from wsi_pipeline.models.architectures.registry import core_of, head_of
+from wsi_pipeline.models.model import CONTEXT, SHIPPED
 
 # DenseNets of torchvision's older files say norm.1 where its networks have norm1.
 _OLD_DENSENET = re.compile(r"(.*denselayer\d+\.(?:norm|relu|conv))\.((?:[12])\..*)")
 
 
 def pretrained_files(pretrained: str | Sequence[str] | None) -> list[Path]:
-    """The files that the option names."""
-    return [Path(name) for name in ([pretrained] if isinstance(pretrained, str) else pretrained or ())]
+    """The files that the option names; the name of a shipped model is its file."""
+    named = [pretrained] if isinstance(pretrained, str) else pretrained or ()
+    shipped = {path.stem: path for path in SHIPPED.glob("*.safetensors")}
+    return [shipped.get(name, Path(name)) for name in named]
 
 
 def load_average(network: nn.Module, architecture: str, paths: Sequence[Path]) -> bool:
@@ -71,7 +74,9 @@ def load_pretrained(network: nn.Module, architecture: str, path: Path) -> bool:
 def _read(path: Path) -> Mapping[str, torch.Tensor]:
     try:
         if path.suffix == ".safetensors":
-            return safetensors.torch.load(path.read_bytes())
+            state = safetensors.torch.load(path.read_bytes())
+            # A context step is of the scores of the weights as they were.
+            return {name: values for name, values in state.items() if not name.startswith(CONTEXT)}
         state = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise ModelError(

@@ -13,13 +13,16 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import nn
-from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 from wsi_pipeline.base.errors import ConfigError, TrainingError
 from wsi_pipeline.base.options import options_to_dict
 from wsi_pipeline.learning.datasets import LabelledPatches, load_split
+from wsi_pipeline.learning.datasets.cache import cache_folder
+from wsi_pipeline.learning.datasets.sharing import Readers, shared_zeros
+from wsi_pipeline.learning.evaluation.metrics import no_crossfit
 from wsi_pipeline.learning.training.augment import augmented
+from wsi_pipeline.learning.training.batches import Batch, blended, make_batches
 from wsi_pipeline.learning.training.card import (
     BF16_STEP,
     CLASSES,
@@ -34,12 +37,13 @@ from wsi_pipeline.learning.training.distillation import load_teachers, teachers_
 from wsi_pipeline.learning.training.distributed import ProcessGroup
 from wsi_pipeline.learning.training.history import HistoryFiles, Row, scores
 from wsi_pipeline.learning.training.optimiser import (
-    averaging,
+    MovingAverage,
     epochs_since_best,
     half_precision,
     learning_rate,
     loss_scaler,
     make_optimiser,
+    resume_optimiser,
 )
 from wsi_pipeline.learning.training.options import TrainOptions as TrainOptions
 from wsi_pipeline.learning.training.options import load_train_options as load_train_options
@@ -47,6 +51,7 @@ from wsi_pipeline.learning.training.pretrained import load_average, pretrained_f
 from wsi_pipeline.learning.training.sampling import class_weights, epoch_batches, limited
 from wsi_pipeline.models.card import ModelCard, Stain
 from wsi_pipeline.models.cost import network_cost
+from wsi_pipeline.models.device_feed import copies_to, feed
 from wsi_pipeline.models.logits import evaluate
 from wsi_pipeline.models.model import Model, build_network, normalised, save_model
 from wsi_pipeline.models.stain import normalise_stain_by_patient
@@ -65,7 +70,7 @@ class Run:
     network: nn.Module
     # The network, as several processes train it together.
     learner: nn.Module
-    average: AveragedModel
+    average: MovingAverage
     optimiser: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     # float32 [classes], what each weighs in the loss; None: all the same.
@@ -74,6 +79,8 @@ class Run:
     val: LabelledPatches
     device: torch.device
     group: ProcessGroup
+    # What autocast computes in where the options want half precision.
+    half: torch.dtype = torch.bfloat16
     teachers: tuple[Model, ...] = ()
 
 
@@ -93,9 +100,9 @@ def train(
     """
     train_side, val_side = (
         limited(side, options.limit_patches, options.seed)
-        for side in load_split(data, options.patch_px, options.split)
+        for side in load_split(data, options.patch_px, options.split, readers=group.readers)
     )
-    run = _set_up(options, train_side, val_side, device, group)
+    run = set_up(options, train_side, val_side, device, group)
     out.mkdir(parents=True, exist_ok=True)
     weights_path = out / f"{options.name}.safetensors"
     history = _resume(run, out / "last.pt")
@@ -130,7 +137,7 @@ def _one_epoch(run: Run, history: list[Row]) -> tuple[Row, ModelCard]:
             f"epoch {epoch + 1}: the loss is {loss}: the training diverged; lower learning_rate in the config "
             "and start anew in another --out"
         )
-    run.group.settle(run.network, run.average)
+    run.group.settle(run.network, run.average.module)
     logits = _evaluated(run, val.pixels)
     in_bf16 = _evaluated(run, val.pixels[::BF16_STEP], bf16=True)
     card = evaluated_card(run.card, logits, in_bf16, val, options.bf16_tolerance, epoch)
@@ -166,30 +173,37 @@ def train_one_epoch(run: Run, epoch: int, reached: list[float]) -> tuple[float, 
     if group.rank:
         generator.manual_seed(seed + group.rank * 10_007)
     run.network.train()
+    copies = copies_to(device)
+    rows = (group.share(batch) for batch in _with_progress(batches, epoch, group))
+    made = make_batches(run.train, rows, options, generator, pinned=device.type == "cuda")
     total = torch.zeros((), device=device)
-    for step, batch in enumerate(_with_progress(batches, epoch, group)):
+    for step, batch in enumerate(feed(made, copies)):
         rate = learning_rate(epoch + step / len(batches), options, reached)
-        for parameters in run.optimiser.param_groups:
-            parameters["lr"] = rate
-        indices = group.share(batch)
-        patches = torch.from_numpy(run.train.pixels[indices]).to(device)  # [N, S, S, 3] uint8
-        labels = torch.from_numpy(run.train.labels[indices]).long().to(device)  # [N]
-        patches = augmented(patches, options.augment, generator)
-        targets = _targets(run, patches, labels)  # [N, classes]
-        if options.mixup:
-            patches, targets = _mixed(patches, targets, options.mixup)
-        with torch.autocast(device.type, half_precision(device), enabled=options.bf16):
-            logits = run.learner(normalised(patches, run.card.mean, run.card.std))  # [N, classes]
-        loss = F.cross_entropy(
-            logits.float(), targets, weight=run.weights, label_smoothing=options.label_smoothing
-        )
-        run.optimiser.zero_grad()
-        run.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-        run.scaler.step(run.optimiser)
-        run.scaler.update()
-        run.average.update_parameters(run.network)
-        total += loss.detach()
+        total += take_step(run, batch, rate)
+    # Here, and nowhere before, the host waits for the device.
     return float(group.mean(total / len(batches))), rate
+
+
+def take_step(run: Run, batch: Batch, rate: float) -> torch.Tensor:
+    """The loss of a batch, on the device, after one step of that learning rate; nothing is read from the device."""
+    options, device = run.options, run.device
+    for parameters in run.optimiser.param_groups:
+        parameters["lr"] = rate
+    patches = augmented(batch.patches, batch.views)  # [N, S, S, 3]
+    targets = _targets(run, patches, batch.targets)  # [N, classes]
+    if batch.blend:
+        patches, targets = blended(patches, targets, batch.blend)
+    with torch.autocast(device.type, run.half, enabled=options.bf16):
+        logits = run.learner(normalised(patches, run.card.mean, run.card.std))  # [N, classes]
+    loss = F.cross_entropy(
+        logits.float(), targets, weight=run.weights, label_smoothing=options.label_smoothing
+    )
+    run.optimiser.zero_grad()
+    run.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+    run.scaler.step(run.optimiser)
+    run.scaler.update()
+    run.average.update()
+    return loss.detach()
 
 
 def _targets(run: Run, patches: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -197,48 +211,37 @@ def _targets(run: Run, patches: torch.Tensor, labels: torch.Tensor) -> torch.Ten
 
     With teachers: their calibrated answers to the very same view, mixed with the label (a consistent
     teacher; Beyer et al., Knowledge distillation: a good teacher is patient and consistent, CVPR 2022).
+    `labels` are shares of the classes too, [N, classes].
     """
-    targets = F.one_hot(labels, len(CLASSES)).float()
     if not run.teachers:
-        return targets
-    with (
-        torch.inference_mode(),
-        torch.autocast(patches.device.type, torch.bfloat16, enabled=run.options.bf16),
-    ):
+        return labels
+    with torch.inference_mode(), torch.autocast(patches.device.type, run.half, enabled=run.options.bf16):
         idc = teachers_answer(run.teachers, patches, run.options.teacher_views)
     answers = torch.stack([1 - idc, idc], dim=1)  # [N, classes]: IDC is the last of them
-    return torch.lerp(targets, answers, run.options.teacher_share)
-
-
-def _mixed(patches: torch.Tensor, targets: torch.Tensor, mixup: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Each patch and its target blended with another's of the batch (mixup; Zhang et al., ICLR 2018).
-
-    The larger share is its own; `mixup` is both parameters of the beta distribution it is drawn from.
-    """
-    share = torch.distributions.Beta(mixup, mixup).sample((len(patches),)).to(patches.device)
-    share = torch.maximum(share, 1 - share)
-    other = torch.randperm(len(patches)).to(patches.device)
-    patches = torch.lerp(patches[other], patches, share[:, None, None, None])
-    return patches, torch.lerp(targets[other], targets, share[:, None])
+    return torch.lerp(labels, answers, run.options.teacher_share)
 
 
 def _evaluated(run: Run, pixels: NDArray[np.uint8], bf16: bool = False) -> NDArray[np.float32]:
     """As `evaluate`, of the averaged network, each process doing its share."""
     mine = run.group.share(np.arange(len(pixels)))
     part = pixels if run.group.count == 1 else pixels[mine]
-    return run.group.gather(evaluate(run.average, run.card, part, run.device, bf16))
+    logits = evaluate(run.average.module, run.card, part, run.device, bf16)
+    return run.group.gather(logits, len(pixels))
 
 
-def _set_up(
+def set_up(
     options: TrainOptions,
     train_side: LabelledPatches,
     val_side: LabelledPatches,
     device: torch.device,
     group: ProcessGroup,
 ) -> Run:
+    """All that a training of these patches begins with. Raises ConfigError, ModelError where it cannot."""
     group.check_batch(min(options.batch_size, len(train_side)))
-    stain = stain_of(train_side)
-    train_side, val_side = (_normalise_stain(side, stain, options) for side in (train_side, val_side))
+    stain = stain_of(train_side, group.readers)
+    train_side, val_side = (
+        _normalise_stain(side, stain, options, group.readers) for side in (train_side, val_side)
+    )
     torch.manual_seed(options.seed)
     network = build_network(options.architecture, classes=len(CLASSES), **options.architecture_options)
     if files := pretrained_files(options.pretrained):
@@ -254,11 +257,19 @@ def _set_up(
         *(len(train_side), len(set(train_side.patients)), len(val_side), len(set(val_side.patients))),
         device if group.count == 1 else f"{group.count} x {device.type}",
     )
+    if impossible := no_crossfit(val_side.labels, val_side.patients, val_side.by):
+        logger.warning(
+            "nothing will be cross-fitted: %s; how far calibration and threshold flatter stays unknown",
+            impossible,
+        )
     weighted = options.class_balance == "weights"
-    average = AveragedModel(network, multi_avg_fn=averaging(options.average_decay), use_buffers=True)
+    half = half_precision(device)
+    average = MovingAverage(
+        network, options.average_decay
+    )  # before what several processes hang on the weights
     return Run(
         options=options,
-        card=blank_card(options, train_side, val_side, cost, stain),
+        card=blank_card(options, train_side, val_side, cost, stain, group.readers),
         network=network,
         learner=group.wrap(network),
         average=average,
@@ -269,19 +280,29 @@ def _set_up(
         val=val_side,
         device=device,
         group=group,
-        teachers=load_teachers(options, device),
+        half=half,
+        teachers=load_teachers(options, device, half),
     )
 
 
-def _normalise_stain(side: LabelledPatches, stain: Stain, options: TrainOptions) -> LabelledPatches:
+def _normalise_stain(
+    side: LabelledPatches, stain: Stain, options: TrainOptions, readers: Readers
+) -> LabelledPatches:
     """The side with each patient's stain brought towards the training mean, as far as the options say."""
     strength = options.stain_normalisation
-    if strength and side.by == "image":
+    if not strength:
+        return side
+    if side.by == "image":
         raise ConfigError(
             f"stain_normalisation {strength:g}: the data names no patients or slides whose stain could be "
             "measured; set it to 0, or find patients with split.patient_pattern"
         )
-    return replace(side, pixels=normalise_stain_by_patient(side.pixels, side.patients, stain, strength))
+    pixels = shared_zeros(side.pixels.shape, cache_folder(), readers)
+    for patient in np.unique(side.patients)[readers.rank :: readers.count]:
+        rows = np.flatnonzero(side.patients == patient)
+        pixels[rows] = normalise_stain_by_patient(side.pixels[rows], side.patients[rows], stain, strength)
+    readers.all_say(None)
+    return replace(side, pixels=pixels)
 
 
 def _patches_an_epoch(run: Run) -> int:
@@ -323,12 +344,13 @@ def _recipe(run: Run) -> dict[str, Any]:
 
 def _resume(run: Run, path: Path) -> list[Row]:
     """The epochs done so far, their state put back into the run; empty where nothing was begun."""
-    state = load_checkpoint(path, _recipe(run), run.device)
+    # On the CPU first: the count of steps stays there for optimisers that read it at each step.
+    state = load_checkpoint(path, _recipe(run), torch.device("cpu"))
     if state is None:
         return []
     run.network.load_state_dict(state["network"])
     run.average.load_state_dict(state["average"])
-    run.optimiser.load_state_dict(state["optimiser"])
+    resume_optimiser(run.optimiser, state["optimiser"])
     run.scaler.load_state_dict(state["scaler"])
     logger.info("going on after epoch %d of %d", len(state["history"]), run.options.epochs)
     return list(state["history"])

@@ -5,6 +5,7 @@ image is padded to whole tiles, how what was clipped is handed out again, where 
 what OpenCV's does, so that configs of others can be followed.
 """
 
+from functools import lru_cache
 from typing import Annotated
 
 import torch
@@ -33,10 +34,16 @@ def clahe(images: torch.Tensor, options: ClaheOptions) -> torch.Tensor:
 
     What is added to the luma is added to R, G and B alike: hue stays. Each image is treated by itself.
     """
-    weights = torch.tensor(_LUMA, device=images.device).view(1, 3, 1, 1)
+    weights = _luma_weights(images.device)
     luma = (images.float() * weights).sum(dim=1).mul(_LEVELS - 1).round().clamp(0, _LEVELS - 1)  # [N, H, W]
     change = (equalised(luma.long(), options) - luma) / (_LEVELS - 1)
     return (images + change[:, None]).clamp(0, 1)
+
+
+@lru_cache
+def _luma_weights(device: torch.device) -> torch.Tensor:
+    # Kept: a copy from the host for each batch would make the device wait.
+    return torch.tensor(_LUMA, device=device).view(1, 3, 1, 1)
 
 
 def equalised(values: torch.Tensor, options: ClaheOptions) -> torch.Tensor:

@@ -32,7 +32,9 @@ from wsi_pipeline.results.figures.palette import (
     sample,
     write_png,
 )
+from wsi_pipeline.results.finished_map import FinishedMap
 from wsi_pipeline.results.regions import IdcRegion
+from wsi_pipeline.tiling.overview import Thumbnail
 
 LEAST_PX = 800
 
@@ -71,59 +73,43 @@ def render_heatmap(path: OutPath, heatmap: FloatMap) -> None:
     write_png(path, Image.fromarray(_enlarge(colour(heatmap), _enlargement(heatmap.shape))))
 
 
-def render_overlay(
-    path: OutPath,
-    thumbnail: RgbImage,
-    thumbnail_plane: Plane,
-    heatmap: FloatMap,
-    heatmap_plane: Plane,
-    regions: Sequence[IdcRegion],
-    map_kind: str | None = None,
-) -> None:
+def render_overlay(path: OutPath, thumbnail: Thumbnail, finished: FinishedMap) -> None:
     """Write the map blended on the thumbnail, with the outlines of regions, and the colour scale below.
 
     The thumbnail is left as it is where nothing was scored; low probabilities tint it, high ones cover it.
-    map_kind: which map it is, in words, for the key.
     """
-    sampled = sample(heatmap, heatmap_plane, thumbnail_plane, (thumbnail.shape[0], thumbnail.shape[1]))
+    rgb = thumbnail.rgb
+    sampled = sample(finished.heatmap, finished.plane, thumbnail.plane, thumbnail.shape)
     scored = np.isfinite(sampled)
     opacity = np.where(scored, 0.12 + 0.35 * np.clip(np.nan_to_num(sampled), 0, 1), 0).astype(np.float32)
-    blended = thumbnail + (colour(sampled)[:, :, :3] - thumbnail.astype(np.float32)) * opacity[:, :, None]
+    blended = rgb + (colour(sampled)[:, :, :3] - rgb.astype(np.float32)) * opacity[:, :, None]
     factor = _enlargement(thumbnail.shape)
     picture = _enlarge(np.round(blended).astype(np.uint8), factor).copy()
     picture[_rim(_enlarge(scored, factor), 1)] = _rgb(GREY)
 
-    outlined = _with_outlines(picture, regions, thumbnail_plane, factor)
+    outlined = _with_outlines(picture, finished.regions, thumbnail.plane, factor)
     font = _key_font(picture)
     key = [
         _scale("probability of IDC", 1, colour, font),
         _swatch(BLACK, "outline of an IDC region", font),
         _swatch(GREY, "edge of what was scored", font),
+        _label(f"map: {finished.kind}", font),
     ]
-    if map_kind:
-        key.append(_label(f"map: {map_kind}", font))
     write_png(path, _with_key(outlined, key, None))
 
 
 def render_uncertainty(
-    path: OutPath,
-    thumbnail: RgbImage,
-    thumbnail_plane: Plane,
-    deviation: FloatMap,
-    deviation_plane: Plane,
-    regions: Sequence[IdcRegion],
-    models: int,
+    path: OutPath, thumbnail: Thumbnail, deviation: FloatMap, finished: FinishedMap, models: int
 ) -> None:
     """Write the standard deviation between so many `models` over the thumbnail, with the outlines of regions.
 
-    Pixels are those of the overlay. The thumbnail shows where nothing was scored; elsewhere the colour covers
-    it, so that it can be read off the scale below.
+    deviation: of the cells of the finished map. Pixels are those of the overlay. The thumbnail shows where nothing
+    was scored; elsewhere the colour covers it, so that it can be read off the scale below.
     """
-    shape = (thumbnail.shape[0], thumbnail.shape[1])
-    rgba = colour_uncertainty(sample(deviation, deviation_plane, thumbnail_plane, shape))
+    rgba = colour_uncertainty(sample(deviation, finished.plane, thumbnail.plane, thumbnail.shape))
     scored = rgba[:, :, 3] > 0
     factor = _enlargement(thumbnail.shape)
-    picture = _enlarge(np.where(scored[:, :, None], rgba[:, :, :3], thumbnail), factor).copy()
+    picture = _enlarge(np.where(scored[:, :, None], rgba[:, :, :3], thumbnail.rgb), factor).copy()
     picture[_rim(_enlarge(scored, factor), 1)] = _rgb(GREY)
     font = _key_font(picture)
     key = [
@@ -131,7 +117,8 @@ def render_uncertainty(
         _swatch(BLACK, "outline of an IDC region", font),
         _swatch(GREY, "edge of what was scored", font),
     ]
-    write_png(path, _with_key(_with_outlines(picture, regions, thumbnail_plane, factor), key, None))
+    outlined = _with_outlines(picture, finished.regions, thumbnail.plane, factor)
+    write_png(path, _with_key(outlined, key, None))
 
 
 def _enlargement(shape: tuple[int, ...]) -> int:

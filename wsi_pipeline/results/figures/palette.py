@@ -25,7 +25,7 @@ UNCERTAINTY_COLOURS = matplotlib.colormaps["magma_r"]
 # The largest standard deviation that numbers between 0 and 1 can have.
 LARGEST_DEVIATION = 0.5
 
-# Of the palette of Okabe and Ito (2008), made to be told apart with any colour vision.
+# Of the palette of Okabe and Ito (2008), made to be distinguished with any colour vision.
 BLUE, ORANGE = "#0072B2", "#E69F00"
 BLACK, GREY, WHITE = "#000000", "#777777", "#FFFFFF"
 

@@ -19,7 +19,7 @@ from PIL import Image
 
 from wsi_pipeline.base.files import OutPath
 from wsi_pipeline.base.geometry import Plane, Size
-from wsi_pipeline.base.types import FloatMap, RgbImage
+from wsi_pipeline.base.types import RgbImage
 from wsi_pipeline.results.fields import GradingField
 from wsi_pipeline.results.figures.palette import (
     BLACK,
@@ -33,8 +33,10 @@ from wsi_pipeline.results.figures.palette import (
     shorten,
     write_png,
 )
+from wsi_pipeline.results.finished_map import FinishedMap
 from wsi_pipeline.results.regions import IdcRegion
 from wsi_pipeline.results.summary import Uncertainty
+from wsi_pipeline.tiling.overview import Thumbnail
 
 MOST_NAMES = 12
 MOST_ROWS = 10
@@ -49,46 +51,34 @@ NOT_SCORED: dict[str, Any] = {"facecolor": "#EBEBEB", "edgecolor": "#BBBBBB", "h
 
 @dataclass(frozen=True)
 class ReportInfo:
-    """What the report states beside the pictures.
-
-    mpp_overridden: the scale was given by hand. models: name and SHA-256 of each. map_kind: which map is shown,
-    in words (each patch alone, or after the card's context step). scored, rejected, unreadable: patches.
-    uncertainty: of an ensemble. warnings: a sentence each.
-    """
+    """What the report states of slide and run, beside the map and what was found on it."""
 
     slide_name: str
     size0: Size
+    mpp0: tuple[float, float]
+    """um per level-0 pixel, along x and y."""
+
     mpp_overridden: bool
+    """The scale was given by hand."""
+
     models: Sequence[tuple[str, str]]
-    map_kind: str
-    threshold: float
+    """Name and SHA-256 of each."""
+
     patch_px: int
     patch_mpp: float
-    scored: int
-    rejected: int
-    unreadable: int
     tissue_mm2: float
-    idc_mm2: float
-    uncertainty: Uncertainty | None
     warnings: Sequence[str]
+    """A sentence each."""
+
     version: str
     date: str
 
 
-def render_report(
-    path: OutPath,
-    thumbnail: RgbImage,
-    thumbnail_plane: Plane,
-    heatmap: FloatMap,
-    heatmap_plane: Plane,
-    mpp0: tuple[float, float],
-    regions: Sequence[IdcRegion],
-    fields: Sequence[GradingField],
-    info: ReportInfo,
-) -> None:
+def render_report(path: OutPath, thumbnail: Thumbnail, finished: FinishedMap, info: ReportInfo) -> None:
     """Write one page: slide and map at the same scale, regions and fields on them, and the numbers."""
-    ground = _Ground(thumbnail_plane, (thumbnail.shape[0], thumbnail.shape[1]), mpp0)
-    info_lines, table_rows = info_rows(info, mpp0), _table_rows(regions, fields)
+    regions, fields, threshold = finished.regions, finished.fields, finished.threshold
+    ground = _Ground(thumbnail.plane, thumbnail.shape, info.mpp0)
+    info_lines, table_rows = info_rows(info, finished), _table_rows(regions, fields)
     warnings = _warning_lines(info.warnings)
     width_mm, height_mm = ground.size_mm
     layout = _lay_out(width_mm / height_mm, len(info_lines), len(table_rows), len(warnings))
@@ -102,17 +92,17 @@ def render_report(
 
     slide = _draw_panel(page, layout.slide, ground, "Slide")
     slide.imshow(
-        _fitted(thumbnail, layout.slide), extent=ground.extent_mm, aspect="auto", interpolation="nearest"
+        _fitted(thumbnail.rgb, layout.slide), extent=ground.extent_mm, aspect="auto", interpolation="nearest"
     )
     _draw_outlines(slide, regions, ground)
     _draw_fields(slide, fields, ground, layout.slide)
     chart = _draw_panel(page, layout.map, ground, "Map")
-    _draw_map(chart, heatmap, heatmap_plane, ground, layout.map)
+    _draw_map(chart, finished, ground, layout.map)
     _draw_outlines(chart, regions, ground)
     _draw_names(page, chart, regions, ground)
 
-    _draw_colour_bar(page, layout.bar, info.threshold)
-    _draw_key(page, layout.key, info.threshold, fields, ground)
+    _draw_colour_bar(page, layout.bar, threshold)
+    _draw_key(page, layout.key, threshold, fields, ground)
     _write_info(page, layout.info, info_lines)
     _write_table(page, layout.table, table_rows)
     for i, line in enumerate(warnings):
@@ -162,7 +152,7 @@ def _lay_out(aspect: float, info_rows: int, table_rows: int, warning_rows: int) 
 
     A wide slide stands above its map; others side by side, a tall one with the numbers to the right.
     """
-    top, facts_height, table_height = 1.05, info_rows * LINE_IN, table_rows * LINE_IN
+    top, info_height, table_height = 1.05, info_rows * LINE_IN, table_rows * LINE_IN
     if aspect >= 2.2:
         height = min(PAGE_IN / aspect, 6.0)
         slide = _Frame(0, top, height * aspect, height)
@@ -174,12 +164,12 @@ def _lay_out(aspect: float, info_rows: int, table_rows: int, warning_rows: int) 
     if aspect >= 0.6:
         below = map_.bottom + 0.95
         bar, key = _Frame(0, below, 4.4, 0.17), _Frame(5.4, below - 0.25, 8.6, 3 * LINE_IN)
-        info = _Frame(0, below + 0.95, 6.5, facts_height)
+        info = _Frame(0, below + 0.95, 6.5, info_height)
         table = _Frame(7.0, info.top, PAGE_IN - 7.0, table_height)
     else:
         left = max(map_.right, map_.left + 1.5) + 0.6
         bar, key = _Frame(left, top + 0.25, 4.4, 0.17), _Frame(left, top + 1.15, 6.0, 3 * LINE_IN)
-        info = _Frame(left, key.bottom + 0.3, PAGE_IN - left, facts_height)
+        info = _Frame(left, key.bottom + 0.3, PAGE_IN - left, info_height)
         table = _Frame(left, info.bottom + 0.3, info.width, table_height)
     warnings_top = max(info.bottom, table.bottom, map_.bottom + 0.6) + 0.2
     return _Layout(
@@ -273,16 +263,17 @@ def _round_length(longest: float) -> float:
     return max(power * step for step in (1, 2, 5) if power * step <= longest * (1 + 1e-9))
 
 
-def _draw_map(axes: Axes, heatmap: FloatMap, plane: Plane, ground: _Ground, frame: _Frame) -> None:
+def _draw_map(axes: Axes, finished: FinishedMap, ground: _Ground, frame: _Frame) -> None:
     """The map over hatching, which stays to be seen where nothing was scored."""
     # Images lie at zorder 0, patches above: the hatching goes below both.
     axes.add_patch(Rectangle((0, 0), 1, 1, transform=axes.transAxes, zorder=-1, **NOT_SCORED))
     width_px, height_px = max(1, round(frame.width * DPI)), max(1, round(frame.height * DPI))
-    sampled = sample(heatmap, plane, ground.plane_of(width_px, height_px), (height_px, width_px))
+    target = ground.plane_of(width_px, height_px)
+    sampled = sample(finished.heatmap, finished.plane, target, (height_px, width_px))
     limits = axes.axis()
     axes.imshow(colour(sampled), extent=ground.extent_mm, aspect="auto", interpolation="nearest")
     axes.axis(limits)
-    if not np.isfinite(heatmap).any():
+    if not np.isfinite(finished.heatmap).any():
         style: dict[str, Any] = {
             "size": 12,
             "ha": "center",
@@ -387,9 +378,9 @@ def _draw_key(
         )
 
 
-def info_rows(info: ReportInfo, mpp0: tuple[float, float]) -> list[tuple[str, str]]:
-    """What the page states of the run: a label and its text a row; `mpp0` is um per level-0 pixel."""
-    size, (mpp_x, mpp_y) = info.size0, mpp0
+def info_rows(info: ReportInfo, finished: FinishedMap) -> list[tuple[str, str]]:
+    """What the page states of the run: a label and its text a row."""
+    size, (mpp_x, mpp_y), cells = info.size0, info.mpp0, finished.counts["cells"]
     width_mm, height_mm = size.width * mpp_x / 1000, size.height * mpp_y / 1000
     source = "given by hand, not the file's" if info.mpp_overridden else "as the file says"
     patch_um = info.patch_px * info.patch_mpp
@@ -402,15 +393,15 @@ def info_rows(info: ReportInfo, mpp0: tuple[float, float]) -> list[tuple[str, st
         ),
         ("Scale", f"{mpp_x:.4g} x {mpp_y:.4g} µm per pixel, {source}"),
         *zip(labels, models, strict=True),
-        ("Map", info.map_kind),
+        ("Map", finished.kind),
         ("Patches", f"{info.patch_px} px at {info.patch_mpp:g} µm per pixel: {patch_um:g} µm a side"),
-        ("Scored", f"{info.scored:,} patches"),
-        ("Not scored", f"{info.rejected:,} rejected, {info.unreadable:,} unreadable"),
+        ("Scored", f"{cells['scored']:,} patches"),
+        ("Not scored", f"{cells['rejected']:,} rejected, {cells['unreadable']:,} unreadable"),
         ("Tissue", f"{info.tissue_mm2:.2f} mm²"),
-        ("IDC", f"{info.idc_mm2:.2f} mm², whole patches"),
+        ("IDC", f"{finished.idc_mm2:.2f} mm², whole patches"),
     ]
-    if info.uncertainty:
-        rows.append(("Uncertainty", _uncertainty_text(info.uncertainty)))
+    if finished.uncertainty:
+        rows.append(("Uncertainty", _uncertainty_text(finished.uncertainty)))
     return rows
 
 

@@ -59,11 +59,6 @@ class TiledLevels:
         # How many blocks have yet to come for each tile that is kept.
         self._wanted: dict[TileKey, int] = {}
 
-    @property
-    def kept_bytes(self) -> int:
-        """Pixels kept for blocks that have yet to come."""
-        return self._kept_bytes
-
     def read(self, level: int, box: Box) -> tuple[NDArray[np.uint8], tuple[Box, ...]]:
         """Pixels of `box` in level pixels as uint8 [row, column, RGB], and the tiles that cannot be decoded.
 

@@ -1,4 +1,4 @@
-"""Jobs for tests of many kinds of workers: what becomes of an item can be said by hand."""
+"""Jobs for tests of many kinds of workers: the item's name says what becomes of it."""
 
 import os
 import signal
@@ -60,8 +60,8 @@ class Doubler:
         report(2, 2)
         return 2 * int(number)
 
-    def ahead(self, items: Sequence[str]) -> None:
-        with (self.folder / "ahead").open("a") as file:
+    def prefetch(self, items: Sequence[str]) -> None:
+        with (self.folder / "prefetched").open("a") as file:
             file.writelines(f"{item}\n" for item in items[1:2])
 
     def close(self) -> None:
@@ -85,7 +85,7 @@ class Refusing:
 
 
 @dataclass(frozen=True)
-class Stillborn:
+class FailingStart:
     """Kills the worker that opens it."""
 
     def open(self, worker: int) -> Any:
@@ -94,7 +94,7 @@ class Stillborn:
 
 @dataclass
 class Ears:
-    """Remembers what it was told."""
+    """Remembers what it heard."""
 
     heard: list[tuple[Any, ...]] = field(default_factory=list)
 

@@ -1,6 +1,6 @@
 """Whether opening the next slide while one is computed pays: the same slides mapped with and without it, by turns.
 
-    python -m scripts.bench.measure_ahead runs/results/slides/*.tiff --docs docs/performance.md
+    python -m scripts.bench.measure_prefetch runs/results/slides/*.tiff --docs docs/performance.md
 
 One process, as `infer-slide SLIDE...` runs them; the model is loaded once, before the clock starts.
 """
@@ -33,17 +33,17 @@ def main() -> int:
     args = parser.parse_args()
     entries = list_slides([str(path) for path in args.slides])
     seconds: dict[bool, list[float]] = {False: [], True: []}
-    mapped(entries[:1], args.device, with_ahead=False)  # what is done once: compiling, the disk's cache
+    mapped(entries[:1], args.device, with_prefetch=False)  # what is done once: compiling, the disk's cache
     for _ in range(args.repeats):
-        for with_ahead, found in seconds.items():
-            found.append(mapped(entries, args.device, with_ahead))
-            print(f"{'with' if with_ahead else 'without'}: {found[-1]:.2f} s", flush=True)
+        for with_prefetch, found in seconds.items():
+            found.append(mapped(entries, args.device, with_prefetch))
+            print(f"{'with' if with_prefetch else 'without'}: {found[-1]:.2f} s", flush=True)
     without, with_it = (statistics.median(seconds[key]) for key in (False, True))
     text = (
         f"{len(entries)} slides one after another in one process, {len(os.sched_getaffinity(0))} cores, device "
         f"{args.device}, medians of {args.repeats} by turns: {without:.2f} s without, {with_it:.2f} s where each next "
-        f"slide is opened and surveyed meanwhile, {without / with_it:.2f} times as fast. Written by "
-        f"`python -m scripts.bench.measure_ahead SLIDE... --docs docs/performance.md`."
+        f"slide is opened and looked at meanwhile, {without / with_it:.2f} times as fast. Written by "
+        f"`python -m scripts.bench.measure_prefetch SLIDE... --docs docs/performance.md`."
     )
     print(text)
     if args.docs:
@@ -51,14 +51,14 @@ def main() -> int:
     return 0
 
 
-def mapped(entries: list[SlideEntry], device: str, with_ahead: bool) -> float:
+def mapped(entries: list[SlideEntry], device: str, with_prefetch: bool) -> float:
     """Seconds that mapping all the slides takes."""
     with tempfile.TemporaryDirectory() as out:
         work = InferJob(Path(out), InferConfig(), ("idc_default",), device).open(0)
         start = time.perf_counter()
         for i, entry in enumerate(entries):
-            if with_ahead:
-                work.ahead(entries[i : i + 2])
+            if with_prefetch:
+                work.prefetch(entries[i : i + 2])
             work(entry, lambda done, total: None)
         seconds = time.perf_counter() - start
         work.close()
