@@ -3,6 +3,8 @@
 import re
 from pathlib import Path
 
+from wsi_pipeline.base.files import write_bytes
+
 
 def kept_section(path: Path, name: str) -> str:
     """The section as it stands in the file, its comments with it; empty where there is none."""
@@ -16,9 +18,7 @@ def put_section(path: Path, name: str, text: str) -> None:
     old = path.read_text(encoding="utf-8") if path.exists() else "# Results\n"
     new = f"<!-- {name}: written by a script -->\n{text.strip()}\n<!-- end of {name} -->\n"
     text, replaced = _pattern(name).subn(lambda _: new, old)
-    beside = path.with_suffix(".partial")
-    beside.write_text(text if replaced else f"{old.rstrip()}\n\n{new}", encoding="utf-8")
-    beside.replace(path)
+    write_bytes(path, (text if replaced else f"{old.rstrip()}\n\n{new}").encode())
 
 
 def _pattern(name: str) -> re.Pattern[str]:

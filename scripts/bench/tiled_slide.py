@@ -14,11 +14,14 @@ import struct
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import openslide
 from numpy.typing import NDArray
 from PIL import Image
+
+from wsi_pipeline.base.files import new_file
 
 TILE_PX = 256
 # The square that is repeated: a whole number of tiles at each of these downsamples.
@@ -35,10 +38,8 @@ Tiles = dict[tuple[int, int], bytes]
 
 def write_tiled_slide(path: Path, width: int, height: int, square: NDArray[np.uint8]) -> None:
     """Write a BigTIFF of `width` x `height` px at 0.25 um/px, `square` (uint8 [4096, 4096, 3]) repeated in it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f"{path.name}.partial")
     image = Image.fromarray(square)
-    with beside.open("wb") as file:
+    with new_file(path) as file:
         file.write(struct.pack("<2sHHHQ", b"II", 43, 8, 0, 0))
         link = 8  # where the offset of the next directory is to be written
         for downsample in DOWNSAMPLES:
@@ -46,7 +47,6 @@ def write_tiled_slide(path: Path, width: int, height: int, square: NDArray[np.ui
             places = _write_tiles(file, level)
             size = (-(-width // downsample), -(-height // downsample))
             link = _write_directory(file, link, size, downsample, _table(size, downsample, places))
-    beside.replace(path)
 
 
 def densest_square(slide: Path) -> NDArray[np.uint8]:
@@ -75,7 +75,7 @@ class _Places:
     glass: NDArray[np.uint64]
 
 
-def _write_tiles(file: io.BufferedWriter, level: NDArray[np.uint8]) -> _Places:
+def _write_tiles(file: IO[bytes], level: NDArray[np.uint8]) -> _Places:
     def place(pixels: NDArray[np.uint8]) -> tuple[int, int]:
         data = _jpeg(pixels)
         file.write(data)
@@ -113,7 +113,7 @@ def _table(size: tuple[int, int], downsample: int, places: _Places) -> NDArray[n
 
 
 def _write_directory(
-    file: io.BufferedWriter, link: int, size: tuple[int, int], downsample: int, table: NDArray[np.uint64]
+    file: IO[bytes], link: int, size: tuple[int, int], downsample: int, table: NDArray[np.uint64]
 ) -> int:
     """One page of the TIFF, with its tables; gives where the offset of the next page is to be written."""
 

@@ -52,10 +52,8 @@ def make_sample_slide(
     scene = make_scene(width_mm * 1000, height_mm * 1000, seed)
     scan = plan_scan(scene.width_um, scene.height_um, scale, seed)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.stem + ".partial" + path.suffix)
     write_truth(path, scene, scan)
-    write_pyramid(partial, scene, scan, compression, workers or os.cpu_count() or 1)
-    partial.replace(path)
+    write_pyramid(path, scene, scan, compression, workers or os.cpu_count() or 1)
     return path
 
 

@@ -18,6 +18,7 @@ from PIL import Image
 from scripts.sample_slide.sample_noise import Array, hash01
 from scripts.sample_slide.sample_scene import SCENE_UM, Scene
 from scripts.sample_slide.sample_stains import Window, stains
+from wsi_pipeline.base.files import new_file
 
 TRUTH_UM = 4.0  # scale of the truth picture: that of the public IDC patches
 GLASS = 243  # level of empty glass in scans of whole mounts
@@ -161,7 +162,8 @@ def write_pyramid(path: Path, scene: Scene, scan: Scan, compression: str, worker
         kind = {"compression": "jpeg", "photometric": "ycbcr", "subsampling": (2, 2)}
     with (
         ThreadPoolExecutor(workers) as pool,
-        tifffile.TiffWriter(path, bigtiff=raw_bytes > 3.9e9) as tiff,
+        new_file(path) as file,
+        tifffile.TiffWriter(file, bigtiff=raw_bytes > 3.9e9) as tiff,
     ):
 
         def write_level(tiles: Iterator[bytes], width: int, height: int, downsample: int) -> None:

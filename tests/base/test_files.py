@@ -1,21 +1,33 @@
 import os
+import resource
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from wsi_pipeline.base.errors import OutputError, UsageError
 from wsi_pipeline.base.files import (
     check_writable,
     clear_leftovers,
+    clear_leftovers_of,
     names,
+    new_array,
+    new_file,
+    new_folder,
     new_tree,
     out_path,
     remove,
     write_bytes,
     write_many,
 )
+from wsi_pipeline.learning.training.checkpoint import load_checkpoint, save_checkpoint
+from wsi_pipeline.results.figures.html import Page, write_page
 
 
 def test_a_file_is_replaced_whole_and_nothing_lies_beside_it(tmp_path: Path) -> None:
@@ -62,12 +74,9 @@ with new_tree(Path(sys.argv[1]) / "tree", {"root": b"1"}, "root"):
     (tmp_path / "zarr").mkdir()
     for name in ("zarr/0.1234.partial", ".summary.json.77.part", "summary.json"):
         (tmp_path / name).write_bytes(b"x")
-    assert {p.name for p in tmp_path.iterdir()} == {
-        "tree.part",
-        "zarr",
-        ".summary.json.77.part",
-        "summary.json",
-    }
+    left = {p.name for p in tmp_path.iterdir()} - {"zarr", ".summary.json.77.part", "summary.json"}
+    assert len(left) == 1
+    assert left.pop().startswith(".tree.")
     clear_leftovers(tmp_path)
     assert {p.name for p in tmp_path.rglob("*")} == {"zarr", "summary.json"}
 
@@ -101,3 +110,130 @@ def test_an_interrupted_write_takes_its_part_away(tmp_path: Path, monkeypatch: p
     with pytest.raises(KeyboardInterrupt):
         write_bytes(tmp_path / "a", b"1")
     assert list(tmp_path.iterdir()) == []
+
+
+# Two containers: each process has the id 7. Each writes one byte many times over, and reads what is there.
+WRITER = """
+import os, sys
+from pathlib import Path
+os.getpid = lambda: 7
+from wsi_pipeline.base.files import write_bytes
+from wsi_pipeline.results.figures.html import Page, write_page
+way, path, letter = sys.argv[1], Path(sys.argv[2]), sys.argv[3]
+for _ in range(60):
+    if way == "bytes":
+        write_bytes(path, letter.encode() * 2_000_000, durable=False)
+    else:
+        write_page(path, Page(letter * 2_000_000, [], []))
+    found = path.read_text()
+    assert (found.count("a"), found.count("b")) in WHOLE, (len(found), found.count("a"), found.count("b"))
+"""
+
+
+@pytest.mark.parametrize("way", ["bytes", "page"])
+def test_processes_of_equal_ids_write_one_file_and_none_fails_or_reads_a_torn_one(
+    tmp_path: Path, way: str
+) -> None:
+    if way == "bytes":
+        whole = {(2_000_000, 0), (0, 2_000_000)}
+    else:
+        whole = set()
+        for letter in "ab":
+            write_page(tmp_path / "alone.html", Page(letter * 2_000_000, [], []))
+            found = (tmp_path / "alone.html").read_text()
+            whole.add((found.count("a"), found.count("b")))
+        (tmp_path / "alone.html").unlink()
+    code = WRITER.replace("WHOLE", repr(whole))
+    runs = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, way, tmp_path / "one.html", letter],
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for letter in "abab"
+    ]
+    complaints = [run.communicate()[1] for run in runs]
+    assert complaints == [""] * 4
+    assert [path.name for path in tmp_path.iterdir()] == ["one.html"]
+
+
+def test_a_block_that_fails_leaves_the_old_file_and_nothing_beside_it(tmp_path: Path) -> None:
+    write_bytes(tmp_path / "a", b"old")
+    with suppress(ZeroDivisionError), new_file(tmp_path / "a") as file:
+        file.write(b"half")
+        _ = 1 / 0
+    assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("a", b"old")]
+
+
+def test_a_name_as_long_as_names_may_be_can_be_written(tmp_path: Path) -> None:
+    for name in ("x" * 255, "é" * 127):
+        write_bytes(tmp_path / name, b"1")
+        assert (tmp_path / name).read_bytes() == b"1"
+
+
+@contextmanager
+def small_disk(most_bytes: int) -> Iterator[None]:
+    """No file can be longer: writing fails in its midst, as on a disk that fills up."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, before)
+
+
+def test_a_disk_that_fills_up_in_mid_file_is_an_error_of_ours_and_leaves_nothing(tmp_path: Path) -> None:
+    with small_disk(100_000):
+        with pytest.raises(OutputError, match="cannot be written"):
+            write_bytes(tmp_path / "a", b"1" * 200_000)
+        with pytest.raises(OutputError, match="cannot be written"), new_folder(tmp_path / "b") as folder:
+            new_array(folder / "pixels.npy", (200_000,), np.uint8)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_checkpoint_that_finds_the_disk_full_is_an_error_of_ours_and_the_last_one_stays(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "last.pt"
+    save_checkpoint(path, {}, {"epoch": 1})
+    with (
+        small_disk(100_000),
+        pytest.raises(OutputError, match=r"last\.pt: cannot be written: File too large"),
+    ):
+        save_checkpoint(path, {}, {"weights": torch.zeros(200_000)})
+    assert list(tmp_path.iterdir()) == [path]
+    assert load_checkpoint(path, {}, torch.device("cpu")) == {"recipe": {}, "epoch": 1}
+
+
+def test_a_folder_replaces_the_old_one_whole_and_stays_where_the_block_fails(tmp_path: Path) -> None:
+    place = tmp_path / "place"
+    for text in ("old", "new"):
+        with new_folder(place) as folder:
+            write_bytes(folder / text, b"1")
+            new_array(folder / "a.npy", (3, 2), np.uint8)[:] = 7
+            assert not (place / text).exists()
+    with suppress(ZeroDivisionError), new_folder(place) as folder:
+        write_bytes(folder / "newer", b"1")
+        _ = 1 / 0
+    assert sorted(path.name for path in place.iterdir()) == ["a.npy", "new"]
+    assert (np.load(place / "a.npy") == 7).all()
+    assert [path.name for path in tmp_path.iterdir()] == ["place"]
+
+
+def test_leftovers_of_named_files_go_and_other_programs_files_stay(tmp_path: Path) -> None:
+    code = """
+import os, sys
+from pathlib import Path
+from wsi_pipeline.base.files import new_file, new_folder
+with new_folder(Path(sys.argv[1]) / "cache"), new_file(Path(sys.argv[1]) / "last.pt"):
+    os.kill(os.getpid(), 9)
+"""
+    assert subprocess.run([sys.executable, "-c", code, tmp_path], check=False).returncode == -9
+    strangers = {"movie.mp4.part", ".other.0123456789abcdef.part", ".last.pt.part", "last.pt"}
+    for name in strangers:
+        (tmp_path / name).touch()
+    assert len(list(tmp_path.iterdir())) == len(strangers) + 2
+    clear_leftovers_of(tmp_path / "last.pt", tmp_path / "cache", tmp_path / "none/there")
+    assert {path.name for path in tmp_path.iterdir()} == strangers

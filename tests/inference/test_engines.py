@@ -150,6 +150,9 @@ def test_without_openvino_torch_computes(
     assert scored.members[0].chosen.runner.engine.name == "torch"
     assert "not installed" in scored.engine_info[0]["refused"][0]
     assert "pip install '.[openvino]'" in caplog.text
+    for _ in range(2):  # other slides
+        assert adapted(shipped, made_patches(shipped.card, 5)).members[0].chosen.runner.engine.name == "torch"
+    assert caplog.text.count("not installed") == 1
 
 
 def test_int8_needs_a_slide_to_be_calibrated_on(shipped: Model) -> None:

@@ -2,6 +2,8 @@
 
 import logging
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +49,36 @@ def test_the_cache_holds_what_the_files_hold(folder, tmp_path):
         assert (kept.pixels[index] == listing.load(index)).all()
     assert (made.pixels == kept.pixels).all()
     assert [p.name for p in (tmp_path / "cache").iterdir() if p.name.startswith(".")] == []
+
+
+def test_processes_that_want_one_cache_at_once_all_get_it_and_one_makes_it(folder, tmp_path):
+    code = """
+import hashlib, logging, sys
+from pathlib import Path
+logging.basicConfig(level=logging.INFO, stream=sys.stderr)
+from wsi_pipeline.learning.datasets import SplitOptions, load_split
+sides = load_split(Path(sys.argv[1]), 8, SplitOptions(val=("test",)), Path(sys.argv[2]))
+print(hashlib.sha256(b"".join(side.pixels.tobytes() for side in sides)).hexdigest())
+"""
+    for number in range(2):
+        command = [sys.executable, "-c", code, folder, tmp_path / f"cache{number}"]
+        runs = [
+            subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+            for _ in range(4)
+        ]
+        said = [run.communicate() for run in runs]
+        assert [run.returncode for run in runs] == [0] * 4, said
+        assert len({out for out, _ in said}) == 1
+        assert sum("decoded 32 images" in complaint for _, complaint in said) == 1
+        assert len(list((tmp_path / f"cache{number}").iterdir())) == 1
+
+
+def test_what_a_killed_process_left_of_a_cache_goes_when_it_is_made(folder, tmp_path):
+    load_split(folder, PX, SPLIT, tmp_path / "cache")
+    [made] = (tmp_path / "cache").iterdir()
+    made.rename(made.with_name(f".{made.name}.0123456789abcdef.part"))
+    load_split(folder, PX, SPLIT, tmp_path / "cache")
+    assert list((tmp_path / "cache").iterdir()) == [made]
 
 
 @pytest.mark.parametrize("change", ["changed", "added", "removed", "damaged cache"])

@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -61,6 +62,35 @@ def test_two_processes_take_the_steps_of_one_and_only_the_first_writes(data, tmp
         with (folder / "epochs.csv").open(newline="") as file:
             rows.append([float(row["loss"]) for row in csv.DictReader(file)])
     assert rows[0] == pytest.approx(rows[1], abs=1e-4)
+
+
+def torchrun(*arguments):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += ["-m", "wsi_pipeline.cli.train_model", *map(str, arguments), "--device", "cpu"]
+    return subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
+
+
+def test_what_all_processes_meet_is_said_once(data, tmp_path):  # noqa: F811
+    config = tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump(options_to_dict(SHARED) | {"batch_size": 15}))
+    run = torchrun("--config", config, "--data", data, "--out", tmp_path / "out")
+    complaint = run.communicate(timeout=120)[1]
+    assert run.returncode != 0
+    assert complaint.count("batch_size: found 15, expected a multiple of the 2 processes") == 1
+
+
+def test_ctrl_c_ends_all_processes_and_the_first_one_speaks(data, tmp_path):  # noqa: F811
+    config = tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump(options_to_dict(replace(SHARED, epochs=500))))
+    run = torchrun("--config", config, "--data", data, "--out", tmp_path / "out")
+    assert any("epoch 2: loss" in line for line in run.stderr)
+    run.send_signal(signal.SIGINT)
+    complaint = run.communicate(timeout=60)[1]
+    assert run.returncode != 0
+    assert complaint.count("interrupted; the same command goes on from the last whole epoch") == 1
+    assert not list((tmp_path / "out").glob(".*"))
 
 
 def test_shares_of_a_batch_are_the_batch():
@@ -124,6 +154,7 @@ def _started(rank: int, work: Any, count: int, machines: int, port: int, args: t
 
 def reads_its_share(group: ProcessGroup, folder: Path, split: SplitOptions, px: int, kept: Path) -> None:
     decoded: list[int] = []
+    own_disk = kept / f"machine_{group.rank // group.readers.count}"
     before = cache.decode_each
 
     def counting(listing: Any, indices: Any, threads: Any = None) -> Any:
@@ -131,7 +162,7 @@ def reads_its_share(group: ProcessGroup, folder: Path, split: SplitOptions, px: 
         return before(listing, indices, threads)
 
     cache.decode_each = counting  # type: ignore[assignment]
-    sides = load_split(folder, px, split, kept / "shared", group.readers)
+    sides = load_split(folder, px, split, own_disk, group.readers)
     here = group.readers.all_say(sorted(decoded))
     assert max(map(len, here)) <= min(map(len, here)) + 1
     everything = [index for some in here for index in some]
@@ -146,10 +177,10 @@ def reads_its_share(group: ProcessGroup, folder: Path, split: SplitOptions, px: 
         assert np.array_equal(ours.names, whole.names)
         assert stain_of(ours, group.readers) == stain_of(whole)
     decoded.clear()
-    again = load_split(folder, px, split, kept / "shared", group.readers)
+    again = load_split(folder, px, split, own_disk, group.readers)
     assert np.array_equal(again[0].pixels, alone[0].pixels)
     group.readers.all_say(None)
-    assert not list((kept / "shared").glob(".shared.*"))
+    assert not list((own_disk).glob(".shared.*"))
 
 
 @pytest.mark.slow  # processes that import torch

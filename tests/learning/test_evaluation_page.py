@@ -233,11 +233,3 @@ def test_what_json_does_not_know_becomes_null() -> None:
         "a": [None, 1.5, "x"],
         "b": {"c": None},
     }
-
-
-def test_help_shows_an_example(capsys) -> None:
-    with pytest.raises(SystemExit, match="0"):
-        main(["--help"])
-    assert (
-        "evaluate-model --model idc_default --data ../shared/data/idc --out judged" in capsys.readouterr().out
-    )

@@ -30,7 +30,7 @@ def find_config(name_or_path: str | Path) -> Path:
     """
     path = Path(name_or_path)
     try:
-        if path.is_file():
+        if path.exists() and not path.is_dir():  # a file, or a pipe: --config <(...)
             return path
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error

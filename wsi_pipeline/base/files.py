@@ -1,18 +1,26 @@
 """Files of results, in a folder or on an object store: each is there whole or not at all.
 
-Everything that a run leaves goes through here. A folder is a `Path`: a file is written beside, brought to the disk
-and renamed, so that neither a kill nor a power cut leaves half of one. An object store is a `UPath` ("s3://..."): a
-put is whole by itself, there are no renames, and a tree is there once its root file is, which is put last.
+Everything that a command leaves goes through here. A folder is a `Path`: a file is written beside, brought to the
+disk and renamed, so that neither a kill nor a power cut leaves half of one. The name beside is random: processes of
+many machines and containers, where process ids repeat, may write one file, and the last one stays. An object store
+is a `UPath` ("s3://..."): a put is whole by itself, there are no renames, and a tree is there once its root file is,
+which is put last.
 """
 
 import errno
+import io
 import json
 import os
+import re
+import secrets
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import IO, TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
 
 from wsi_pipeline.base.errors import OutputError, UsageError
 
@@ -26,6 +34,8 @@ else:
 
 # What is not yet whole ends so: ours, and zarr's own.
 PART, ZARR_PART = ".part", ".partial"
+# Of the 255 bytes that a name may have, this many are the file's own; the rest is for what a part's name adds.
+NAME_BYTES = 230
 
 _REMEDIES = {
     errno.ENOSPC: "the disk is full; free some space",
@@ -57,9 +67,12 @@ def out_path(text: str) -> OutPath:
     return path
 
 
-def check_writable(out: OutPath) -> None:
-    """Make the folder if need be, and try to write there. Raises UsageError saying why it cannot be."""
-    probe = out / f".{os.getpid()}{PART}"
+def check_writable(out: OutPath, option: str = "--out") -> None:
+    """Make the folder if need be, and try to write there.
+
+    Raises UsageError saying why it cannot be; `option` is the argument that named the folder.
+    """
+    probe = out / f".{secrets.token_hex(8)}{PART}"
     try:
         if isinstance(out, Path):
             out.mkdir(parents=True, exist_ok=True)
@@ -67,7 +80,7 @@ def check_writable(out: OutPath) -> None:
         remove(probe)
     except (OSError, OutputError) as error:
         reason = _reason(out, error.__cause__ if isinstance(error, OutputError) else error)
-        raise UsageError(f"--out {out}: cannot be made, or not be written to: {reason}") from error
+        raise UsageError(f"{option} {out}: cannot be made, or not be written to: {reason}") from error
 
 
 @contextmanager
@@ -81,8 +94,8 @@ def writing(path: OutPath) -> Iterator[None]:
         if isinstance(path, Path) and not isinstance(error, OSError):
             raise
         raise OutputError(
-            f"{path}: cannot be written: {_reason(path, error)}, and run the same command again: what was written "
-            f"so far is whole, and it goes on from there"
+            f"{path}: cannot be written: {_reason(path, error)}, and run the same command again; what was written "
+            f"so far is whole"
         ) from error
 
 
@@ -96,20 +109,24 @@ def _reason(path: OutPath, error: BaseException | None) -> str:
     return f"{' '.join(str(error).split())}; see to the store, its address and your credentials"
 
 
-def write_bytes(path: OutPath, data: bytes, durable: bool = True) -> None:
-    """Write the file, whole or not at all; folders above it are made.
+@contextmanager
+def new_file(path: OutPath, durable: bool = True) -> Iterator[IO[bytes]]:
+    """A file for the block to write into, for what writes by itself: at `path`, whole, once the block has ended.
 
-    `durable`: it is on the disk when this returns, not only in the system's memory. Raises OutputError.
+    Where the block fails, what lay at `path` stays. Folders above it are made. `durable`: it is on the disk then, not
+    only in the system's memory. Raises OutputError.
     """
     with writing(path):
         if not isinstance(path, Path):
-            path.fs.pipe_file(path.path, data)
+            content = io.BytesIO()
+            yield content
+            path.fs.pipe_file(path.path, content.getvalue())
             return
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f".{path.name}.{os.getpid()}{PART}")
+        part = _beside(path)
         try:
-            with part.open("wb") as file:
-                file.write(data)
+            with part.open("xb") as file:
+                yield file
                 if durable:
                     file.flush()
                     os.fsync(file.fileno())
@@ -119,6 +136,12 @@ def write_bytes(path: OutPath, data: bytes, durable: bool = True) -> None:
             raise
         if durable:
             _sync(path.parent)
+
+
+def write_bytes(path: OutPath, data: bytes, durable: bool = True) -> None:
+    """Write the file, whole or not at all, as `new_file` does. Raises OutputError."""
+    with new_file(path, durable) as file:
+        file.write(data)
 
 
 def write_many(folder: OutPath, files: Mapping[str, bytes]) -> None:
@@ -183,8 +206,7 @@ def new_tree(path: OutPath, files: Mapping[str, bytes], root: str) -> Iterator[N
             write_many(path, {name: data for name, data in files.items() if name != root})
             write_bytes(path / root, files[root])
             return
-        part, old = (path.with_name(path.name + ending) for ending in (PART, f".old{PART}"))
-        remove(part)
+        part, old = _beside(path), _beside(path)
         try:
             for name, data in files.items():
                 (part / name).parent.mkdir(parents=True, exist_ok=True)
@@ -193,13 +215,47 @@ def new_tree(path: OutPath, files: Mapping[str, bytes], root: str) -> Iterator[N
         except BaseException:
             shutil.rmtree(part, ignore_errors=True)
             raise
-        remove(old)
         if path.exists():
             path.rename(old)
             remove(old)
         yield
         part.rename(path)
         _sync(path.parent)
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A folder for the block to fill: at `path`, whole and on the disk, once the block has ended.
+
+    What lay there is replaced then; where the block fails, it stays. Whoever has its files open keeps them. Raises
+    OutputError.
+    """
+    with writing(path):
+        part, old = _beside(path), _beside(path)
+        try:
+            part.mkdir(parents=True)
+            yield part
+            sync_tree(part)
+            with suppress(FileNotFoundError):
+                path.rename(old)
+            part.rename(path)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+            shutil.rmtree(old, ignore_errors=True)
+        _sync(path.parent)
+
+
+def new_array(path: Path, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
+    """A .npy on the disk to fill in place, for arrays beyond memory; its `path` lies in a folder of `new_folder`.
+
+    Its room on the disk is taken at once: written to a disk that turns out full, mapped memory ends the process.
+    Raises OSError where there is no such room.
+    """
+    array: NDArray[Any] = np.lib.format.open_memmap(path, "w+", dtype, shape)
+    if hasattr(os, "posix_fallocate"):
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    return array
 
 
 def tree_exists(path: OutPath, root: str) -> bool:
@@ -225,7 +281,10 @@ def sync_files(paths: list[OutPath]) -> None:
 
 
 def clear_leftovers(folder: OutPath) -> None:
-    """Remove what killed processes left unfinished in the folder and below it."""
+    """Remove what killed processes left unfinished in a run folder and below it, zarr's files too.
+
+    Nobody may be writing there, and nothing of other programs may lie there.
+    """
     if not isinstance(folder, Path) or not folder.is_dir():
         return
     for path in folder.glob(f"*{PART}"):
@@ -234,6 +293,18 @@ def clear_leftovers(folder: OutPath) -> None:
         for name in files:
             if name.endswith((PART, ZARR_PART)):
                 remove(Path(parent, name))
+
+
+def clear_leftovers_of(*paths: Path) -> None:
+    """Remove what killed processes left of writing these files or folders, and nothing else beside them.
+
+    Nobody may be writing them now.
+    """
+    for path in paths:
+        ours = re.compile(re.escape(f".{_short_name(path)}.") + "[0-9a-f]{16}" + re.escape(PART))
+        for other in path.parent.glob(f".*{PART}"):
+            if ours.fullmatch(other.name):
+                remove(other)
 
 
 def zarr_store(path: OutPath) -> "Store":
@@ -245,6 +316,15 @@ def zarr_store(path: OutPath) -> "Store":
     from zarr.storage import FsspecStore
 
     return FsspecStore.from_url(str(path), storage_options=dict(path.storage_options))
+
+
+def _beside(path: Path) -> Path:
+    """A new place in the same folder for what is not yet whole; random, so that no other process has it."""
+    return path.with_name(f".{_short_name(path)}.{secrets.token_hex(8)}{PART}")
+
+
+def _short_name(path: Path) -> str:
+    return path.name if len(os.fsencode(path.name)) <= NAME_BYTES else path.name[-NAME_BYTES // 5 :]
 
 
 def _sync(path: Path) -> None:

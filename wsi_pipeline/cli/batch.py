@@ -11,7 +11,6 @@ import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import NoReturn
 
 import wsi_pipeline
@@ -20,6 +19,7 @@ from wsi_pipeline.base.files import OutPath, check_writable
 from wsi_pipeline.base.text import on_one_line, printable
 from wsi_pipeline.cli.common import ALL_DONE, INTERRUPTED, NOTHING_RUN, SOME_FAILED
 from wsi_pipeline.cli.progress import BatchProgress
+from wsi_pipeline.cli.streams import lasting_streams
 from wsi_pipeline.jobs import Outcome, run_local, run_sequential
 from wsi_pipeline.jobs.cluster import run_cluster
 from wsi_pipeline.jobs.events import EventLog, now
@@ -33,72 +33,6 @@ from wsi_pipeline.slides.names import MAX_NAME_BYTES, is_cut
 EVENT_EVERY_S = 30.0
 
 SlideOutcome = Outcome[SlideEntry, SlideResult]
-
-
-def add_batch_arguments(parser: argparse.ArgumentParser, config: str) -> None:
-    """The arguments that `tile-slides` and `infer-slide` share."""
-    parser.add_argument(
-        "slides",
-        nargs="+",
-        metavar="SLIDE",
-        help="slide files, folders of slides, folders of one slide's DICOM files, quoted patterns ('scans/**/*.svs'), "
-        "or a CSV with the columns slide, name, mpp",
-    )
-    parser.add_argument(
-        "--out", required=True, metavar="DIR", help="a folder a slide goes here; or s3://bucket/prefix"
-    )
-    parser.add_argument(
-        "--config",
-        type=Path,
-        metavar="NAME|FILE",
-        help=f"a shipped config by its name, or a YAML file of options; default: {config}",
-    )
-    scale = parser.add_mutually_exclusive_group()
-    scale.add_argument(
-        "--mpp", type=float, metavar="M", help="um per level-0 pixel, whatever the slides say of themselves"
-    )
-    scale.add_argument(
-        "--mpp-if-missing",
-        type=float,
-        metavar="M",
-        help="um per level-0 pixel of slides that do not say theirs",
-    )
-    parser.add_argument(
-        "--overwrite", action="store_true", help="replace results of another recipe (model, options, slide)"
-    )
-    parser.add_argument(
-        "--stage-to", type=Path, metavar="DIR", help="copy slides here ahead of use, and remove them after it"
-    )
-    parser.add_argument(
-        "--stage-limit-gb",
-        type=float,
-        default=100.0,
-        metavar="G",
-        help="of copies at once, shared by the workers of this machine (default: %(default)g)",
-    )
-    workers = parser.add_mutually_exclusive_group()
-    workers.add_argument(
-        "--workers", type=_count, metavar="N", help="processes on this machine (default: this one alone)"
-    )
-    workers.add_argument(
-        "--scheduler",
-        metavar="ADDRESS|FILE",
-        help="the workers of a dask.distributed cluster: tcp://host:8786, or its scheduler file",
-    )
-    parser.add_argument(
-        "--worker-resources",
-        type=_resources,
-        metavar="NAME=N",
-        help="with --scheduler: what a worker must have free for a slide, as GPU=1",
-    )
-    parser.add_argument(
-        "--dry-run",
-        action="store_true",
-        help="look at every slide and print patches, time (from a short probe) and disk; write nothing",
-    )
-    parser.add_argument(
-        "--shard", metavar="I/N", help="only the I-th of N parts of the slides, for array jobs"
-    )
 
 
 def listed_slides(args: argparse.Namespace) -> SlideList:
@@ -125,10 +59,11 @@ def run_batch(job: TileJob | InferJob, entries: SlideList, args: argparse.Namesp
     """Work on each slide, tell and record what becomes of it; the command's exit code.
 
     Slides that cannot be worked on do not stop the others. Raises JobError when what becomes of them cannot be
-    recorded, a full disk for one.
+    recorded, a full disk for one; where its lines cannot be printed any more, it goes on without them.
     """
     try:
-        return _run_batch(job, entries, args)
+        with lasting_streams():
+            return _run_batch(job, entries, args)
     except OSError as error:
         raise JobError(
             f"{error.filename or job.out}: {error.strerror or error}: the batch cannot be recorded; mend that, and the "
@@ -315,20 +250,6 @@ def interruptible() -> Iterator[None]:
         if not pressed:  # else the next one still means at once, until the process has ended
             for number, handler in before.items():
                 signal.signal(number, handler)
-
-
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"expected 1 or more, found {text}")
-    return value
-
-
-def _resources(text: str) -> dict[str, float]:
-    try:
-        return {name: float(amount) for name, amount in (part.split("=") for part in text.split(","))}
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"expected NAME=N, as GPU=1, found {text}") from None
 
 
 def _key(entry: SlideEntry) -> tuple[str, str]:

@@ -8,20 +8,14 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import wsi_pipeline
 from wsi_pipeline.base.errors import ScaleError, UsageError
-from wsi_pipeline.base.images import SUFFIXES
 from wsi_pipeline.cli.common import ALL_DONE, NOTHING_RUN, SOME_FAILED, command_parser, run_command
-from wsi_pipeline.inference.images import (
-    FailedImage,
-    ImageScore,
-    check_stain_of_all,
-    image_info,
-    score_images,
-)
-from wsi_pipeline.pipeline.config import InferConfig
+
+if TYPE_CHECKING:  # --help and a wrong argument should not wait for it
+    from wsi_pipeline.inference.images import ImageScore
 
 EXAMPLE = """  classify-images patches/*.png
   classify-images field.tif --mpp 0.5 --json field.json
@@ -40,10 +34,13 @@ COLUMNS = (
 )
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; gives the exit code."""
     parser = command_parser(
-        "Probability of IDC of single patches, and of pictures brought to the model's scale.", EXAMPLE
+        "classify-images",
+        "Probability of IDC of single patches, and of pictures brought to the model's scale.",
+        EXAMPLE,
+        device=True,
     )
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="pictures, or folders of them")
     parser.add_argument(
@@ -52,7 +49,6 @@ def main(argv: list[str] | None = None) -> int:
         metavar="NAME|FILE",
         help="a shipped model, or a .safetensors with its card",
     )
-    parser.add_argument("--device", default="auto", metavar="D", help="auto (default), cpu, cuda or cuda:1")
     scale = parser.add_mutually_exclusive_group()
     scale.add_argument(
         "--mpp",
@@ -65,15 +61,21 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all there is to know here")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="write the table here")
-    args = parser.parse_args(argv)
-    return run_command(lambda: _run(args), args.verbose)
+    return run_command(parser, _run, argv)
 
 
 def _run(args: argparse.Namespace) -> int:
+    from wsi_pipeline.base.files import check_writable, write_bytes
+
     paths = find_images(args.files)
+    for option, path in (("--json", args.json), ("--csv", args.csv)):
+        if path:
+            check_writable(path.parent, option)  # before minutes of work
     from wsi_pipeline.inference.classifier import Classifier
     from wsi_pipeline.inference.device import choose_device  # torch: seconds, once it is needed
+    from wsi_pipeline.inference.images import FailedImage, check_stain_of_all, image_info, score_images
     from wsi_pipeline.models.model import load_model
+    from wsi_pipeline.pipeline.config import InferConfig
 
     model = load_model(args.model)
     classifier = Classifier([model], choose_device(args.device), InferConfig().classify)
@@ -103,9 +105,9 @@ def _run(args: argparse.Namespace) -> int:
         "failed": [{"file": str(failure.path), "reason": str(failure.error)} for failure in failures],
     }
     if args.json:
-        _write(args.json, json.dumps(info, indent=1, ensure_ascii=False) + "\n")
+        write_bytes(args.json, (json.dumps(info, indent=1, ensure_ascii=False) + "\n").encode())
     if args.csv:
-        _write(args.csv, _table(info))
+        write_bytes(args.csv, _table(info).encode())
     if failures:
         print(f"{len(failures)} of {len(paths)} pictures failed", file=sys.stderr)
     if not scores and all(isinstance(failure.error, ScaleError) for failure in failures):
@@ -115,6 +117,8 @@ def _run(args: argparse.Namespace) -> int:
 
 def find_images(files: Sequence[Path]) -> list[Path]:
     """The files, and those of image formats in folders among them, however deep, in order."""
+    from wsi_pipeline.base.images import SUFFIXES
+
     paths: list[Path] = []
     for file in files:
         if not file.is_dir():
@@ -127,7 +131,7 @@ def find_images(files: Sequence[Path]) -> list[Path]:
     return paths
 
 
-def _line(score: ImageScore) -> str:
+def _line(score: "ImageScore") -> str:
     patches = len(score.probabilities)
     above = "yes" if score.share_above else "no"
     if patches > 1:
@@ -143,16 +147,6 @@ def _table(info: dict[str, Any]) -> str:
     writer.writerows(info["images"])
     writer.writerows({"file": row["file"], "failed": row["reason"]} for row in info["failed"])
     return text.getvalue()
-
-
-def _write(path: Path, text: str) -> None:
-    beside = path.with_name(f".{path.name}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside.write_text(text, encoding="utf-8")
-        beside.replace(path)
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be written: {error.strerror}") from error
 
 
 if __name__ == "__main__":

@@ -1,24 +1,25 @@
 """evaluate-model: how good a model is on labelled patches and whole sections."""
 
+import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-from wsi_pipeline.base.errors import UsageError, WsiError
+from wsi_pipeline.base.errors import WsiError
 from wsi_pipeline.cli.common import ALL_DONE, SOME_FAILED, command_parser, run_command
-from wsi_pipeline.cli.progress import SlideProgress
-from wsi_pipeline.pipeline.config import load_config
-from wsi_pipeline.slides.names import slide_name
 
-EXAMPLE = """  evaluate-model --model idc_default --data ../shared/data/idc --out judged
+EXAMPLE = """  evaluate-model --model idc_default --data idc --out judged
   evaluate-model --model runs/mine/mine.safetensors --data patches --split all --out judged
-  evaluate-model --data ../shared/data/idc --slides sections --out judged
+  evaluate-model --data idc --slides sections --out judged
 
 writes judged/index.html, a page to read, and judged/metrics.json, the same numbers."""
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; gives the exit code."""
-    parser = command_parser("Judge a model on labelled patches and on whole sections.", EXAMPLE)
+    parser = command_parser(
+        "evaluate-model", "Judge a model on labelled patches and on whole sections.", EXAMPLE, device=True
+    )
     parser.add_argument(
         "--model",
         default="idc_default",
@@ -36,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
         "--slides",
         type=Path,
         metavar="FOLDER",
-        help="slides, each with NAME_labels.png or NAME.geojson(.gz) beside it, to be mapped and compared",
+        help="slides, each with NAME_labels.png or NAME.geojson beside it, to be mapped and compared",
     )
     parser.add_argument(
         "--out", required=True, type=Path, metavar="DIR", help="index.html and metrics.json go here"
@@ -45,62 +46,60 @@ def main(argv: list[str] | None = None) -> int:
         "--config",
         type=Path,
         metavar="NAME|FILE",
-        help="options for the slides, those of infer and `annotations`: a shipped config by its name, or a YAML file; "
+        help="options for the slides (those of infer, and annotations): a shipped config by its name, or a YAML file; "
         "default: as infer",
     )
-    parser.add_argument("--device", default="auto", metavar="D", help="auto (default), cpu, cuda or cuda:1")
     parser.add_argument(
         "--overwrite", action="store_true", help="replace maps of another recipe under DIR/maps"
     )
-    args = parser.parse_args(argv)
+    return run_command(parser, _run, argv)
 
-    def run() -> int:
-        from wsi_pipeline.inference.classifier import Classifier
-        from wsi_pipeline.inference.device import choose_device  # torch: seconds, once it is needed
-        from wsi_pipeline.learning.datasets import load_side
-        from wsi_pipeline.learning.datasets.labelled_slides import find_labelled_slides
-        from wsi_pipeline.learning.evaluation.page import write_evaluation
-        from wsi_pipeline.learning.evaluation.patches import evaluate_patches, split_of
-        from wsi_pipeline.learning.evaluation.slides import EvaluateConfig, evaluate_slide
-        from wsi_pipeline.models.model import load_model
-        from wsi_pipeline.pipeline.run import RunOptions
 
-        config = load_config(EvaluateConfig, args.config) if args.config else EvaluateConfig()
-        model, device = load_model(args.model), choose_device(args.device)
-        pairs = find_labelled_slides(args.slides) if args.slides else []
-        side = load_side(args.data, model.card.patch_px, args.split, split_of(model.card))
+def _run(args: argparse.Namespace) -> int:
+    # Imported here: --help and a wrong argument should not wait for it.
+    from wsi_pipeline.base.files import check_writable
+    from wsi_pipeline.cli.progress import SlideProgress
+    from wsi_pipeline.inference.classifier import Classifier
+    from wsi_pipeline.inference.device import choose_device  # torch: seconds, once it is needed
+    from wsi_pipeline.learning.datasets import load_side
+    from wsi_pipeline.learning.datasets.labelled_slides import find_labelled_slides
+    from wsi_pipeline.learning.evaluation.page import write_evaluation
+    from wsi_pipeline.learning.evaluation.patches import evaluate_patches, split_of
+    from wsi_pipeline.learning.evaluation.slides import EvaluateConfig, evaluate_slide
+    from wsi_pipeline.models.model import load_model
+    from wsi_pipeline.pipeline.config import load_config
+    from wsi_pipeline.pipeline.run import RunOptions
+    from wsi_pipeline.slides.names import slide_name
+
+    config = load_config(EvaluateConfig, args.config) if args.config else EvaluateConfig()
+    model, device = load_model(args.model), choose_device(args.device)
+    pairs = find_labelled_slides(args.slides) if args.slides else []
+    side = load_side(args.data, model.card.patch_px, args.split, split_of(model.card))
+    check_writable(args.out)
+    evaluated = evaluate_patches(model, side, device)
+    classifier, slides, failed = Classifier([model], device, config.classify), [], {}
+    for number, (path, known) in enumerate(pairs, 1):
+        name, maps = slide_name(path), args.out / "maps"
         try:
-            args.out.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UsageError(f"--out {args.out}: cannot be made: {error.strerror}") from error
-        evaluated = evaluate_patches(model, side, device)
-        classifier, slides, failed = Classifier([model], device, config.classify), [], {}
-        for number, (path, known) in enumerate(pairs, 1):
-            name, maps = slide_name(path), args.out / "maps"
-            try:
-                with SlideProgress(name) as progress:
-                    as_asked = RunOptions(args.overwrite, progress)
-                    slide = evaluate_slide(path, known, maps, config, classifier, as_asked)
-            except (WsiError, OSError) as error:  # the others go on, and what was evaluated is written
-                failed[name] = " ".join(str(error).split())
-                print(f"[{number}/{len(pairs)}] {name}: failed: {failed[name]}", flush=True)
-                continue
-            slides.append(slide)
-            print(
-                f"[{number}/{len(pairs)}] {name}: Dice {slide.decisions.f1:.3f} ({slide.counts_in_words})",
-                flush=True,
-            )
-        metrics = write_evaluation(args.out, evaluated, args.split, args.data, slides, failed)
-        values = {
-            name: metrics["patches"][name]["value"] for name in ("auroc", "f1", "balanced_accuracy", "ece")
-        }
-        print(", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in values.items()))
-        print(args.out / "index.html")
-        if failed:
-            print(f"{len(failed)} of {len(pairs)} slides failed; reasons on the page", file=sys.stderr)
-        return SOME_FAILED if failed else ALL_DONE
-
-    return run_command(run, args.verbose)
+            with SlideProgress(name) as progress:
+                as_asked = RunOptions(args.overwrite, progress)
+                slide = evaluate_slide(path, known, maps, config, classifier, as_asked)
+        except WsiError as error:  # the others go on, and what was evaluated is written
+            failed[name] = " ".join(str(error).split())
+            print(f"[{number}/{len(pairs)}] {name}: failed: {failed[name]}", flush=True)
+            continue
+        slides.append(slide)
+        print(
+            f"[{number}/{len(pairs)}] {name}: Dice {slide.decisions.f1:.3f} ({slide.counts_in_words})",
+            flush=True,
+        )
+    metrics = write_evaluation(args.out, evaluated, args.split, args.data, slides, failed)
+    values = {name: metrics["patches"][name]["value"] for name in ("auroc", "f1", "balanced_accuracy", "ece")}
+    print(", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in values.items()))
+    print(args.out / "index.html")
+    if failed:
+        print(f"{len(failed)} of {len(pairs)} slides failed; reasons on the page", file=sys.stderr)
+    return SOME_FAILED if failed else ALL_DONE
 
 
 if __name__ == "__main__":

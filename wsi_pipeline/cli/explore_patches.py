@@ -1,23 +1,24 @@
 """explore-patches: one page on a set of labelled images, before anything is trained on it."""
 
+import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from wsi_pipeline.base.configs import find_config
-from wsi_pipeline.base.errors import UsageError
-from wsi_pipeline.base.options import options_from_dict, read_yaml_file
 from wsi_pipeline.cli.common import ALL_DONE, command_parser, run_command
-from wsi_pipeline.learning.datasets.explore import explore
-from wsi_pipeline.learning.datasets.load import list_labelled
-from wsi_pipeline.learning.datasets.split import SplitOptions
 
-EXAMPLE = """  explore-patches ../shared/data/idc --out idc.html
+if TYPE_CHECKING:  # --help and a wrong argument should not wait for it
+    from wsi_pipeline.learning.datasets.split import SplitOptions
+
+EXAMPLE = """  explore-patches patches --out patches.html
   explore-patches breakhis --config configs/train/mine.yaml --out breakhis.html"""
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; gives the exit code."""
     parser = command_parser(
+        "explore-patches",
         "Counts, samples, stains, duplicates and damage of a set of labelled images, as one HTML page.",
         EXAMPLE,
     )
@@ -31,30 +32,35 @@ def main(argv: list[str] | None = None) -> int:
         metavar="NAME|FILE",
         help="a training config (shipped: train/resnet18; or a YAML file), whose split is looked at",
     )
-    args = parser.parse_args(argv)
-
-    def run() -> int:
-        split = load_split_options(args.config) if args.config else None
-        exploration = explore(list_labelled(args.data, split or SplitOptions()), split)
-        from wsi_pipeline.learning.datasets.explore_page import (
-            exploration_page,  # matplotlib: a second, once it is needed
-        )
-        from wsi_pipeline.results.figures.html import write_page
-
-        try:
-            write_page(args.out, exploration_page(exploration))
-        except OSError as error:
-            raise UsageError(f"--out {args.out}: cannot be written: {error.strerror}") from error
-        for finding in exploration.findings:
-            print(f"{finding.what}: {finding.count:,}. {finding.advice}")
-        print(f"{len(exploration.listing):,} images: {args.out}")
-        return ALL_DONE
-
-    return run_command(run, args.verbose)
+    return run_command(parser, _run, argv)
 
 
-def load_split_options(name_or_path: str | Path) -> SplitOptions:
+def _run(args: argparse.Namespace) -> int:
+    from wsi_pipeline.base.files import check_writable
+    from wsi_pipeline.learning.datasets.explore import explore
+    from wsi_pipeline.learning.datasets.load import list_labelled
+    from wsi_pipeline.learning.datasets.split import SplitOptions
+
+    split = load_split_options(args.config) if args.config else None
+    listing = list_labelled(args.data, split or SplitOptions())
+    check_writable(args.out.parent)  # before minutes of work
+    exploration = explore(listing, split)
+    from wsi_pipeline.learning.datasets.explore_page import exploration_page  # matplotlib: a second
+    from wsi_pipeline.results.figures.html import write_page
+
+    write_page(args.out, exploration_page(exploration))
+    for finding in exploration.findings:
+        print(f"{finding.what}: {finding.count:,}. {finding.advice}")
+    print(f"{len(exploration.listing):,} images: {args.out}")
+    return ALL_DONE
+
+
+def load_split_options(name_or_path: str | Path) -> "SplitOptions":
     """The options under `split` of a training config; other keys are the training's."""
+    from wsi_pipeline.base.configs import find_config
+    from wsi_pipeline.base.options import options_from_dict, read_yaml_file
+    from wsi_pipeline.learning.datasets.split import SplitOptions
+
     path = find_config(name_or_path)
     values = read_yaml_file(path)
     return options_from_dict(SplitOptions, values.get("split", {}), str(path))

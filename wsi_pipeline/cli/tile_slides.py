@@ -1,25 +1,22 @@
 """tile-slides: which patches of each slide hold tissue."""
 
+import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from wsi_pipeline.base.errors import UsageError
-from wsi_pipeline.base.files import out_path
-from wsi_pipeline.cli.batch import add_batch_arguments, listed_slides, run_batch, staging_of
+from wsi_pipeline.cli.batch_arguments import add_batch_arguments
 from wsi_pipeline.cli.common import command_parser, run_command
-from wsi_pipeline.cli.dry_run import dry_run
-from wsi_pipeline.pipeline.config import TileConfig, load_config
-from wsi_pipeline.pipeline.estimate import estimator_of_tiling
-from wsi_pipeline.pipeline.slide_jobs import TileJob
 
 EXAMPLE = """  tile-slides biopsy.svs --out tiles
   tile-slides *.svs --out tiles --config tile_idc --annotations outlines --export
   tile-slides biopsy.svs --out tiles --dry-run"""
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; gives the exit code."""
-    parser = command_parser("Cut whole slides into patches that hold tissue.", EXAMPLE)
+    parser = command_parser("tile-slides", "Cut whole slides into patches that hold tissue.", EXAMPLE)
     add_batch_arguments(parser, "50x50 px at 40x, as tile_40x; also shipped: tile_idc")
     parser.add_argument(
         "--annotations",
@@ -30,20 +27,27 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--export", action="store_true", help="write each patch as PNG too, in the IDC set's folders"
     )
-    args = parser.parse_args(argv)
+    return run_command(parser, _run, argv)
 
-    def run() -> int:
-        config = load_config(TileConfig, args.config) if args.config else TileConfig()
-        if args.annotations and not args.annotations.is_dir():
-            raise UsageError(f"--annotations {args.annotations}: no such folder")
-        entries = listed_slides(args)
-        out, staging = out_path(args.out), staging_of(args)
-        job = TileJob(out, config, args.annotations, args.export, args.overwrite, staging)
-        if args.dry_run:
-            return dry_run(entries, estimator_of_tiling(job), args.workers)
-        return run_batch(job, entries, args)
 
-    return run_command(run, args.verbose)
+def _run(args: argparse.Namespace) -> int:
+    # Imported here: --help and a wrong argument should not wait for it.
+    from wsi_pipeline.base.files import out_path
+    from wsi_pipeline.cli.batch import listed_slides, run_batch, staging_of
+    from wsi_pipeline.cli.dry_run import dry_run
+    from wsi_pipeline.pipeline.config import TileConfig, load_config
+    from wsi_pipeline.pipeline.estimate import estimator_of_tiling
+    from wsi_pipeline.pipeline.slide_jobs import TileJob
+
+    config = load_config(TileConfig, args.config) if args.config else TileConfig()
+    if args.annotations and not args.annotations.is_dir():
+        raise UsageError(f"--annotations {args.annotations}: no such folder")
+    entries = listed_slides(args)
+    out, staging = out_path(args.out), staging_of(args)
+    job = TileJob(out, config, args.annotations, args.export, args.overwrite, staging)
+    if args.dry_run:
+        return dry_run(entries, estimator_of_tiling(job), args.workers)
+    return run_batch(job, entries, args)
 
 
 if __name__ == "__main__":

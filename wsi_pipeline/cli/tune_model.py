@@ -1,19 +1,19 @@
 """tune-model: search the values that a training config marks as tunable."""
 
 import argparse
-import logging
 import sys
 from collections.abc import Sequence
 
 from wsi_pipeline.base.errors import UsageError
-from wsi_pipeline.cli.train_model import (
+from wsi_pipeline.cli.common import (
+    ALL_DONE,
+    add_training_arguments,
+    command_parser,
     config_overrides,
-    run_training_command,
-    training_parser,
+    run_command,
 )
 
-_EXAMPLE = """example:
-  tune-model --config my.yaml --data ../shared/data/idc --out runs/tuned --trials 30 --epochs 8
+EXAMPLE = """  tune-model --config my.yaml --data idc --out runs/tuned --trials 30 --epochs 8
 
 my.yaml is a training config in which some values say what may stand in their place:
   learning_rate: {tune: {low: 1e-4, high: 1e-2, log: true}}
@@ -25,18 +25,18 @@ writes runs/tuned/best.yaml, ready for train-model; --epochs and --limit-patches
 study.db keeps all trials: stopped, the same command goes on; with more --trials, it searches further."""
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit code: 0 searched, 1 stopped half way, 2 nothing was run."""
-    parser = training_parser(
-        "tune-model", "Search the values that a training config marks as tunable.", _EXAMPLE
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; gives the exit code."""
+    parser = command_parser(
+        "tune-model", "Search the values that a training config marks as tunable.", EXAMPLE, device=True
     )
+    add_training_arguments(parser)
     parser.add_argument("--trials", type=int, default=20, metavar="N", help="default: %(default)s")
-    args = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    return run_training_command("tune-model", lambda: _tune(args))
+    after_stop = "the same command goes on from the last whole epoch"
+    return run_command(parser, _run, argv, tells_steps=True, after_stop=after_stop)
 
 
-def _tune(args: argparse.Namespace) -> int:
+def _run(args: argparse.Namespace) -> int:
     if args.trials < 1:
         raise UsageError(f"--trials: found {args.trials}, expected 1 or more")
     try:
@@ -77,7 +77,7 @@ def _tune(args: argparse.Namespace) -> int:
         print("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
     best = args.out / "best.yaml"
     print(f"\n{best}" if best.exists() else "\nno trial was trained to its end: no best.yaml")
-    return 0
+    return ALL_DONE
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ where nothing can be added to a file, a process puts a file every now and then. 
 
 import json
 import os
+import secrets
 import socket
 import time
 from collections.abc import Iterator
@@ -31,7 +32,8 @@ class EventLog:
         """Raises OutputError."""
         self._folder = out / EVENTS
         stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%f")
-        self._name = f"{stamp}-{socket.gethostname()}-{os.getpid()}"
+        # Random: containers may share a host's name, and have equal process ids.
+        self._name = f"{stamp}-{socket.gethostname()}-{secrets.token_hex(4)}"
         self._lines: list[str] = []
         self._files, self._put = 0, time.monotonic()
         self._file: IO[str] | None = None

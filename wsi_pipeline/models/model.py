@@ -6,8 +6,6 @@ files of different trainings are never taken for one model.
 
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -19,6 +17,7 @@ import torch
 from torch import nn
 
 from wsi_pipeline.base.errors import ConfigError, ModelError, ScaleError, UsageError
+from wsi_pipeline.base.files import write_bytes
 from wsi_pipeline.base.options import options_from_dict, options_to_dict
 from wsi_pipeline.models.architectures.registry import build_network as build_network
 from wsi_pipeline.models.card import ModelCard, Rgb
@@ -112,8 +111,8 @@ def save_model(path: Path, network: nn.Module, card: ModelCard, context: Context
     weights = safetensors.torch.save(state)
     card = replace(card, context=context.card if context else None)
     card = replace(card, weights_sha256=hashlib.sha256(weights).hexdigest())
-    _write_whole(path, weights)
-    _write_whole(
+    write_bytes(path, weights)
+    write_bytes(
         path.with_suffix(".json"),
         (json.dumps(options_to_dict(card), indent=2, ensure_ascii=False) + "\n").encode(),
     )
@@ -212,17 +211,3 @@ def _parse_card(text: bytes, path: Path) -> ModelCard:
         raise ModelError(f"{error}; this is no model card, or one of another version") from error
     except ValueError as error:
         raise ModelError(f"{path}: expected a model card in JSON: {error}; get it again") from error
-
-
-def _write_whole(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Beside, then renamed: a reader sees the old file or the new one.
-    handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        Path(beside).chmod(0o644)
-        Path(beside).replace(path)
-    except BaseException:
-        Path(beside).unlink(missing_ok=True)
-        raise

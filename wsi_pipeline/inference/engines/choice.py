@@ -8,6 +8,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -135,12 +136,10 @@ class Engines:
     def _logged(self, chosen: Chosen) -> Chosen:
         name = self.model.card.name
         for reason in chosen.refused:
-            log.log(
-                logging.INFO if "not installed" in reason else logging.WARNING,
-                "%s: not computed by %s",
-                name,
-                reason,
-            )
+            if "not installed" in reason:
+                _hint_at(reason.partition(": ")[2])
+            else:
+                log.warning("%s: not computed by %s", name, reason)
         engine = chosen.runner.engine
         log.info(
             "%s: computed by %s in %s, %d batches at once; moves %d patches by %.1g at most against eager float32",
@@ -262,6 +261,11 @@ class Engines:
 
     def _bf16_unasked(self) -> bool:
         return self.model.card.bf16 and has_bf16(self.device)
+
+
+@cache  # once a process, not at each slide, model and precision
+def _hint_at(missing: str) -> None:
+    log.info("OpenVINO: %s", missing)
 
 
 def made_patches(card: ModelCard, count: int) -> NDArray[np.uint8]:

@@ -1,24 +1,29 @@
 """Images decoded once: patches of one size in a memory-mapped array, kept in a cache folder.
 
 A public IDC set is 277,524 PNGs; opening them takes minutes, its 2 GB of pixels as one array a second. A cache is
-of one folder and one way to read it; when the folder's names, sizes or times change, it is made anew in place.
+of one folder and one way to read it; when the folder's names, sizes or times change, it is made again in its place.
+Of several processes that want one cache, one makes it and the others wait.
 """
 
 import hashlib
 import json
 import logging
 import os
-import shutil
-import tempfile
 import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from wsi_pipeline.base.errors import DataError
+from wsi_pipeline.base.errors import DataError, OutputError
+from wsi_pipeline.base.files import clear_leftovers_of, new_array, new_file, new_folder, write_json
+from wsi_pipeline.jobs.locks import hold
+from wsi_pipeline.jobs.protocols import Busy
 from wsi_pipeline.learning.datasets.listing import Listing, decode_each
 from wsi_pipeline.learning.datasets.sharing import ONE_READER, Readers, share_of, shared_zeros
 from wsi_pipeline.slides.resample import resample
@@ -27,6 +32,11 @@ logger = logging.getLogger(__name__)
 
 # Part of every cache's name: caches of code that decoded otherwise are not taken for this one's.
 FORMAT = 1
+# How often a process looks whether another one has made the cache that both want.
+POLL_S = 0.5
+PIXELS = "pixels.npy"
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,53 +79,93 @@ def decode(
     way = f"{FORMAT}\0{listing.folder.resolve()}\0{patch_px}\0{squeeze}"
     place = cache / f"{listing.folder.resolve().name}-{hashlib.sha256(way.encode()).hexdigest()[:12]}"
     try:
-        kept = _open(place, listing)
-        everywhere = all(readers.all_say(kept is not None))
-        return kept if kept and everywhere else _make(place, listing, patch_px, squeeze, readers)
+        if kept := _opened_by_all(place, listing, readers):
+            return kept
+        with _alone(place, readers):  # another process may have made it by then
+            kept = _opened_by_all(place, listing, readers)
+            return kept or _make(place, listing, patch_px, squeeze, readers)
     except OSError as error:
-        raise DataError(
-            f"{place}: the cache of decoded patches cannot be written ({error.strerror or error}); make room, "
-            "or set XDG_CACHE_HOME to another folder"
-        ) from error
+        raise _not_written(place, error) from error
+
+
+@contextmanager
+def _alone(place: Path, readers: Readers) -> Iterator[None]:
+    """A block in which no other process makes the cache; its readers begin it together."""
+    with ExitStack() as stack:
+
+        def lock() -> None:
+            while True:
+                try:
+                    stack.enter_context(hold(place.with_name(f".{place.name}.lock")))
+                except Busy as busy:
+                    logger.debug("%s: waiting: %s", place, busy)
+                    time.sleep(POLL_S)
+                else:
+                    clear_leftovers_of(place)
+                    return
+
+        _by_the_first(lock, place, readers)
+        yield
 
 
 def _make(place: Path, listing: Listing, patch_px: int, squeeze: bool, readers: Readers) -> Decoded:
-    """Decode all of the listing into `place`: beside it first, then renamed."""
-    first = readers.rank == 0
-    if first:
-        place.parent.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(dir=place.parent, prefix=f".{place.name}.")) if first else None
+    """Decode all of the listing into `place`: the first reader makes the files, each fills its part of the pixels."""
     began = time.monotonic()
-    try:
-        if beside:
-            shape = (len(listing), patch_px, patch_px, 3)
-            np.lib.format.open_memmap(beside / "pixels.npy", "w+", np.uint8, shape)
-        pixels = np.lib.format.open_memmap(readers.all_say(beside)[0] / "pixels.npy", "r+")
+    with ExitStack() as stack:
+
+        def begin() -> Path:
+            folder = stack.enter_context(new_folder(place))
+            new_array(folder / PIXELS, (len(listing), patch_px, patch_px, 3), np.uint8)
+            return folder
+
+        def finish() -> None:
+            for name, values in (("whole", made.whole), ("sizes", made.sizes)):
+                with new_file(folder / f"{name}.npy", durable=False) as file:
+                    np.save(file, values)
+            write_json(folder / "facts.json", {"fingerprint": listing.fingerprint, "problems": made.problems})
+            stack.close()
+
+        folder = _by_the_first(begin, place, readers)
+        pixels = np.load(folder / PIXELS, mmap_mode="r+")
         made = _fill(listing, np.arange(len(listing)), pixels, squeeze, readers)
         pixels.flush()
         readers.all_say(None)
-        if beside:
-            np.save(beside / "whole.npy", made.whole)
-            np.save(beside / "sizes.npy", made.sizes)
-            info = {"fingerprint": listing.fingerprint, "problems": made.problems}
-            (beside / "facts.json").write_text(json.dumps(info))
-            if place.exists():  # of the folder as it was; whoever has it open keeps it
-                place.rename(beside / "old")
-            beside.rename(place)
-    finally:
-        if beside:
-            shutil.rmtree(beside, ignore_errors=True)
-    if first:
-        shutil.rmtree(place / "old", ignore_errors=True)
+        _by_the_first(finish, place, readers)
+    if readers.rank == 0:
         seconds = time.monotonic() - began
-        logger.info(
-            "decoded %d images in %.1f s (%.0f/s) into %s",
-            len(listing),
-            seconds,
-            len(listing) / seconds,
-            place,
-        )
+        count = len(listing)
+        logger.info("decoded %d images in %.1f s (%.0f/s) into %s", count, seconds, count / seconds, place)
     return made
+
+
+def _by_the_first(work: Callable[[], T], place: Path, readers: Readers) -> T:
+    """What the first reader's `work` gives, in all readers; that the cache cannot be written is raised in all."""
+    done: T | DataError | None = None
+    if readers.rank == 0:
+        try:
+            done = work()
+        except (OSError, OutputError) as error:
+            done = _not_written(place, error)
+    done = readers.all_say(done)[0]
+    if isinstance(done, DataError):
+        raise done
+    return cast(T, done)
+
+
+def _not_written(place: Path, error: Exception) -> DataError:
+    cause = error.__cause__ if isinstance(error, OutputError) else error
+    reason = cause.strerror if isinstance(cause, OSError) and cause.strerror else cause
+    return DataError(
+        f"{place}: the cache of decoded patches cannot be written ({reason}); make room, or set XDG_CACHE_HOME to "
+        "another folder"
+    )
+
+
+def _opened_by_all(place: Path, listing: Listing, readers: Readers) -> Decoded | None:
+    """The cache, where every reader can open it."""
+    kept = _open(place, listing)
+    everywhere = all(readers.all_say(kept is not None))
+    return kept if everywhere else None
 
 
 def _open(place: Path, listing: Listing) -> Decoded | None:

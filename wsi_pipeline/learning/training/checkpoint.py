@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from wsi_pipeline.base.errors import RecipeError
+from wsi_pipeline.base.files import new_file
 
 REMEDY = "give another --out, or remove it to start anew"
 
@@ -32,10 +33,19 @@ def load_checkpoint(path: Path, recipe: dict[str, Any], device: torch.device) ->
 
 
 def save_checkpoint(path: Path, recipe: dict[str, Any], state: dict[str, Any]) -> None:
-    """Write `state` (tensors and plain values) and the recipe it is of; a reader sees the old or the new."""
-    beside = path.with_suffix(".partial")
-    torch.save({"recipe": recipe, **state}, beside)
-    beside.replace(path)
+    """Write `state` (tensors and plain values) and the recipe it is of; a reader sees the old or the new.
+
+    Raises OutputError.
+    """
+    with new_file(path) as file:
+        try:
+            torch.save({"recipe": recipe, **state}, file)
+        except (
+            RuntimeError
+        ) as error:  # torch's own, of a file that could not be written: why is in its context
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
 
 
 def _difference(found: Any, wanted: Any) -> str:

@@ -126,7 +126,8 @@ def torchrun_group(device: torch.device) -> Iterator[tuple[ProcessGroup, torch.d
         return
     if device.type == "cuda":
         local = int(os.environ["LOCAL_RANK"])
-        if local >= torch.cuda.device_count():
+        # The same in all processes: the first one speaks for those that would find no GPU.
+        if int(os.environ.get("LOCAL_WORLD_SIZE", local + 1)) > torch.cuda.device_count():
             raise UsageError(
                 f"torchrun started more processes than the {torch.cuda.device_count()} GPUs here; "
                 "correct --nproc-per-node"

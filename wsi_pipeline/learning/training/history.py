@@ -1,6 +1,7 @@
 """What each epoch of a training reached: epochs.csv, curves.png and, if asked for, TensorBoard."""
 
 import csv
+import io
 import math
 import time
 from collections.abc import Sequence
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from wsi_pipeline.base.errors import UsageError
+from wsi_pipeline.base.files import new_file, write_bytes
 
 # Measures by epoch, by the names they have in epochs.csv.
 Row = dict[str, float]
@@ -34,7 +36,7 @@ class HistoryFiles:
         self._board = _tensorboard(out / "tensorboard", done + 1) if tensorboard else None
 
     def write(self, history: Sequence[Row], last: bool) -> None:
-        """Write all epochs so far; the picture now and then, and when the training ends."""
+        """Write all epochs so far; the picture now and then, and when the training ends. Raises OutputError."""
         _write_csv(self._out / "epochs.csv", history)
         if last or time.monotonic() - self._drawn > _DRAW_EVERY_S:
             draw_curves(self._out / "curves.png", history, self._name, self._best_by)
@@ -76,18 +78,16 @@ def draw_curves(path: Path, history: Sequence[Row], name: str, best_by: str) -> 
     figure.suptitle(
         f"{name}: best epoch {epochs[best]:.0f} by {shown} ({history[best][best_by]:.4f})", fontsize=11
     )
-    beside = path.with_suffix(".partial")
-    figure.savefig(beside, format="png", dpi=110)
-    beside.replace(path)
+    with new_file(path) as file:
+        figure.savefig(file, format="png", dpi=110)
 
 
 def _write_csv(path: Path, history: Sequence[Row]) -> None:
-    beside = path.with_suffix(".partial")
-    with beside.open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(history[-1]))
-        writer.writeheader()
-        writer.writerows(history)
-    beside.replace(path)
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, fieldnames=list(history[-1]))
+    writer.writeheader()
+    writer.writerows(history)
+    write_bytes(path, text.getvalue().encode())
 
 
 def _tensorboard(folder: Path, next_epoch: int) -> Any:

@@ -15,6 +15,7 @@ import yaml
 from optuna.trial import FrozenTrial, TrialState
 
 from wsi_pipeline.base.errors import ConfigError, RecipeError, TrainingError
+from wsi_pipeline.base.files import write_bytes
 from wsi_pipeline.base.options import Field, options, options_from_dict
 from wsi_pipeline.learning.training.history import Row, scores
 from wsi_pipeline.learning.training.options import TUNE, TrainOptions, is_marked, put, walk
@@ -240,9 +241,7 @@ def _keep_only_the_best(search: _Search) -> None:
             f"# Written by tune-model: {best.user_attrs['folder']} of {len(_finished(search.study))}, "
             f"validation {best_by} {abs(best.value or 0.0):.4f}.\n" + yaml.safe_dump(values, sort_keys=False)
         )
-        beside = search.out / "best.partial"
-        beside.write_text(text, encoding="utf-8")
-        beside.replace(search.out / "best.yaml")
+        write_bytes(search.out / "best.yaml", text.encode())
 
 
 def _table(search: _Search) -> list[Tried]:

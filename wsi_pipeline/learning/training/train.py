@@ -16,6 +16,7 @@ from torch import nn
 from tqdm import tqdm
 
 from wsi_pipeline.base.errors import ConfigError, TrainingError
+from wsi_pipeline.base.files import clear_leftovers_of
 from wsi_pipeline.base.options import options_to_dict
 from wsi_pipeline.learning.datasets import LabelledPatches, load_split
 from wsi_pipeline.learning.datasets.cache import cache_folder
@@ -105,6 +106,9 @@ def train(
     run = set_up(options, train_side, val_side, device, group)
     out.mkdir(parents=True, exist_ok=True)
     weights_path = out / f"{options.name}.safetensors"
+    if group.is_first:
+        written = ("last.pt", "epochs.csv", "curves.png", weights_path.name, f"{options.name}.json")
+        clear_leftovers_of(*(out / name for name in written))
     history = _resume(run, out / "last.pt")
     files = (
         HistoryFiles(out, options.name, options.best_by, len(history), tensorboard)

@@ -22,6 +22,8 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
+from wsi_pipeline.base.files import write_bytes
+
 TEMPLATES = Path(__file__).parent / "templates"
 # CSS pixels an inch.
 CSS_DPI = 96
@@ -98,11 +100,8 @@ class Page:
 
 
 def write_page(path: Path, page: Page) -> None:
-    """Write the page whole or not at all; its folder is made where it is missing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.partial")
-    beside.write_text(to_html(page), encoding="utf-8")
-    beside.replace(path)
+    """Write the page whole or not at all; its folder is made where it is missing. Raises OutputError."""
+    write_bytes(path, to_html(page).encode())
 
 
 def to_html(page: Page) -> str:

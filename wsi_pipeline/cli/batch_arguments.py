@@ -1,0 +1,84 @@
+"""The arguments that `tile-slides` and `infer-slide` share; cli/batch.py does what they ask for."""
+
+import argparse
+from pathlib import Path
+
+
+def add_batch_arguments(parser: argparse.ArgumentParser, config: str) -> None:
+    """The arguments that `tile-slides` and `infer-slide` share."""
+    parser.add_argument(
+        "slides",
+        nargs="+",
+        metavar="SLIDE",
+        help="slide files, folders of slides, folders of one slide's DICOM files, quoted patterns ('scans/**/*.svs'), "
+        "or a CSV with the columns slide, name, mpp",
+    )
+    parser.add_argument(
+        "--out", required=True, metavar="DIR", help="a folder a slide goes here; or s3://bucket/prefix"
+    )
+    parser.add_argument(
+        "--config",
+        type=Path,
+        metavar="NAME|FILE",
+        help=f"a shipped config by its name, or a YAML file of options; default: {config}",
+    )
+    scale = parser.add_mutually_exclusive_group()
+    scale.add_argument(
+        "--mpp", type=float, metavar="M", help="um per level-0 pixel, whatever the slides say of themselves"
+    )
+    scale.add_argument(
+        "--mpp-if-missing",
+        type=float,
+        metavar="M",
+        help="um per level-0 pixel of slides that do not say theirs",
+    )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace results of another recipe (model, options, slide)"
+    )
+    parser.add_argument(
+        "--stage-to", type=Path, metavar="DIR", help="copy slides here ahead of use, and remove them after it"
+    )
+    parser.add_argument(
+        "--stage-limit-gb",
+        type=float,
+        default=100.0,
+        metavar="G",
+        help="of copies at once, shared by the workers of this machine (default: %(default)g)",
+    )
+    workers = parser.add_mutually_exclusive_group()
+    workers.add_argument(
+        "--workers", type=_count, metavar="N", help="processes on this machine (default: this one alone)"
+    )
+    workers.add_argument(
+        "--scheduler",
+        metavar="ADDRESS|FILE",
+        help="the workers of a dask.distributed cluster: tcp://host:8786, or its scheduler file",
+    )
+    parser.add_argument(
+        "--worker-resources",
+        type=_resources,
+        metavar="NAME=N",
+        help="with --scheduler: what a worker must have free for a slide, as GPU=1",
+    )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="look at every slide and print patches, time (from a short probe) and disk; write nothing",
+    )
+    parser.add_argument(
+        "--shard", metavar="I/N", help="only the I-th of N parts of the slides, for array jobs"
+    )
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"expected 1 or more, found {text}")
+    return value
+
+
+def _resources(text: str) -> dict[str, float]:
+    try:
+        return {name: float(amount) for name, amount in (part.split("=") for part in text.split(","))}
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected NAME=N, as GPU=1, found {text}") from None
