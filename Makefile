@@ -17,7 +17,7 @@ TEST_ENV := OMP_NUM_THREADS=1
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 # What the decoder in C is built with (setup.py). Where it cannot be had, the slower way is taken, and the log says so.
-LIBJPEG_HEADERS = echo '\#include <stdio.h>\n\#include <jpeglib.h>' | $(CC) -E - >/dev/null 2>&1 || \
+LIBJPEG_HEADERS = printf '\#include <stdio.h>\n\#include <jpeglib.h>\n' | $(CC) -E - >/dev/null 2>&1 || \
 	{ test "$$(id -u)" = 0 && command -v apt-get >/dev/null && apt-get install -qq -y libjpeg62-turbo-dev >/dev/null 2>&1; } || \
 	echo "libjpeg's headers or a C compiler are missing: JPEG tiles will be decoded one by one, which is slower"
 

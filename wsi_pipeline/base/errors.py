@@ -11,6 +11,7 @@
     ├── TrainingError           a training that cannot go on: the exit code is 1
     ├── OutputError             results cannot be written (full disk, read-only): the exit code is 1
     ├── JobError                a batch that cannot go on, its workers or scheduler gone: the exit code is 1
+    │   └── DeviceLostError     the GPU does no more work for this process: another process may go on
     └── SlideError              one slide failed, the others go on: the exit code is 1
         ├── SlideOpenError      the file cannot be opened as a slide
         ├── RegionReadError     a region of an open slide cannot be decoded
@@ -57,6 +58,10 @@ class ListError(UsageError):
 
 class JobError(WsiError):
     """A batch that cannot go on; what it finished stays, and the same command goes on."""
+
+
+class DeviceLostError(JobError):
+    """The GPU does no more work for this process, whatever it is asked for; another process may go on."""
 
 
 class TrainingError(WsiError):

@@ -1,0 +1,374 @@
+"""Blocks through a GPU: read by threads into page-locked memory, copied, cut there, computed in batches across blocks.
+
+One thread, the caller's, launches everything; threads only decode. A block's pixels go to the device as they are, and
+its patches are cut there. A batch takes patches of several blocks, since blocks of real slides hold far fewer than a
+GPU wants; a patch's bits do not depend on its batch (engines/cuda_engine.py). Blocks come out in their order, each as
+soon as it and those before it are done.
+"""
+
+import logging
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from wsi_pipeline.base.geometry import Box
+from wsi_pipeline.inference.engines.accelerator import Event, device_errors
+from wsi_pipeline.inference.engines.cuda_engine import CudaEngine
+from wsi_pipeline.inference.engines.pixel_ring import SPARE_BYTES, Piece
+from wsi_pipeline.models.stain import Tables
+from wsi_pipeline.slides.slide import Pixels
+from wsi_pipeline.tiling.grid import Block, Grid
+from wsi_pipeline.tiling.patches import block_parts, readable_patches
+
+log = logging.getLogger(__name__)
+
+# Batches begun and not yet over: while one is computed, the next one waits on the device.
+IN_FLIGHT = 3
+# So many blocks, read and not yet begun, begin without waiting for a full batch: after a kill they would be lost.
+MOST_WAITING = 8
+# The host's memory holds at most so much of what is read ahead, the device's of what is computed; or one block.
+HOST_BYTES, DEVICE_BYTES = 384 * 2**20, 384 * 2**20
+# While the device computes and nothing is read, it is asked this often whether it is done.
+POLL_S = 0.0005
+
+Reads = Callable[[Box], Pixels]
+
+
+@dataclass(eq=False)
+class _Reading:
+    """A block on its way into the host's memory."""
+
+    block: Block
+    piece: Piece
+    loaded: "Future[_Loaded]"
+
+
+@dataclass(frozen=True, eq=False)
+class _Loaded:
+    """Where a block's patches lie in its piece of memory."""
+
+    corners: NDArray[np.int64]
+    """[n] bytes from the piece's start to each patch's upper left corner."""
+
+    pitches: NDArray[np.int64]
+    """[n] bytes from one row of pixels to the next."""
+
+    readable: NDArray[np.bool_]
+    """[n]."""
+
+    count: int
+    """Bytes of the piece that hold pixels."""
+
+
+@dataclass(eq=False)
+class _Block:
+    """A block on the device."""
+
+    block: Block
+    scores: NDArray[np.float32]
+    """[members, n], NaN until they are there."""
+
+    places: NDArray[np.intp]
+    """Of the readable patches among all."""
+
+    piece: Piece | None
+    copied: Event | None
+    left: int = 0
+    """Scores that are still to come, of all members."""
+
+
+@dataclass(eq=False)
+class _Batch:
+    """Patches that are computed together by one member."""
+
+    places: torch.Tensor
+    """int64 [2, B], page-locked: what the engine is given."""
+
+    scores: torch.Tensor
+    """float32 [B], page-locked: what it gives."""
+
+    taken: list[tuple[_Block, int, int]] = field(default_factory=list)
+    """Block, its first readable patch here, how many."""
+
+    filled: int = 0
+    over: Event | None = None
+
+
+class _Member:
+    """One engine, and its batches."""
+
+    def __init__(self, number: int, engine: CudaEngine):
+        self.number, self.engine = number, engine
+        pinned, b = engine.accelerator.pinned, engine.batch_size
+        self.free = [
+            _Batch(pinned(2 * b, torch.int64).view(2, b).zero_(), pinned(b, torch.float32))
+            for _ in range(IN_FLIGHT + 1)
+        ]
+        self.open = self.free.pop()
+        self.running: deque[_Batch] = deque()
+        self.patches = self.batches = 0
+
+    def launch(self) -> None:
+        """Begin on the open batch; there must be a free one to follow it."""
+        batch = self.open
+        with self.engine.accelerator.computing():
+            for copied in {id(b.copied): b.copied for b, _, _ in batch.taken}.values():
+                assert copied
+                self.engine.accelerator.wait_for(copied)
+            self.engine.launch(batch.places, batch.scores)
+            batch.over = self.engine.accelerator.mark()
+        self.patches, self.batches = self.patches + batch.filled, self.batches + 1
+        self.running.append(batch)
+        self.open = self.free.pop()
+
+    def take_done(self) -> bool:
+        """Take the scores of the oldest batch if it is over."""
+        if not self.running or not (over := self.running[0].over) or not over.query():
+            return False
+        batch, start = self.running.popleft(), 0
+        scores = batch.scores.numpy()
+        for block, first, count in batch.taken:
+            block.scores[self.number, block.places[first : first + count]] = scores[start : start + count]
+            block.left -= count
+            start += count
+        batch.taken, batch.filled, batch.over = [], 0, None
+        self.free.append(batch)
+        return True
+
+
+def score_on_device(
+    blocks: Iterable[Block],
+    grid: Grid,
+    read: Reads,
+    engines: Sequence[tuple[CudaEngine, Tables | None]],
+    threads: int,
+) -> Iterator[tuple[Block, NDArray[np.float32]]]:
+    """Each block with the scores that each engine gives its patches, float32 [engines, n], in the blocks' order.
+
+    NaN where a patch cannot be read. The engines share a device; each goes with the stain of the slide. `read` is
+    called from `threads` threads. No more blocks are begun and not given out than `threads` + 1 + 2 * MOST_WAITING.
+    Raises what `read` raises, and DeviceLostError.
+    """
+    blocks = list(blocks)
+    if not blocks:
+        return
+    ring, accelerator = engines[0][0].ring, engines[0][0].accelerator
+    with (
+        ring.lock,
+        device_errors(accelerator),
+        ThreadPoolExecutor(threads, thread_name_prefix="reader") as pool,
+    ):
+        run = _Run(blocks, grid, read, engines, pool, threads)
+        try:
+            yield from run.blocks()
+        finally:
+            run.leave()
+
+
+class _Run:
+    """One slide's blocks on their way."""
+
+    def __init__(
+        self,
+        blocks: Sequence[Block],
+        grid: Grid,
+        read: Reads,
+        engines: Sequence[tuple[CudaEngine, Tables | None]],
+        pool: ThreadPoolExecutor,
+        threads: int,
+    ):
+        self._todo, self._grid, self._read, self._pool, self._threads = (
+            deque(blocks),
+            grid,
+            read,
+            pool,
+            threads,
+        )
+        self._ring, self._accelerator = engines[0][0].ring, engines[0][0].accelerator
+        self._make_room(blocks, [engine for engine, _ in engines])
+        for engine, tables in engines:
+            engine.set_tables(tables)
+        self._members = [_Member(i, engine) for i, (engine, _) in enumerate(engines)]
+        self._reading: deque[_Reading] = deque()
+        self._on_device: deque[_Block] = deque()
+        self._uploading: deque[tuple[Piece, Event]] = deque()
+        self._waiting = 0
+        self._most_begun = threads + 1 + 2 * MOST_WAITING
+
+    def blocks(self) -> Iterator[tuple[Block, NDArray[np.float32]]]:
+        """Each block that is done."""
+        while self._todo or self._reading or self._on_device:
+            moved = self._take_done()
+            while self._on_device and not self._on_device[0].left:
+                done = self._on_device.popleft()
+                self._give_back(done)
+                yield done.block, done.scores
+                moved = True
+            moved |= self._begin_reading()
+            moved |= self._begin_computing()
+            if not moved:
+                self._wait()
+
+    def leave(self) -> None:
+        """Nothing of it is read or computed any more."""
+        for reading in self._reading:
+            reading.loaded.cancel()
+        for member in self._members:
+            for batch in member.running:
+                if batch.over:
+                    batch.over.synchronize()
+        for _, copied in self._uploading:
+            copied.synchronize()
+        for member in self._members:
+            if member.batches:
+                size = member.engine.batch_size
+                log.debug(
+                    "%d patches in %d batches of %d, %.0f%% full",
+                    member.patches,
+                    member.batches,
+                    size,
+                    100 * member.patches / (member.batches * size),
+                )
+
+    def _make_room(self, blocks: Sequence[Block], engines: Sequence[CudaEngine]) -> None:
+        each = [_bytes_of(block) + SPARE_BYTES for block in blocks]
+        whole, largest = sum(each), max(each)
+        host, device = (max(largest, min(most, whole)) for most in (HOST_BYTES, DEVICE_BYTES))
+        for engine in engines:  # the first one that makes it grow moves it for all
+            engine.make_room(host, device)
+        for engine in engines:
+            engine.make_room(0, 0)
+
+    def _begin_reading(self) -> bool:
+        begun = False
+        while (
+            self._todo
+            and len(self._reading) <= self._threads
+            and len(self._reading) + len(self._on_device) < self._most_begun
+            and (piece := self._ring.host.take(_bytes_of(self._todo[0])))
+        ):
+            block = self._todo.popleft()
+            loaded = self._pool.submit(_load, block, self._grid, self._read, self._ring.host_bytes(piece))
+            self._reading.append(_Reading(block, piece, loaded))
+            begun = True
+        return begun
+
+    def _begin_computing(self) -> bool:
+        """Bring the next block that was read to the device, and begin on batches that are full or have waited."""
+        moved = False
+        while self._uploading and self._uploading[0][1].query():
+            self._ring.host.give_back(self._uploading.popleft()[0])
+            moved = True
+        if self._can_add() and self._reading and self._reading[0].loaded.done():
+            loaded = self._reading[0].loaded.result()
+            if piece := self._ring.device.take(loaded.count):
+                self._add(self._reading.popleft(), loaded, piece)
+                return True
+        if self._waiting and self._can_add() and self._has_waited():
+            for member in self._members:
+                if member.open.filled:
+                    member.launch()
+            self._waiting = 0
+            moved = True
+        return moved
+
+    def _has_waited(self) -> bool:
+        """Whether batches that are not full are to be begun: nothing more comes, or enough has come."""
+        running = max(len(member.running) for member in self._members)
+        if not self._reading:
+            return not self._todo or not running
+        if self._reading[0].loaded.done():  # and there is no room for it
+            return not running
+        return self._waiting >= MOST_WAITING and running < 2
+
+    def _can_add(self) -> bool:
+        """Whether each member has a batch free, should the open one be begun."""
+        return all(member.free for member in self._members)
+
+    def _add(self, reading: _Reading, loaded: _Loaded, piece: Piece) -> None:
+        """Begin to copy a block's pixels, and put its patches into batches; those that are full are begun."""
+        with self._accelerator.copying():
+            self._ring.upload(reading.piece, piece, loaded.count)
+            copied = self._accelerator.mark()
+        self._uploading.append((reading.piece, copied))
+        n = len(reading.block.patches)
+        scores = np.full((len(self._members), n), np.nan, np.float32)
+        places = np.flatnonzero(loaded.readable)
+        block = _Block(reading.block, scores, places, piece, copied, len(self._members) * len(places))
+        self._on_device.append(block)
+        corners, pitches = loaded.corners[places] + piece.start, loaded.pitches[places]
+        self._waiting += 1
+        for member in self._members:
+            first = 0
+            while first < len(places):
+                batch = member.open
+                count = min(len(places) - first, member.engine.batch_size - batch.filled)
+                into = batch.places.numpy()[:, batch.filled : batch.filled + count]
+                into[0], into[1] = corners[first : first + count], pitches[first : first + count]
+                batch.taken.append((block, first, count))
+                batch.filled += count
+                first += count
+                if batch.filled == member.engine.batch_size:
+                    self._launch(member)
+        if not any(member.open.filled for member in self._members):
+            self._waiting = 0
+
+    def _launch(self, member: _Member) -> None:
+        """Begin on its open batch, once another one is free to follow."""
+        while not member.free:
+            over = member.running[0].over
+            assert over
+            over.synchronize()
+            member.take_done()
+        member.launch()
+        self._waiting = min(self._waiting, 1)  # what is left of the block that filled it
+
+    def _take_done(self) -> bool:
+        return any([member.take_done() for member in self._members])
+
+    def _give_back(self, block: _Block) -> None:
+        assert block.piece
+        self._ring.device.give_back(block.piece)
+
+    def _wait(self) -> None:
+        """Until something may have happened."""
+        running = any(member.running for member in self._members) or bool(self._uploading)
+        reading = self._reading[0].loaded if self._reading else None
+        if reading and not reading.done():
+            wait([reading], timeout=POLL_S if running else None)
+            return
+        for member in self._members:
+            if member.running and (over := member.running[0].over):
+                over.synchronize()
+                return
+        if self._uploading:
+            self._uploading[0][1].synchronize()
+
+
+def _bytes_of(block: Block) -> int:
+    return block.read_box.width * block.read_box.height * 3
+
+
+def _load(block: Block, grid: Grid, read: Reads, memory: NDArray[np.uint8]) -> _Loaded:
+    """Read the block's pixels into memory that holds its read box."""
+    parts = block_parts(block, grid)
+    if sum(part.read_box.width * part.read_box.height * 3 for _, part in parts) > _bytes_of(block):
+        parts = [(np.arange(len(block.patches)), block)]  # patches overlap, and so do the boxes around them
+    n, start = len(block.patches), 0
+    corners, pitches = np.empty(n, np.int64), np.empty(n, np.int64)
+    readable = np.empty(n, np.bool_)
+    for which, part in parts:
+        box = part.read_box
+        pixels = read(box)
+        end = start + pixels.rgb.size
+        memory[start:end] = pixels.rgb.reshape(-1)
+        x, y = (part.patches * grid.stride_px - (box.x, box.y)).T.astype(np.int64)
+        corners[which], pitches[which] = start + (y * box.width + x) * 3, box.width * 3
+        readable[which] = readable_patches(pixels, part, grid)
+        start = end
+    return _Loaded(corners, pitches, readable, start)
