@@ -32,7 +32,7 @@ IN_FLIGHT = 3
 # So many blocks, read and not yet begun, begin without waiting for a full batch: after a kill they would be lost.
 MOST_WAITING = 8
 # The host's memory holds at most so much of what is read ahead, the device's of what is computed; or one block.
-HOST_BYTES, DEVICE_BYTES = 384 * 2**20, 384 * 2**20
+HOST_BYTES, DEVICE_BYTES = 256 * 2**20, 384 * 2**20
 # While the device computes and nothing is read, it is asked this often whether it is done.
 POLL_S = 0.0005
 

@@ -172,7 +172,7 @@ class CudaAccelerator:
             with torch.cuda.stream(self._work):
                 for _ in range(WARM_UPS):
                     work()
-            torch.cuda.synchronize()
+            self.release()  # what the runs took: the graph's memory is its own
             graph = torch.cuda.CUDAGraph()
             # Other threads may call CUDA meanwhile: only what this one does is recorded.
             with torch.cuda.graph(graph, stream=self._work, capture_error_mode="thread_local"):
@@ -182,7 +182,7 @@ class CudaAccelerator:
 
     def is_lost(self, error: Exception) -> bool:
         """After an error of CUDA's, whether the simplest work still goes."""
-        if isinstance(error, torch.cuda.OutOfMemoryError) or not any(word in str(error) for word in LOST):
+        if is_out_of_memory(error) or not any(word in str(error) for word in LOST):
             return False
         try:
             with torch.cuda.device(self.device):
@@ -223,8 +223,13 @@ def device_errors(accelerator: Accelerator) -> Iterator[None]:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether less at once may do."""
-    return isinstance(error, torch.cuda.OutOfMemoryError)
+    """Whether less at once may do; what breaks a recording off is named after the recording, its cause is within."""
+    seen: BaseException | None = error
+    while seen:
+        if isinstance(seen, torch.cuda.OutOfMemoryError) or "ALLOC_FAILED" in str(seen):
+            return True
+        seen = seen.__cause__ or seen.__context__
+    return False
 
 
 def _line(error: BaseException) -> str:

@@ -253,7 +253,7 @@ class Engines:
             try:
                 self._built[key] = BatchRunner(build())
             except Exception as error:
-                self._built[key] = error
+                self._built[key] = error.with_traceback(None)  # which would hold what was built so far
         found = self._built[key]
         if isinstance(found, Exception):
             raise found

@@ -3,6 +3,8 @@
 Both ways look each byte up in the same table, so that they give the same bits.
 """
 
+import logging
+from functools import cache
 from typing import Any
 
 import torch
@@ -12,6 +14,8 @@ try:  # comes with torch for CUDA
     import triton.language as tl  # type: ignore[import-not-found, unused-ignore]
 except ImportError:
     triton = None
+
+log = logging.getLogger(__name__)
 
 # Pixels that one program of the kernel works on.
 _PIXELS = 512
@@ -32,7 +36,7 @@ def cut_normalised(
     they are. `fused`: by the kernel; None: where it can be.
     """
     if fused is None:
-        fused = triton is not None and pixels.device.type == "cuda"
+        fused = kernel_works(pixels.device)
     n, side, _, channels = out.shape
     if fused:
         grid = (n, -(-side * side // _PIXELS))
@@ -44,6 +48,27 @@ def cut_normalised(
     values = pixels[rows[:, :, None, None] + within].int()  # [N, S, S, 3]
     values += torch.arange(0, 768, 256, device=pixels.device, dtype=torch.int32)
     out[..., :3] = table.index_select(0, values.ravel()).view(n, side, side, 3)
+
+
+@cache
+def kernel_works(device: torch.device) -> bool:
+    """Whether the kernel runs there: Triton compiles it, for which it needs a C compiler at run time."""
+    if triton is None or device.type != "cuda":
+        return False
+    try:
+        pixels, zeros = (
+            torch.zeros(64, dtype=torch.uint8, device=device),
+            torch.zeros(1, dtype=torch.int64, device=device),
+        )
+        table, out = torch.ones(768, device=device), torch.zeros(1, 2, 2, 3, device=device)
+        cut_normalised(pixels, zeros, zeros, table, out, True)
+        return bool((out == 1).all())
+    except Exception as error:  # Triton raises what it likes
+        log.warning(
+            "patches are normalised by torch, which is slower: Triton says: %s",
+            " ".join(str(error).split())[:200],
+        )
+        return False
 
 
 if triton is not None:
