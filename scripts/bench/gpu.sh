@@ -19,9 +19,6 @@ else
   export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
 fi
 slide=../shared/data/slides/breast_40x.svs
-work=${WORK:-$OUT}
-mkdir -p "$work"
-PYTHONUNBUFFERED=1 "$PYTHON" -m scripts.bench.measure_gpu --slide "$slide" --out "$work" "$@" 2>&1 | tee "$OUT/log.txt"
-code=${PIPESTATUS[0]}
-[ "$work" = "$OUT" ] || cp "$work"/gpu.json "$work"/tests.log "$OUT"/ 2>/dev/null
-exit "$code"
+PYTHONUNBUFFERED=1 "$PYTHON" -m scripts.bench.measure_gpu --slide "$slide" --out "$OUT" --work "${WORK:-$OUT}" "$@" 2>&1 |
+  tee "$OUT/log.txt"
+exit "${PIPESTATUS[0]}"

@@ -26,6 +26,8 @@ SMALLER = (50_000, 50_000)
 BATCHES = (512, 1024, 2048, 4096, 8192)
 THREADS = (1, 2, 4, 8, 16)
 WORKERS = (1, 2, 4)
+# A test that takes longer hangs, and says where; all of them together may take no longer than this.
+TEST_S, TESTS_S = 40, 110
 
 Found = dict[str, Any]
 
@@ -40,16 +42,18 @@ def main() -> int:
     )
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--work", type=Path, help="for slides and maps, gigabytes; default: --out")
     parser.add_argument("--docs", type=Path, help="the page whose section 'gpu' is written")
     parser.add_argument("--quick", action="store_true", help="as little of everything as shows that it runs")
     parser.add_argument("--seconds", type=float, default=500, help="begin no section later than this")
-    parser.add_argument("--only", nargs="*", help="these sections")
+    parser.add_argument("--only", nargs="*", metavar="SECTION", help="these sections, in this order")
     args = parser.parse_args()
-    args.out.mkdir(parents=True, exist_ok=True)
+    args.work = args.work or args.out
+    for folder in (args.out, args.work):
+        folder.mkdir(parents=True, exist_ok=True)
     began, found, failed = time.monotonic(), {}, False
-    for name, section in SECTIONS.items():
-        if args.only and name not in args.only:
-            continue
+    for name in args.only or SECTIONS:
+        section = SECTIONS[name]
         at = time.monotonic() - began
         if at > args.seconds:
             found[name] = {"left out": "no time was left"}
@@ -95,16 +99,20 @@ def measure_machine(args: argparse.Namespace) -> Found:
 def run_tests(args: argparse.Namespace) -> Found:
     """Every test marked `gpu`."""
     report = args.out / "tests.xml"
-    command = [sys.executable, "-m", "pytest", "-m", "gpu", "-p", "no:cacheprovider", f"--junitxml={report}"]
-    run = subprocess.run(
-        [*command, "--durations=8", "tests/inference/test_gpu.py"],
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-    (args.out / "tests.log").write_text(run.stdout + run.stderr)
-    print(run.stdout[-6000:])
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-v",
+        "-m",
+        "gpu",
+        "-p",
+        "no:cacheprovider",
+        f"--junitxml={report}",
+    ]
+    command += ["-o", f"faulthandler_timeout={TEST_S}", "--durations=12", "tests/inference/test_gpu.py"]
+    with (args.out / "tests.log").open("w") as log:
+        run = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, timeout=TESTS_S, check=False)
     import xml.etree.ElementTree as Xml
 
     suite = next(Xml.parse(report).getroot().iter("testsuite")).attrib
@@ -138,11 +146,11 @@ def measure_end_to_end(args: argparse.Namespace) -> Found:
 
     slide = _generated(args, QUICK_SIDE if args.quick else WHOLE)
     case = make_case(
-        "whole slide at 40x", slide, model_at(0.25, args.out / "models"), 300 if args.quick else None
+        "whole slide at 40x", slide, model_at(0.25, args.work / "models"), 300 if args.quick else None
     )
     found = _classified(args, case, 1 if args.quick else 3)
     real = make_case(
-        "the real slide at 40x", args.slide, model_at(0.25, args.out / "models"), 300 if args.quick else None
+        "the real slide at 40x", args.slide, model_at(0.25, args.work / "models"), 300 if args.quick else None
     )
     return {"whole slide": found, "real slide": _classified(args, real, 1 if args.quick else 5)}
 
@@ -153,7 +161,7 @@ def measure_resampled(args: argparse.Namespace) -> Found:
 
     slide, found = _generated(args, QUICK_SIDE if args.quick else SMALLER), {}
     for mpp in (0.26, 0.7):
-        model = model_at(mpp, args.out / "models")
+        model = model_at(mpp, args.work / "models")
         found[f"{mpp} um/px"] = _classified(
             args, make_case(f"{mpp}", slide, model, 200 if args.quick else 200_000), 1
         )
@@ -180,7 +188,7 @@ def measure_decode(args: argparse.Namespace) -> Found:
     from wsi_pipeline.slides.readers import jpeg_tiles
 
     slide = _generated(args, QUICK_SIDE if args.quick else SMALLER)
-    case = make_case("decode", slide, model_at(0.25, args.out / "models"), 300 if args.quick else None)
+    case = make_case("decode", slide, model_at(0.25, args.work / "models"), 300 if args.quick else None)
     blocks, grid, found = list(case.plan.blocks()), case.plan.grid, {}
     built = jpeg_tiles._jpeg_tiles
     for name, function in (("C", built), ("simplejpeg", None)):
@@ -238,14 +246,14 @@ def measure_workers(args: argparse.Namespace) -> Found:
     """infer-slide from the shell: a whole slide, and several slides by 1, 2 and 4 processes on one GPU."""
     whole = _generated(args, QUICK_SIDE if args.quick else WHOLE)
     slide = _generated(args, QUICK_SIDE if args.quick else SMALLER)
-    models = args.out / "models"
+    models = args.work / "models"
     from scripts.bench.bench_cases import model_at
 
     model_at(0.25, models)
     found: Found = {"whole slide": _from_the_shell(args, [whole], [])}
     slides = []
     for i in range(2 if args.quick else 4):
-        copy = args.out / "slides" / f"slide_{i}.tiff"
+        copy = args.work / "slides" / f"slide_{i}.tiff"
         copy.parent.mkdir(exist_ok=True)
         if not copy.exists():
             os.link(slide, copy)
@@ -259,7 +267,7 @@ def measure_training(args: argparse.Namespace) -> Found:
     """A short training on patches of the slide: patches a second of its epochs, and how long the loader takes."""
     import csv
 
-    data, config = args.out / "patches", args.out / "train.yaml"
+    data, config = args.work / "patches", args.work / "train.yaml"
     count = 64 if args.quick else 6000
     patches = _write_patches(args.slide, data, count)
     text = (
@@ -268,7 +276,7 @@ def measure_training(args: argparse.Namespace) -> Found:
         .replace("  train: [train, extra]\n  val: [val]\n", "  val_share: 0.2\n")
     )
     config.write_text(text.replace("restarts: [26]\n", ""))
-    runs = args.out / "training"
+    runs = args.work / "training"
     shutil.rmtree(runs, ignore_errors=True)
     command = [
         sys.executable,
@@ -368,7 +376,7 @@ def _classified(args: argparse.Namespace, case: Any, repeats: int) -> Found:
     seconds = []
     with busy_share(device) as busy:
         for _ in range(repeats):
-            store, slide = new_store(case, args.out), looked_at(case)
+            store, slide = new_store(case, args.work), looked_at(case)
             start = time.perf_counter()
             end_to_end(case, slide, Setting("auto", classifier), store)
             seconds.append(time.perf_counter() - start)
@@ -393,9 +401,9 @@ def _classified(args: argparse.Namespace, case: Any, repeats: int) -> Found:
 
 
 def _from_the_shell(args: argparse.Namespace, slides: list[Path], options: list[str]) -> Found:
-    out = args.out / "maps"
+    out = args.work / "maps"
     shutil.rmtree(out, ignore_errors=True)
-    model = args.out / "models" / "idc_default_at_0.25.safetensors"
+    model = args.work / "models" / "idc_default_at_0.25.safetensors"
     command = [sys.executable, "-m", "wsi_pipeline.cli.infer_slide", *map(str, slides), "--out", str(out)]
     command += ["--model", str(model), "--device", args.device, *options]
     start = time.perf_counter()
@@ -419,8 +427,8 @@ def _generated(args: argparse.Namespace, size: tuple[int, int]) -> Path:
     from scripts.bench.benchmark import generated
     from scripts.bench.tiled_slide import densest_square
 
-    path = args.out / f"generated_{size[0]}_{size[1]}.tiff"
-    return path if path.exists() else generated(args.out, *size, densest_square(args.slide))
+    path = args.work / f"generated_{size[0]}_{size[1]}.tiff"
+    return path if path.exists() else generated(args.work, *size, densest_square(args.slide))
 
 
 def _resnet50(args: argparse.Namespace) -> Any:
@@ -441,7 +449,7 @@ def _resnet50(args: argparse.Namespace) -> Any:
         stain_normalisation=0.0,
         context=None,
     )
-    path = args.out / "models" / "resnet50.safetensors"
+    path = args.work / "models" / "resnet50.safetensors"
     if not path.exists():
         save_model(path, build_network("resnet50"), card)
     return load_model(path)

@@ -7,10 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import noise
+from conftest import noise, write_slide
 from models import brightness_model, dimmer_model
 from numpy.typing import NDArray
 from stand_in import FullAccelerator, LateAccelerator, LostAccelerator, on_stand_in
+from test_infer import heatmap as map_in
+from test_infer import section
 from test_patches import everything
 
 from wsi_pipeline.base.errors import DeviceLostError
@@ -26,8 +28,10 @@ from wsi_pipeline.inference.engines.torch_engine import EagerEngine
 from wsi_pipeline.inference.engines.wide_network import device_network
 from wsi_pipeline.models.model import Model, load_model
 from wsi_pipeline.models.stain import tables_of
+from wsi_pipeline.pipeline.config import InferConfig
+from wsi_pipeline.pipeline.infer import infer_slide
 from wsi_pipeline.slides.slide import Pixels, Slide
-from wsi_pipeline.tiling.grid import Block, Plan
+from wsi_pipeline.tiling.grid import Block, GridOptions, Plan
 
 MakeSlide = Callable[..., Path]
 CPU = torch.device("cpu")
@@ -305,3 +309,38 @@ def test_a_ring_gives_no_byte_twice() -> None:
 
 def test_a_heavy_network_takes_a_smaller_batch_and_a_light_one_no_more_than_pays() -> None:
     assert [batch_size_of(mflop) for mflop in (0, 59, 1000, 8200, 1e9)] == [4096, 4096, 2048, 128, 16]
+
+
+def test_a_slide_left_half_way_goes_on_in_the_same_process_to_the_same_bits(
+    tmp_path: Path, shipped: Model
+) -> None:
+    path = write_slide(tmp_path / "a.tiff", section(700, 900), mpp=(4.0, 4.0), factors=(1, 4))
+    ring, config = PixelRing(HostAccelerator()), InferConfig(grid=GridOptions(block_px=256))
+
+    def map_of(out: str, stop_at: int | None = None) -> NDArray[np.float32]:
+        def progress(done: int, total: int) -> None:
+            if stop_at is not None and done >= stop_at:
+                raise RuntimeError("stopped")
+
+        classifier = of([shipped])
+        classifier.adapted = lambda *_: on_stand_in(classifier, 16, ring=ring)  # type: ignore[method-assign]
+        return map_in(infer_slide(path, tmp_path / out, config, classifier, progress=progress).folder)
+
+    whole = map_of("whole")
+    with pytest.raises(
+        RuntimeError, match="stopped"
+    ) as kept:  # and with it the blocks that were on their way
+        map_of("broken off", stop_at=30)
+    assert np.array_equal(map_of("broken off"), whole, equal_nan=True)
+    assert kept.traceback
+
+
+def test_a_run_whose_memory_was_taken_over_says_so_instead_of_mixing(make_slide: MakeSlide) -> None:
+    slide, plan = everything(make_slide("a.tiff", noise(800, 1200)), block_px=256)
+    classifier = on_stand_in(of([brightness_model()]))
+    read = lambda box: slide.read_readable(box, plan.grid.plane)  # noqa: E731
+    first = classify_blocks(plan.blocks(), plan.grid, read, classifier, ClassifyOptions())
+    next(first)
+    assert len(scored(slide, plan, classifier)) == len(list(plan.blocks()))
+    with pytest.raises(RuntimeError, match="taken over"):
+        list(first)

@@ -43,8 +43,8 @@ class PendingScores:
 
     @property
     def batches(self) -> int:
-        """How many those are."""
-        return len(self.unfinished)
+        """How many it is made of."""
+        return sum(member.batches for member in self._members)
 
     def done(self) -> bool:
         """Whether all scores are there."""

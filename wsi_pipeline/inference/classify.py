@@ -89,16 +89,16 @@ class _Queue:
             self._begin_reading()
             if not self._reading and not self._begun:
                 return
-            if self._reading and not self._is_enough() and self._reading[0][1].done():
-                block, loaded = self._reading.popleft()
-                cut = loaded.result()
-                patches = cut.rgb if cut.readable.all() else cut.rgb[cut.readable]
-                self._begun.append((block, cut, self._classifier.start(patches)))
-            elif self._begun and self._begun[0][2].done():
+            if self._begun and self._begun[0][2].done():
                 block, cut, pending = self._begun.popleft()
                 scores, spread = pending.result()
                 several = None if spread is None else _among_all(spread, cut.readable)
                 yield block, _among_all(scores, cut.readable), several
+            elif self._reading and not self._is_enough() and self._reading[0][1].done():
+                block, loaded = self._reading.popleft()
+                cut = loaded.result()
+                patches = cut.rgb if cut.readable.all() else cut.rgb[cut.readable]
+                self._begun.append((block, cut, self._classifier.start(patches)))
             else:
                 self._wait()
 
@@ -114,8 +114,8 @@ class _Queue:
             self._reading.append((block, self._pool.submit(self._load, block)))
 
     def _is_enough(self) -> bool:
-        """Whether the device is kept at work, or memory filled, by what was begun."""
-        batches = sum(pending.batches for _, _, pending in self._begun)
+        """Whether memory is filled by what was begun, or the device kept at work by what follows its first block."""
+        batches = sum(pending.batches for _, _, pending in list(self._begun)[1:])
         held = sum(cut.rgb.nbytes for _, cut, _ in self._begun)
         return batches >= self._classifier.batches_in_flight or held >= MOST_BYTES
 

@@ -157,13 +157,8 @@ def score_on_device(
     blocks = list(blocks)
     if not blocks:
         return
-    ring, accelerator = engines[0][0].ring, engines[0][0].accelerator
-    with (
-        ring.lock,
-        device_errors(accelerator),
-        ThreadPoolExecutor(threads, thread_name_prefix="reader") as pool,
-    ):
-        run = _Run(blocks, grid, read, engines, pool, threads)
+    with device_errors(engines[0][0].accelerator):
+        run = _Run(blocks, grid, read, engines, threads)
         try:
             yield from run.blocks()
         finally:
@@ -179,35 +174,37 @@ class _Run:
         grid: Grid,
         read: Reads,
         engines: Sequence[tuple[CudaEngine, Tables | None]],
-        pool: ThreadPoolExecutor,
         threads: int,
     ):
-        self._todo, self._grid, self._read, self._pool, self._threads = (
-            deque(blocks),
-            grid,
-            read,
-            pool,
-            threads,
-        )
+        self._todo, self._grid, self._read, self._threads = deque(blocks), grid, read, threads
         self._ring, self._accelerator = engines[0][0].ring, engines[0][0].accelerator
-        self._make_room(blocks, [engine for engine, _ in engines])
-        for engine, tables in engines:
-            engine.set_tables(tables)
-        self._members = [_Member(i, engine) for i, (engine, _) in enumerate(engines)]
+        self._has_ended = False
+        self._members: list[_Member] = []
         self._reading: deque[_Reading] = deque()
         self._on_device: deque[_Block] = deque()
         self._uploading: deque[tuple[Piece, Event]] = deque()
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="reader")
+        with self._ring.lock:
+            self._ring.take_over(self.leave)
+            self._make_room(blocks, [engine for engine, _ in engines])
+            for engine, tables in engines:
+                engine.set_tables(tables)
+        self._members += [_Member(i, engine) for i, (engine, _) in enumerate(engines)]
         self._waiting = 0
         self._most_begun = threads + 1 + 2 * MOST_WAITING
 
     def blocks(self) -> Iterator[tuple[Block, NDArray[np.float32]]]:
-        """Each block that is done."""
+        """Each block that is done. Raises RuntimeError where another use of the device has ended the run."""
         while self._todo or self._reading or self._on_device:
             moved = self._take_done()
             while self._on_device and not self._on_device[0].left:
                 done = self._on_device.popleft()
                 self._give_back(done)
                 yield done.block, done.scores
+                if self._has_ended:
+                    raise RuntimeError(
+                        "its memory on the device was taken over before all blocks were asked for"
+                    )
                 moved = True
             moved |= self._begin_reading()
             moved |= self._begin_computing()
@@ -215,9 +212,11 @@ class _Run:
                 self._wait()
 
     def leave(self) -> None:
-        """Nothing of it is read or computed any more."""
-        for reading in self._reading:
-            reading.loaded.cancel()
+        """Nothing of it is read or computed any more; once is enough."""
+        if self._has_ended:
+            return
+        self._has_ended = True
+        self._pool.shutdown(cancel_futures=True)
         for member in self._members:
             for batch in member.running:
                 if batch.over:

@@ -175,9 +175,7 @@ def _fill(
     done = total - sum(len(block.patches) for block in todo)
     if progress:
         progress(done, total)
-    scored = classify_blocks(
-        todo, grid, lambda box: slide.read_readable(box, grid.plane), classifier, config.classify
-    )
+    scored = classify_blocks(todo, grid, slide.reader(grid.plane), classifier, config.classify)
     for block in commit_blocks(scored, plan, store, slide.check_unchanged):
         done += len(block.patches)
         if progress:

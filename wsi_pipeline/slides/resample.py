@@ -43,6 +43,23 @@ def axis_weights(n_out: int, start: float, step: float, n_in: int, length: float
     return matrix
 
 
+def axis_taps(
+    n_out: int, start: float, step: float, n_in: int
+) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+    """The weights of `axis_weights` as a dense table: each output pixel's first input pixel, int32 [n_out], and the
+    weights of it and those that follow it, float32 [n_out, taps].
+
+    Where an output pixel takes fewer, the rest weighs 0, and may lie past the input's end.
+    """
+    matrix = axis_weights(n_out, start, step, n_in)
+    counts = np.diff(matrix.indptr)
+    row = np.repeat(np.arange(n_out), counts)
+    first = matrix.indices[matrix.indptr[:-1]].astype(np.int32)
+    weights = np.zeros((n_out, int(counts.max())), np.float32)
+    weights[row, matrix.indices - first[row]] = matrix.data
+    return first, weights
+
+
 def resample(
     rgb: NDArray[np.uint8], width: int, height: int, start: tuple[float, float], step: tuple[float, float]
 ) -> NDArray[np.uint8]:

@@ -54,6 +54,11 @@ class Pending:
         """Its batches that are still to be computed."""
         return [part for part in self._parts if not part.done()]
 
+    @property
+    def batches(self) -> int:
+        """How many it is made of."""
+        return len(self._parts)
+
     def cancel(self) -> None:
         """Leave what has not begun."""
         for part in self._parts:

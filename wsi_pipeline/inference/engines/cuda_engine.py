@@ -75,6 +75,7 @@ class CudaEngine:
         self._replay: Callable[[], None] | None = None
         self._bound: torch.Tensor | None = None
         with ring.lock, device_errors(self.accelerator), torch.inference_mode():
+            ring.take_over()
             while not self._made_ready():
                 self.batch_size //= 2
                 log.warning(
@@ -97,6 +98,7 @@ class CudaEngine:
         if batch.shape[1:] != (side, side, 3):
             raise ValueError(f"patches have shape {batch.shape[1:]}, expected {(side, side, 3)}")
         with ring.lock, device_errors(self.accelerator), torch.inference_mode():
+            ring.take_over()
             self.make_room(0, 0)
             self.set_tables(tables)
             source, target = ring.host.take(batch.size), ring.device.take(batch.size)

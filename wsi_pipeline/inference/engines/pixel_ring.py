@@ -6,6 +6,7 @@ back first.
 
 import threading
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 
@@ -68,11 +69,16 @@ class Ring:
 
 
 class PixelRing:
-    """The two buffers of one device; who uses them holds `lock`."""
+    """The two buffers of one device.
+
+    Who uses them for a while takes them over, and holds `lock` only while it sets them up: a run over blocks that was
+    left half way, by an error that somebody keeps, must not keep the next slide waiting for ever.
+    """
 
     def __init__(self, accelerator: Accelerator):
         self.accelerator = accelerator
         self.lock = threading.Lock()
+        self._end_last: Callable[[], None] | None = None
         self._host: torch.Tensor | None = None
         self._device: torch.Tensor | None = None
         self.host, self.device = Ring(0), Ring(0)
@@ -82,6 +88,12 @@ class PixelRing:
         """The device's buffer, uint8 [bytes]; another tensor once a larger one was required."""
         assert self._device is not None, "nothing was required of the ring yet"
         return self._device
+
+    def take_over(self, end: Callable[[], None] | None = None) -> None:
+        """End the run that has the buffers, if any; `end` ends the one that has them now. The lock is held."""
+        last, self._end_last = self._end_last, end
+        if last:
+            last()
 
     @torch.inference_mode()
     def require(self, host: int, device: int) -> None:
