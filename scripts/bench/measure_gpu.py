@@ -197,14 +197,15 @@ def measure_decode(args: argparse.Namespace) -> Found:
         jpeg_tiles._jpeg_tiles = function
         jpeg_tiles.WHY_NOT = "left out by the benchmark"
         for threads in (2,) if args.quick else THREADS:
-            opened, size = looked_at(case), device_blocks._bytes_of(max(blocks, key=device_blocks._bytes_of))
+            opened = looked_at(case)
+            size = max(device_blocks.bytes_of(block, opened.reader(grid.plane))[0] for block in blocks)
             memory = [np.empty(size, np.uint8) for _ in range(threads)]
             part = blocks[: 2 if args.quick else 10 * threads]
 
             def work(task: tuple[Any, Any, list[Any]]) -> int:
                 opened, memory, mine = task
-                read = lambda box: opened.read_readable(box, grid.plane)  # noqa: E731
-                return sum(len(device_blocks._load(block, grid, read, memory).corners) for block in mine)
+                read = opened.reader(grid.plane)
+                return sum(len(device_blocks.load_block(block, grid, read, memory).corners) for block in mine)
 
             tasks = [(opened, memory[i], part[i::threads]) for i in range(threads)]
             with ThreadPoolExecutor(threads) as pool:

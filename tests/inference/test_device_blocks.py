@@ -16,13 +16,14 @@ from test_infer import section
 from test_patches import everything
 
 from wsi_pipeline.base.errors import DeviceLostError
+from wsi_pipeline.base.geometry import Plane
 from wsi_pipeline.inference.classifier import Classifier
 from wsi_pipeline.inference.classify import ClassifyOptions, classify_blocks
 from wsi_pipeline.inference.device_blocks import MOST_WAITING
 from wsi_pipeline.inference.engines.accelerator import HostAccelerator
 from wsi_pipeline.inference.engines.choice import made_patches
 from wsi_pipeline.inference.engines.cuda_engine import CudaEngine, batch_size_of
-from wsi_pipeline.inference.engines.patch_kernels import cut_normalised
+from wsi_pipeline.inference.engines.patch_kernels import Resampling, cut_normalised, resample_bytes
 from wsi_pipeline.inference.engines.pixel_ring import PixelRing, Ring
 from wsi_pipeline.inference.engines.torch_engine import EagerEngine
 from wsi_pipeline.inference.engines.wide_network import device_network
@@ -30,8 +31,9 @@ from wsi_pipeline.models.model import Model, load_model
 from wsi_pipeline.models.stain import tables_of
 from wsi_pipeline.pipeline.config import InferConfig
 from wsi_pipeline.pipeline.infer import infer_slide
-from wsi_pipeline.slides.slide import Pixels, Slide
-from wsi_pipeline.tiling.grid import Block, GridOptions, Plan
+from wsi_pipeline.slides.resample import axis_taps, resample
+from wsi_pipeline.slides.slide import Pixels, Slide, open_slide
+from wsi_pipeline.tiling.grid import Block, GridOptions, Plan, plan_patches
 
 MakeSlide = Callable[..., Path]
 CPU = torch.device("cpu")
@@ -344,3 +346,58 @@ def test_a_run_whose_memory_was_taken_over_says_so_instead_of_mixing(make_slide:
     assert len(scored(slide, plan, classifier)) == len(list(plan.blocks()))
     with pytest.raises(RuntimeError, match="taken over"):
         list(first)
+
+
+@pytest.mark.parametrize("mpp", [0.5, 0.52, 0.41, 1.31, 2.0, 0.37])
+def test_what_is_of_another_scale_is_resampled_on_the_device_as_on_the_host(
+    make_slide: MakeSlide, shipped: Model, mpp: float
+) -> None:
+    path = make_slide(
+        "a.tiff", noise(1300, 1700), factors=(1, 2, 4), mpp=(0.5, 0.5) if mpp != 0.37 else (0.5, 0.52)
+    )
+    model = replace(shipped, card=replace(shipped.card, mpp=mpp))
+    slide = open_slide(path)
+    plan = plan_of(slide, mpp, 50 if mpp < 2 else 20)
+    blocks = list(plan.blocks())
+    read = slide.reader(plan.grid.plane)
+    options = ClassifyOptions(dense="off")
+    expected = list(classify_blocks(blocks, plan.grid, lambda box: read(box), of([model]), options))
+    found = list(classify_blocks(blocks, plan.grid, read, on_stand_in(of([model]), 64), options))
+    assert len(found) > 2
+    for (_, scores, _), (_, right, _) in zip(found, expected, strict=True):
+        np.testing.assert_allclose(scores, right, rtol=0, atol=1e-3)
+
+
+def test_pixels_resampled_on_the_device_are_the_hosts() -> None:
+    random = np.random.default_rng(0)
+    for step, start, (width, height) in (
+        ((1.04, 1.04), (0.3, 0.7), (60, 40)),
+        ((2.8, 4.0), (0.0, 0.5), (20, 10)),
+        ((0.5, 0.96), (1.2, 1.0), (50, 40)),
+    ):
+        wide, high = int(width * step[0]) + 4, int(height * step[1]) + 4
+        image = random.integers(0, 256, (high, wide, 3), np.uint8)
+        memory, used, places = np.zeros(2**17, np.uint8), -(-image.size // 16) * 16, []
+        memory[: image.size] = image.ravel()
+        (first_x, share_x), (first_y, share_y) = (
+            axis_taps(width, start[0], step[0], wide),
+            axis_taps(height, start[1], step[1], high),
+        )
+        for table in (first_x, share_x, first_y, share_y):
+            memory[used : used + table.nbytes] = table.view(np.uint8).ravel()
+            places.append(used)
+            used += -(-table.nbytes // 16) * 16
+        taps = (share_x.shape[1], share_y.shape[1])
+        pixels = torch.from_numpy(memory)
+        resample_bytes(pixels, Resampling(0, (wide, high), used, (width, height), tuple(places), taps))  # type: ignore[arg-type]
+        found = memory[used : used + width * height * 3].reshape(height, width, 3)
+        assert np.array_equal(found, resample(image, width, height, start, step))
+
+
+def plan_of(slide: Slide, mpp: float, stride: int) -> Plan:
+    """All patches, of 50 px at that scale, with a hole, so that blocks fall into parts."""
+    options = GridOptions(patch_px=50, stride_px=stride, mpp=mpp, block_px=512)
+    whole = np.ones((10, 10), np.bool_)
+    plan = plan_patches(slide, whole, ~whole, Plane(slide.size0.width / 10, slide.size0.height / 10), options)
+    rows, columns = np.indices(plan.kept.shape)
+    return replace(plan, kept=plan.kept & ((rows > 3) | (columns < 2) | (columns > 5)))

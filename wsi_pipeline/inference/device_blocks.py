@@ -10,7 +10,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -19,9 +19,11 @@ from numpy.typing import NDArray
 from wsi_pipeline.base.geometry import Box
 from wsi_pipeline.inference.engines.accelerator import Event, device_errors
 from wsi_pipeline.inference.engines.cuda_engine import CudaEngine
+from wsi_pipeline.inference.engines.patch_kernels import Resampling
 from wsi_pipeline.inference.engines.pixel_ring import SPARE_BYTES, Piece
 from wsi_pipeline.models.stain import Tables
-from wsi_pipeline.slides.slide import Pixels
+from wsi_pipeline.slides.resample import axis_taps, taps_of
+from wsi_pipeline.slides.slide import Pixels, PlaneReader, SourcePixels
 from wsi_pipeline.tiling.grid import Block, Grid
 from wsi_pipeline.tiling.patches import block_parts, readable_patches
 
@@ -33,10 +35,12 @@ IN_FLIGHT = 3
 MOST_WAITING = 8
 # The host's memory holds at most so much of what is read ahead, the device's of what is computed; or one block.
 HOST_BYTES, DEVICE_BYTES = 256 * 2**20, 384 * 2**20
+# Tables of numbers begin at a whole number of these bytes.
+_WORD = 16
 # While the device computes and nothing is read, it is asked this often whether it is done.
 POLL_S = 0.0005
 
-Reads = Callable[[Box], Pixels]
+Reads = Callable[[Box], Pixels] | PlaneReader
 
 
 @dataclass(eq=False)
@@ -62,7 +66,13 @@ class _Loaded:
     """[n]."""
 
     count: int
-    """Bytes of the piece that hold pixels."""
+    """Bytes of the piece that go to the device."""
+
+    device_count: int
+    """Bytes that the block needs there."""
+
+    resamplings: tuple[Resampling, ...] = ()
+    """What the device makes of them, behind them; corners then lie there."""
 
 
 @dataclass(eq=False)
@@ -235,9 +245,11 @@ class _Run:
                 )
 
     def _make_room(self, blocks: Sequence[Block], engines: Sequence[CudaEngine]) -> None:
-        each = [_bytes_of(block) + SPARE_BYTES for block in blocks]
-        whole, largest = sum(each), max(each)
-        host, device = (max(largest, min(most, whole)) for most in (HOST_BYTES, DEVICE_BYTES))
+        each = np.array([bytes_of(block, self._read) for block in blocks]) + SPARE_BYTES
+        host, device = (
+            int(max(sizes.max(), min(most, sizes.sum())))
+            for sizes, most in zip(each.T, (HOST_BYTES, DEVICE_BYTES), strict=True)
+        )
         for engine in engines:  # the first one that makes it grow moves it for all
             engine.make_room(host, device)
         for engine in engines:
@@ -249,10 +261,12 @@ class _Run:
             self._todo
             and len(self._reading) <= self._threads
             and len(self._reading) + len(self._on_device) < self._most_begun
-            and (piece := self._ring.host.take(_bytes_of(self._todo[0])))
+            and (piece := self._ring.host.take(bytes_of(self._todo[0], self._read)[0]))
         ):
             block = self._todo.popleft()
-            loaded = self._pool.submit(_load, block, self._grid, self._read, self._ring.host_bytes(piece))
+            loaded = self._pool.submit(
+                load_block, block, self._grid, self._read, self._ring.host_bytes(piece)
+            )
             self._reading.append(_Reading(block, piece, loaded))
             begun = True
         return begun
@@ -265,7 +279,7 @@ class _Run:
             moved = True
         if self._can_add() and self._reading and self._reading[0].loaded.done():
             loaded = self._reading[0].loaded.result()
-            if piece := self._ring.device.take(loaded.count):
+            if piece := self._ring.device.take(loaded.device_count):
                 self._add(self._reading.popleft(), loaded, piece)
                 return True
         if self._waiting and self._can_add() and self._has_waited():
@@ -293,6 +307,8 @@ class _Run:
         """Begin to copy a block's pixels, and put its patches into batches; those that are full are begun."""
         with self._accelerator.copying():
             self._ring.upload(reading.piece, piece, loaded.count)
+            for resampling in loaded.resamplings:
+                self._ring.resample(resampling.moved(piece.start))
             copied = self._accelerator.mark()
         self._uploading.append((reading.piece, copied))
         n = len(reading.block.patches)
@@ -349,25 +365,91 @@ class _Run:
             self._uploading[0][1].synchronize()
 
 
-def _bytes_of(block: Block) -> int:
-    return block.read_box.width * block.read_box.height * 3
+def bytes_of(block: Block, read: Reads) -> tuple[int, int]:
+    """The bytes that the block takes at most, on the host and on the device."""
+    box = block.read_box
+    pixels = box.width * box.height * 3
+    if not isinstance(read, PlaneReader):
+        return pixels, pixels
+    size, (taps_x, taps_y) = read.source_size(box), map(taps_of, read.step)
+    # Of parts of a block, each has its own margin; what does not fit is read whole.
+    source = (size.width + 4) * (size.height + 4) * 3
+    tables = 4 * (box.width * (1 + taps_x) + box.height * (1 + taps_y)) + 5 * _WORD
+    return source + tables, source + tables + pixels
 
 
-def _load(block: Block, grid: Grid, read: Reads, memory: NDArray[np.uint8]) -> _Loaded:
-    """Read the block's pixels into memory that holds its read box."""
+def load_block(block: Block, grid: Grid, read: Reads, memory: NDArray[np.uint8]) -> _Loaded:
+    """Read the block's pixels into memory of as many bytes as it takes at most.
+
+    Those of a slide's level go there as they are decoded; what is of another scale is resampled on the device.
+    """
+    load = _Loading(block, grid, read, memory)
     parts = block_parts(block, grid)
-    if sum(part.read_box.width * part.read_box.height * 3 for _, part in parts) > _bytes_of(block):
+    if len(parts) == 1 or sum(bytes_of(part, read)[0] for _, part in parts) > len(memory):
         parts = [(np.arange(len(block.patches)), block)]  # patches overlap, and so do the boxes around them
-    n, start = len(block.patches), 0
-    corners, pitches = np.empty(n, np.int64), np.empty(n, np.int64)
-    readable = np.empty(n, np.bool_)
     for which, part in parts:
-        box = part.read_box
-        pixels = read(box)
-        end = start + pixels.rgb.size
-        memory[start:end] = pixels.rgb.reshape(-1)
-        x, y = (part.patches * grid.stride_px - (box.x, box.y)).T.astype(np.int64)
-        corners[which], pitches[which] = start + (y * box.width + x) * 3, box.width * 3
-        readable[which] = readable_patches(pixels, part, grid)
-        start = end
-    return _Loaded(corners, pitches, readable, start)
+        load.part(which, part)
+    return load.finished()
+
+
+class _Loading:
+    """Part after part of a block, one behind the other in memory."""
+
+    def __init__(self, block: Block, grid: Grid, read: Reads, memory: NDArray[np.uint8]):
+        self._grid, self._read, self._memory = grid, read, memory
+        n = len(block.patches)
+        self._corners, self._pitches = np.empty(n, np.int64), np.empty(n, np.int64)
+        self._readable = np.empty(n, np.bool_)
+        self._used = 0
+        self._resampled: list[tuple[Resampling, NDArray[np.intp]]] = []
+
+    def part(self, which: NDArray[np.intp], part: Block) -> None:
+        """Read one."""
+        box, start = part.read_box, self._used
+        x, y = (part.patches * self._grid.stride_px - (box.x, box.y)).T.astype(np.int64)
+        if isinstance(self._read, PlaneReader):
+            source = self._read.source(box, self._memory[start:])
+            pixels, size = Pixels(source.rgb, source.unreadable), source.rgb.shape[1::-1]
+            self._used += source.rgb.size
+            if source.is_same:
+                x, y, width = x + int(source.start[0]), y + int(source.start[1]), size[0]
+            else:
+                self._resampled.append((self._resampling(source, start, (box.width, box.height)), which))
+                start, width = 0, box.width  # from where it will be
+        else:
+            pixels, width = self._read(box), box.width
+            self._used += pixels.rgb.size
+            self._memory[start : self._used] = pixels.rgb.reshape(-1)
+        self._corners[which], self._pitches[which] = start + (y * width + x) * 3, width * 3
+        self._readable[which] = readable_patches(pixels, part, self._grid)
+
+    def finished(self) -> _Loaded:
+        """All of it; what the device makes comes behind what it is given."""
+        behind, work = self._aligned(self._used), []
+        for resampling, which in self._resampled:
+            work.append(replace(resampling, target=behind))
+            self._corners[which] += behind
+            behind = self._aligned(behind + resampling.size[0] * resampling.size[1] * 3)
+        needed = max(behind, self._used)
+        return _Loaded(self._corners, self._pitches, self._readable, self._used, needed, tuple(work))
+
+    def _resampling(self, source: SourcePixels, start: int, size: tuple[int, int]) -> Resampling:
+        """How the device makes `size` pixels of the source, which lies from `start`; its tables go behind it."""
+        height, width = source.rgb.shape[:2]
+        (first_x, share_x), (first_y, share_y) = (
+            axis_taps(n_out, source.start[i], source.step[i], n_in)
+            for i, (n_out, n_in) in enumerate(zip(size, (width, height), strict=True))
+        )
+        places = []
+        for table in (first_x, share_x, first_y, share_y):
+            place = self._aligned(self._used)
+            values = np.ascontiguousarray(table).view(np.uint8).reshape(-1)
+            self._used = place + len(values)
+            self._memory[place : self._used] = values
+            places.append(place)
+        taps = (share_x.shape[1], share_y.shape[1])
+        return Resampling(start, (width, height), 0, size, (places[0], places[1], places[2], places[3]), taps)
+
+    @staticmethod
+    def _aligned(count: int) -> int:
+        return -(-count // _WORD) * _WORD

@@ -6,6 +6,7 @@ that the caller wants. Every read states its plane.
 
 import hashlib
 import logging
+import math
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -109,9 +110,15 @@ class PlaneReader:
         """The box's pixels, as `Slide.read_readable`."""
         return self.slide.read_readable(box, self.plane)
 
-    def source(self, box: Box) -> SourcePixels:
-        """What they are made of, for those who resample by themselves."""
-        return self.slide._source(box, self.plane, self.slide.level_for(self.plane))
+    def source(self, box: Box, memory: NDArray[np.uint8]) -> SourcePixels:
+        """What they are made of, for those who resample by themselves, in memory of so many bytes, uint8 [n]."""
+        return self.slide._source(box, self.plane, self.slide.level_for(self.plane), memory)
+
+    @property
+    def step(self) -> tuple[float, float]:
+        """(x, y) pixels of the level read that one of the plane is long."""
+        level = self.slide.levels[self.slide.level_for(self.plane)].plane
+        return self.plane.downsample_x / level.downsample_x, self.plane.downsample_y / level.downsample_y
 
     def source_size(self, box: Box) -> Size:
         """How large that is."""
@@ -203,12 +210,16 @@ class Slide:
             source = Box(source.x - 1, source.y - 1, source.width + 2, source.height + 2)
         return source, wanted
 
-    def _source(self, box: Box, plane: Plane, index: int) -> "SourcePixels":
+    def _source(
+        self, box: Box, plane: Plane, index: int, memory: NDArray[np.uint8] | None = None
+    ) -> "SourcePixels":
         level = self.levels[index].plane
         step_x = plane.downsample_x / level.downsample_x
         step_y = plane.downsample_y / level.downsample_y
         source, wanted = self._source_box(box, plane, index)
-        rgb, lost = self._tiles.read(index, source)
+        shape = (source.height, source.width, 3)
+        out = None if memory is None else memory[: math.prod(shape)].reshape(shape)
+        rgb, lost = self._tiles.read(index, source, out)
         start = (_snap(wanted.left - source.x), _snap(wanted.top - source.y))
         step = (_snap(step_x), _snap(step_y))
         if not lost:

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from wsi_pipeline.inference.engines.accelerator import Accelerator, accelerator_of
+from wsi_pipeline.inference.engines.patch_kernels import Resampling, resample_bytes
 
 # A piece is a whole number of these, so that each begins where rows are read fast.
 _ALIGNED = 512
@@ -101,6 +102,7 @@ class PixelRing:
 
         Raises torch's OutOfMemoryError.
         """
+        host, device = (-(-count // _ALIGNED) * _ALIGNED for count in (host, device))
         self.host.clear()
         self.device.clear()
         if self.host.count < host:
@@ -126,6 +128,11 @@ class PixelRing:
         assert self._host is not None
         here = self._host[source.start : source.start + count]
         self.pixels[target.start : target.start + count].copy_(here, non_blocking=True)
+
+    @torch.inference_mode()
+    def resample(self, work: Resampling) -> None:
+        """Begin to make an image of another that was copied, on the stream of the block around."""
+        resample_bytes(self.pixels, work)
 
 
 @cache

@@ -68,14 +68,18 @@ class TiledLevels:
         """Pixels kept for blocks that have yet to come."""
         return self._kept_bytes
 
-    def read(self, level: int, box: Box) -> tuple[NDArray[np.uint8], tuple[Box, ...]]:
+    def read(
+        self, level: int, box: Box, out: NDArray[np.uint8] | None = None
+    ) -> tuple[NDArray[np.uint8], tuple[Box, ...]]:
         """Pixels of `box` in level pixels as uint8 [row, column, RGB], and the tiles that cannot be decoded.
+
+        In `out`, where it is given: contiguous, of the box's size.
 
         Those come as boxes of level pixels, cut to `box`; their pixels are white in the array and mean
         nothing. Outside of the level all is white.
         """
         size, tile = self._reader.level_sizes[level], self._reader.tile_sizes[level]
-        canvas = _Canvas(box, size, tile)
+        canvas = _Canvas(box, size, tile, out)
         if canvas.inside.is_empty:
             return canvas.rgb, ()
         decoder = self._reader.tile_decoder(level)
@@ -206,11 +210,13 @@ class TiledLevels:
 class _Canvas:
     """The pixels of a box, white until tiles are pasted into it."""
 
-    def __init__(self, box: Box, level: Size, tile: Size):
+    def __init__(self, box: Box, level: Size, tile: Size, out: NDArray[np.uint8] | None = None):
         self.inside = box.intersect(Box(0, 0, level.width, level.height))
         self.unreadable: list[Box] = []
         shape = (box.height, box.width, 3)
-        self.rgb = np.empty(shape, np.uint8) if self.inside == box else np.full(shape, 255, np.uint8)
+        self.rgb = np.empty(shape, np.uint8) if out is None else out
+        if self.inside != box:
+            self.rgb[:] = 255
         self._box, self._tile = box, tile
 
     def target(self, key: TileKey) -> TileTarget:
