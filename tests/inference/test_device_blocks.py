@@ -26,7 +26,7 @@ from wsi_pipeline.inference.engines.cuda_engine import CudaEngine, batch_size_of
 from wsi_pipeline.inference.engines.patch_kernels import Resampling, cut_normalised, resample_bytes
 from wsi_pipeline.inference.engines.pixel_ring import PixelRing, Ring
 from wsi_pipeline.inference.engines.torch_engine import EagerEngine
-from wsi_pipeline.inference.engines.wide_network import device_network
+from wsi_pipeline.inference.engines.wide_network import FloatLinear, device_networks
 from wsi_pipeline.models.model import Model, load_model
 from wsi_pipeline.models.stain import tables_of
 from wsi_pipeline.pipeline.config import InferConfig
@@ -255,19 +255,18 @@ def test_a_network_made_ready_says_what_it_said(shipped: Model, precision: str, 
     assert (moved > 1e-6) == (precision != "fp32")  # it is what it says
 
 
-def test_widths_made_up_with_zeros_change_nothing(shipped: Model) -> None:
-    wide, channels = device_network(shipped, torch.float16)
-    assert channels == 8
-    assert all(
-        layer.in_channels % 8 == 0 == layer.out_channels % 8
-        for layer in wide.modules()
-        if isinstance(layer, torch.nn.Conv2d)
-    )
+def test_widths_made_up_with_zeros_and_layers_left_in_float32_change_nothing(shipped: Model) -> None:
     images = torch.randn(4, 3, 50, 50)
-    eight = torch.cat([images, torch.zeros(4, 5, 50, 50)], dim=1)
-    np.testing.assert_allclose(
-        wide.float()(eight), shipped.network(images), rtol=0, atol=2e-2
-    )  # rounded weights
+    eight, seen = torch.cat([images, torch.zeros(4, 5, 50, 50)], dim=1), []
+    for network, channels in device_networks(shipped, torch.float16):
+        layers = list(network.modules())
+        if channels == 8:
+            convolutions = [layer for layer in layers if isinstance(layer, torch.nn.Conv2d)]
+            assert all(layer.in_channels % 8 == 0 == layer.out_channels % 8 for layer in convolutions)
+        seen.append((channels, any(isinstance(layer, FloatLinear) for layer in layers)))
+        found = network.float()(eight[:, :channels])
+        np.testing.assert_allclose(found, shipped.network(images), rtol=0, atol=2e-2)  # rounded weights
+    assert seen == [(8, True), (3, True), (8, False), (3, False)]
 
 
 @pytest.mark.parametrize("channels", [3, 8])

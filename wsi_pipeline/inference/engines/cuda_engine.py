@@ -19,7 +19,7 @@ from wsi_pipeline.inference.engines.batching import Precision
 from wsi_pipeline.inference.engines.patch_kernels import cut_normalised
 from wsi_pipeline.inference.engines.pixel_ring import SPARE_BYTES, PixelRing
 from wsi_pipeline.inference.engines.torch_engine import input_table
-from wsi_pipeline.inference.engines.wide_network import device_network
+from wsi_pipeline.inference.engines.wide_network import device_networks
 from wsi_pipeline.models.model import Model, calibrated
 from wsi_pipeline.models.stain import Tables
 
@@ -68,24 +68,21 @@ class CudaEngine:
         self.precision: Precision = precision
         self.accelerator, self.ring, self.batch_size = ring.accelerator, ring, batch_size
         self._card = model.card
-        network, self._channels = device_network(model, DTYPES[precision])
-        self._network = network.to(self.accelerator.device)
         self._memory: _Memory | None = None
         self._tables: Tables | None = None
         self._replay: Callable[[], None] | None = None
         self._bound: torch.Tensor | None = None
+        refused: list[str] = []
         with ring.lock, device_errors(self.accelerator), torch.inference_mode():
             ring.take_over()
-            while not self._made_ready():
-                self.batch_size //= 2
-                log.warning(
-                    "%s: the memory of %s does not hold a batch of %d patches: %d are tried",
-                    self._card.name,
-                    self.accelerator.device,
-                    2 * self.batch_size,
-                    self.batch_size,
-                )
-            self._prove()
+            for network, self._channels in device_networks(model, DTYPES[precision]):
+                self._network = network.to(self.accelerator.device)
+                self._make_ready()
+                if not (reason := self._problem()):
+                    return
+                refused.append(reason)
+                self._forget()
+        raise ValueError("; ".join(dict.fromkeys(refused)))
 
     @property
     def batch_sizes(self) -> Sequence[int]:
@@ -148,8 +145,20 @@ class CudaEngine:
         self._replay()
         scores.copy_(self._memory.scores, non_blocking=True)
 
-    def _made_ready(self) -> bool:
-        """Allocate and record; False where the device has too little memory, of which nothing is held then."""
+    def _make_ready(self) -> None:
+        """Allocate and record, for half as many patches where the device has too little memory."""
+        while not self._is_made_ready():
+            self.batch_size //= 2
+            log.warning(
+                "%s: the memory of %s does not hold a batch of %d patches: %d are tried",
+                self._card.name,
+                self.accelerator.device,
+                2 * self.batch_size,
+                self.batch_size,
+            )
+
+    def _is_made_ready(self) -> bool:
+        """Whether the device's memory holds it; else nothing is held."""
         device, side, b = self.accelerator.device, self._card.patch_px, self.batch_size
         try:
             with self.accelerator.computing():
@@ -159,15 +168,18 @@ class CudaEngine:
                     torch.zeros((b, side, side, self._channels), dtype=DTYPES[self.precision], device=device),
                     torch.zeros(b, device=device),
                 )
+            self._tables = None
             self.make_room(0, 0)
             return True
         except RuntimeError as error:
             if not is_out_of_memory(error) or b <= LEAST_PATCHES:
                 raise
-        # Not in the handler: the error holds what was allocated.
+        self._forget()  # not in the handler: the error holds what was allocated
+        return False
+
+    def _forget(self) -> None:
         self._memory = self._replay = self._bound = None
         self.accelerator.release()
-        return False
 
     def _record(self) -> None:
         """The graph, on the ring's pixels of now."""
@@ -185,8 +197,8 @@ class CudaEngine:
         self._replay = self.accelerator.captured(work)
         self._bound = pixels
 
-    def _prove(self) -> None:
-        """Raises ValueError unless patches have the same bits wherever in a batch they stand."""
+    def _problem(self) -> str:
+        """Why it cannot be trusted: empty if patches have the same bits wherever in a batch they stand."""
         side, b = self._card.patch_px, self.batch_size
         n = min(b, _PROVED_ON)
         noise = np.random.default_rng(0).integers(0, 256, n * side * side * 3, np.uint8)
@@ -200,9 +212,10 @@ class CudaEngine:
                 self.accelerator.mark().synchronize()
                 found[i] = found[i].roll(-moved)
         if found.isnan().any():
-            raise ValueError("it gives no numbers (NaN) for some patches")
+            return "it gives no numbers (NaN) for some patches"
         if not (found == found[0, :n][which]).all():
-            raise ValueError("a patch's score depends on its place in the batch")
+            return "a patch's score depends on its place in the batch"
+        return ""
 
 
 def batch_size_of(mflop: float) -> int:

@@ -1,5 +1,6 @@
 """Networks in the form that tensor cores like: batch normalisation taken in, channels made up to multiples of eight."""
 
+from collections.abc import Iterator
 from copy import deepcopy
 
 import torch
@@ -11,25 +12,62 @@ from wsi_pipeline.models.card import ModelCard
 from wsi_pipeline.models.model import Model, build_network
 
 MULTIPLE = 8
+# A linear layer of no more weights is computed in float32.
+SMALL_WEIGHTS = 2**16
 
 
-def device_network(model: Model, dtype: torch.dtype) -> tuple[nn.Module, int]:
-    """A copy of the model's network for a GPU, in `dtype` and channels_last, on the CPU, and its input's channels.
+def device_networks(model: Model, dtype: torch.dtype) -> Iterator[tuple[nn.Module, int]]:
+    """Copies of the model's network for a GPU, in `dtype` and channels_last, on the CPU, and their inputs' channels.
 
-    Of a 16-bit network, channels are made up with zeros where that is simple; its input has eight then. What torch.fx
-    cannot follow keeps its batch normalisation.
+    The fastest first. Of a 16-bit network, channels are made up with zeros where that is simple; its input has eight
+    then. Small linear layers, gates and heads, stay in float32: of 16-bit ones, some GPUs' libraries add up a patch's
+    terms in an order that hangs on its place in the batch. What torch.fx cannot follow keeps its batch normalisation.
     """
-    network, channels = model.network, 3
-    if dtype != torch.float32 and isinstance(network, ResidualCnn):
-        network, channels = widened(network, model.card), MULTIPLE
+    if dtype == torch.float32:
+        yield _made(model.network, dtype, 3, False), 3
+        return
+    wide = widened(model.network, model.card) if isinstance(model.network, ResidualCnn) else None
+    for float_linear in (True, False):
+        if wide:
+            yield _made(wide, dtype, MULTIPLE, float_linear), MULTIPLE
+        yield _made(model.network, dtype, 3, float_linear), 3
+
+
+def _made(network: nn.Module, dtype: torch.dtype, channels: int, float_linear: bool) -> nn.Module:
     try:
         network = folded(network)
     except Exception:  # torch.fx cannot follow every network
         network = deepcopy(network)
     if channels > 3:
         _take_channels(network, channels)
-    network = network.to("cpu", dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return network.eval().requires_grad_(False), channels
+    network = network.to("cpu")
+    kept = _small_linears(network) if float_linear else {}
+    network = network.to(dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    for name, layer in kept.items():
+        parent, _, own = name.rpartition(".")
+        setattr(network.get_submodule(parent), own, layer)
+    return network.eval().requires_grad_(False)
+
+
+class FloatLinear(nn.Module):
+    """A linear layer in float32 within a network of 16 bits."""
+
+    def __init__(self, layer: nn.Linear):
+        super().__init__()
+        self.layer = deepcopy(layer).float()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """What the layer gives, in the type of `x`."""
+        return self.layer(x.float()).to(x.dtype)  # type: ignore[no-any-return]
+
+
+def _small_linears(network: nn.Module) -> dict[str, FloatLinear]:
+    """Linear layers that cost next to nothing, by their names, as they are now."""
+    return {
+        name: FloatLinear(layer)
+        for name, layer in network.named_modules()
+        if isinstance(layer, nn.Linear) and layer.weight.numel() <= SMALL_WEIGHTS
+    }
 
 
 def widened(network: ResidualCnn, card: ModelCard) -> ResidualCnn:
