@@ -14,8 +14,9 @@ def page(found: Found) -> str:
     lines = [
         "### Figures",
         "",
-        f"{on}; Python {machine['python']}, torch {machine['torch']}, {machine['date']}. JPEG tiles are decoded "
-        f"{'in C' if machine['jpeg tiles in C'] else 'by simplejpeg'}. Written by `scripts/bench/gpu.sh`.",
+        f"{on}; Python {machine['python']}, torch {machine['torch']}, {machine['date']}, commit "
+        f"{machine['commit']}. JPEG tiles are decoded {'in C' if machine['jpeg tiles in C'] else 'by simplejpeg'}. "
+        "Written by `scripts/bench/gpu.sh`.",
         "",
     ]
     if (tests := found.get("tests", {})).get("tests"):
@@ -70,8 +71,12 @@ def _network_table(found: Found) -> list[str]:
         return []
     lines = ["The network alone, thousand patches a second by patches a batch:", ""]
     for name, row in rows.items():
-        lines.append(f"- {name}: " + ", ".join(f"{batch}: {rate / 1000:,.1f}" for batch, rate in row.items()))
+        lines.append(f"- {name}: " + ", ".join(f"{batch}: {_thousands(rate)}" for batch, rate in row.items()))
     return [*lines, ""]
+
+
+def _thousands(rate: int | str) -> str:
+    return rate if isinstance(rate, str) else f"{rate / 1000:,.1f}"
 
 
 def _rows_of(found: Found) -> list[str]:

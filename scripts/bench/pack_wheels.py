@@ -77,6 +77,10 @@ def _copy_code(out: Path) -> None:
         target = out / name
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(name, target)
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True
+    )
+    (out / "COMMIT").write_text(commit.stdout)
     readers = Path("wsi_pipeline/slides/readers")
     for built in readers.glob("_jpeg_tiles*.so"):
         shutil.copy(built, out / readers)

@@ -34,7 +34,7 @@ IN_FLIGHT = 3
 # So many blocks, read and not yet begun, begin without waiting for a full batch: after a kill they would be lost.
 MOST_WAITING = 8
 # The host's memory holds at most so much of what is read ahead, the device's of what is computed; or one block.
-HOST_BYTES, DEVICE_BYTES = 256 * 2**20, 384 * 2**20
+HOST_BYTES, DEVICE_BYTES = 512 * 2**20, 384 * 2**20
 # Tables of numbers begin at a whole number of these bytes.
 _WORD = 16
 # While the device computes and nothing is read, it is asked this often whether it is done.
@@ -259,7 +259,7 @@ class _Run:
         begun = False
         while (
             self._todo
-            and len(self._reading) <= self._threads
+            and sum(not reading.loaded.done() for reading in self._reading) <= self._threads
             and len(self._reading) + len(self._on_device) < self._most_begun
             and (piece := self._ring.host.take(bytes_of(self._todo[0], self._read)[0]))
         ):

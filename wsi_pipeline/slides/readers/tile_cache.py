@@ -161,17 +161,22 @@ class TiledLevels:
     def _decode_many(
         self, level: int, mine: dict[TileKey, Future[Tile] | None], canvas: "_Canvas"
     ) -> list[TileKey]:
-        """Decode what can be in one call; gives what is left, to be decoded one by one."""
+        """Decode what can be in one call; gives what is left, to be decoded one by one.
+
+        In two calls, in fact: first the tiles that other blocks want too, which may be waiting for them.
+        """
         decode = self._reader.tiles_decoder(level)
         if decode is None:
             return list(mine)
-        targets = [self._alone_target(key) if future else canvas.target(key) for key, future in mine.items()]
-        left = []
-        for key, target, decoded in zip(mine, targets, decode(targets), strict=True):
-            if not decoded:
-                left.append(key)
-            elif mine[key]:
-                self._hand_out(key, mine, target.rgb, canvas)
+        left: list[TileKey] = []
+        shared = [key for key, future in mine.items() if future]
+        for keys in (shared, [key for key, future in mine.items() if not future]):
+            targets = [self._alone_target(key) if mine[key] else canvas.target(key) for key in keys]
+            for key, target, decoded in zip(keys, targets, decode(targets), strict=True):
+                if not decoded:
+                    left.append(key)
+                elif mine[key]:
+                    self._hand_out(key, mine, target.rgb, canvas)
         return left
 
     def _alone_target(self, key: TileKey) -> TileTarget:
