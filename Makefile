@@ -18,13 +18,19 @@ SLIDE ?= demo/sample.tiff
 TEST_ENV := OMP_NUM_THREADS=1
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
+# What the decoder in C is built with (setup.py). Where it cannot be had, the slower way is taken, and the log says so.
+LIBJPEG_HEADERS = printf '\#include <stdio.h>\n\#include <jpeglib.h>\n' | $(CC) -E - >/dev/null 2>&1 || \
+	{ test "$$(id -u)" = 0 && command -v apt-get >/dev/null && apt-get install -qq -y libjpeg62-turbo-dev >/dev/null 2>&1; } || \
+	echo "libjpeg's headers or a C compiler are missing: JPEG tiles will be decoded one by one, which is slower"
+
 .PHONY: setup demo test test-lowest lint types format results bench model clean
 
 setup: $(VENV)/.installed
 
-$(VENV)/.installed: setup.cfg constraints.txt pyproject.toml
+$(VENV)/.installed: setup.cfg setup.py constraints.txt pyproject.toml wsi_pipeline/slides/readers/_jpeg_tiles.c
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Python 3.11 or newer is needed, found ' + sys.version)"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(LIBJPEG_HEADERS)
 	$(PIP) torch torchvision
 	$(PIP) --editable ".[dev]"
 	@touch $@

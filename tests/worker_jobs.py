@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from wsi_pipeline.base.errors import ModelError
+from wsi_pipeline.base.errors import DeviceLostError, ModelError
 from wsi_pipeline.base.types import Progress
 from wsi_pipeline.jobs import Busy
 
@@ -28,6 +28,7 @@ class Doubling:
 class Doubler:
     def __init__(self, folder: Path):
         self.folder = folder
+        self.lost = False
 
     def __call__(self, item: str, report: Progress) -> int:
         fate, _, number = item.rpartition(" ")
@@ -53,6 +54,12 @@ class Doubler:
             while not (self.folder / "go").exists():
                 time.sleep(0.02)
                 report(1, 2)
+        if fate == "loses its GPU" or (fate == "loses its GPU once" and tries == 1):
+            self.lost = True
+        if self.lost:  # whatever it is asked for, from then on
+            raise DeviceLostError(
+                "cuda:0 does no more work for this process: CUDA error: illegal memory access"
+            )
         if fate == "raises":
             raise OSError(28, "No space left on device", f"/full/{number}")
         if fate == "raises oddly":

@@ -250,12 +250,17 @@ def machine_facts(torch_version: str) -> dict[str, Any]:
     """What the figures belong to."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+    try:
+        commit = subprocess.run(
+            ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True
+        ).stdout
+    except OSError:  # no git here
+        commit = ""
     return {
         "processor": names[0] if names and names[0] else platform.machine(),
         "cores": len(os.sched_getaffinity(0)),
         "torch": torch_version,
-        "commit": commit.stdout.strip() or "unknown",
+        "commit": commit.strip() or "unknown",
     }
 
 

@@ -1,4 +1,6 @@
 import os
+import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +16,8 @@ from wsi_pipeline.base.errors import UsageError
 from wsi_pipeline.inference.classifier import Classifier
 from wsi_pipeline.inference.classify import ClassifyOptions, classify_blocks
 from wsi_pipeline.inference.device import choose_device, reader_threads
+from wsi_pipeline.inference.engines.batching import BatchRunner
+from wsi_pipeline.inference.engines.choice import Chosen
 from wsi_pipeline.models.card import Stain
 from wsi_pipeline.models.stain import normalise_stain, patch_densities, stain_tables
 
@@ -70,6 +74,74 @@ def test_threads_change_no_bit(make_slide: MakeSlide) -> None:
             )
         )
     assert np.array_equal(*runs)
+
+
+class Brightest:
+    """An engine of a machine with many cores: each patch's brightest red, 0 to 1."""
+
+    name, precision, parallel_batches, batch_sizes = "brightest", "fp32", 32, (64, 16)
+
+    def probabilities(self, batch: np.ndarray, _: object) -> np.ndarray:
+        return batch[..., 0].max(axis=(1, 2)) / np.float32(255)
+
+
+@pytest.mark.parametrize("threads", [2, 16])
+def test_what_a_kill_would_cost_stays_a_few_blocks_on_many_cores(make_slide: MakeSlide, threads: int) -> None:
+    # Of 25 patches a block, 4,096 patches ahead were all that a whole mount has: nothing was given out before the end.
+    slide, plan = everything(make_slide("a.tiff", noise(2000, 3000)), block_px=256)
+    blocks, seen = list(plan.blocks()), []
+
+    def read(box):  # type: ignore[no-untyped-def]
+        seen.append(box)
+        return slide.read_readable(box, plan.grid.plane)
+
+    classifier = Classifier([brightness_model()], CPU, ClassifyOptions())
+    classifier.members[0]._chosen = Chosen(BatchRunner(Brightest()), 0.0, 0)  # type: ignore[arg-type]
+    lost = []
+    options = ClassifyOptions(reader_threads=threads)
+    for done, _ in enumerate(classify_blocks(blocks, plan.grid, read, classifier, options), 1):
+        lost.append(len(seen) - done)
+        time.sleep(0.002)  # the caller keeps it
+    assert len(lost) == len(blocks) > 90
+    # Two batches a block: what keeps 32 threads at work is 32 blocks; the readers have as many as they have threads.
+    assert max(lost) <= 1 + classifier.batches_in_flight // 2 + threads + 1 < len(blocks)
+
+
+def test_a_block_that_is_done_is_given_out_while_the_next_one_is_still_read(make_slide: MakeSlide) -> None:
+    slide, plan = everything(make_slide("a.tiff", noise(500, 700)), block_px=256)
+    blocks, go_on = list(plan.blocks()), threading.Event()
+
+    def read(box):  # type: ignore[no-untyped-def]
+        if box != blocks[0].read_box:
+            assert go_on.wait(60), "the first block was not given out"
+        return slide.read_readable(box, plan.grid.plane)
+
+    classifier = Classifier([brightness_model()], CPU, ClassifyOptions())
+    running = classify_blocks(blocks, plan.grid, read, classifier, ClassifyOptions(reader_threads=2))
+    next(running)
+    go_on.set()
+    assert len(list(running)) == len(blocks) - 1
+
+
+def test_patches_ahead_hold_no_more_memory_than_is_allowed(
+    make_slide: MakeSlide, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slide, plan = everything(make_slide("a.tiff", noise(1500, 3000)), block_px=256)
+    monkeypatch.setattr("wsi_pipeline.inference.classify.MOST_BYTES", 3 * 25 * 7500)  # of three blocks
+    blocks, seen = list(plan.blocks()), []
+
+    def read(box):  # type: ignore[no-untyped-def]
+        seen.append(box)
+        return slide.read_readable(box, plan.grid.plane)
+
+    classifier = Classifier([brightness_model()], CPU, ClassifyOptions())
+    classifier.members[0]._chosen = Chosen(BatchRunner(Brightest()), 0.0, 0)  # type: ignore[arg-type]
+    lost = []
+    for done, _ in enumerate(
+        classify_blocks(blocks, plan.grid, read, classifier, ClassifyOptions(reader_threads=2)), 1
+    ):
+        lost.append(len(seen) - done)
+    assert max(lost) <= 3 + 2 + 1 < len(blocks) / 10
 
 
 def test_auto_takes_a_gpu_where_there_is_one() -> None:
@@ -157,5 +229,5 @@ def test_a_slide_is_seen_in_the_stain_that_the_card_wants():
 def test_more_threads_decode_before_a_gpu_unless_a_number_is_asked_for() -> None:
     gpu = torch.device("cuda")  # named only: none is needed
     assert reader_threads(ClassifyOptions(), torch.device("cpu")) == 2
-    assert reader_threads(ClassifyOptions(), gpu) == min(8, os.cpu_count() or 1)
+    assert reader_threads(ClassifyOptions(), gpu) == len(os.sched_getaffinity(0))
     assert reader_threads(ClassifyOptions(reader_threads=3), gpu) == 3

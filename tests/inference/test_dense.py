@@ -15,6 +15,7 @@ from test_patches import everything
 from wsi_pipeline.base.errors import ModelError
 from wsi_pipeline.inference.classifier import Classifier
 from wsi_pipeline.inference.classify import ClassifyOptions, classify_blocks
+from wsi_pipeline.models.architectures.fully_convolutional import dense_form
 from wsi_pipeline.models.architectures.registry import build_network
 from wsi_pipeline.models.model import Model
 from wsi_pipeline.pipeline.config import InferConfig
@@ -179,3 +180,12 @@ def test_patches_readable_in_a_block_are_those_that_would_be_cut_whole(shared: P
         assert np.array_equal(readable_patches(pixels, block, plan.grid), expected)
         found.append(expected)
     assert not np.concatenate(found).all()
+
+
+def test_a_form_has_the_weights_of_now_also_after_the_network_went_elsewhere() -> None:
+    network = build_network("plain_cnn", input_px=50).eval()
+    form = dense_form(network, 50)
+    network.to(torch.float64)  # in place, as a network goes to a GPU; another dtype shows it without one
+    with torch.no_grad():
+        patch = torch.rand(1, 3, 50, 50, dtype=torch.float64)
+        np.testing.assert_allclose(form.logits(patch)[..., 0, 0], network(patch), rtol=0, atol=1e-9)

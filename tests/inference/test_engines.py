@@ -224,9 +224,8 @@ def test_reading_ahead_is_bounded(make_slide: MakeSlide) -> None:
     options = ClassifyOptions(reader_threads=2, batch_size=4)
     classifier = Classifier([brightness_model()], CPU, options)
     blocks = list(plan.blocks())
-    first = next(classify_blocks(blocks, plan.grid, read, classifier, options))
-    ahead = classifier.max_in_flight // len(first.block.patches) + 1
-    assert len(seen) <= 1 + ahead + options.reader_threads + 2 < len(blocks) / 2
+    next(classify_blocks(blocks, plan.grid, read, classifier, options))
+    assert len(seen) <= 1 + classifier.batches_in_flight + options.reader_threads + 2 < len(blocks) / 2
 
 
 def test_what_an_engine_raises_reaches_the_caller(shipped: Model) -> None:

@@ -127,6 +127,16 @@ def test_of_killed_workers_an_item_costs_an_attempt_and_kills_no_other(
     assert [h[1:3] for h in ears.heard if h[0] == "lost" and h[1] == "kills once 1"] == [("kills once 1", 1)]
 
 
+def test_a_worker_of_a_cluster_whose_gpu_is_lost_ends_and_its_item_is_tried_again(
+    shared_cluster: Cluster, tmp_path: Path
+) -> None:
+    items, ears = [" 1", "loses its GPU once 7", " 2"], Ears()
+    outcomes = {o.item: o for o in run_cluster(Doubling(tmp_path), items, str(shared_cluster.file), ears)}
+    assert [outcomes[item].result for item in items] == [2, 14, 4]
+    assert outcomes["loses its GPU once 7"].attempt == 2
+    assert len({*(tmp_path / "loses its GPU once 7.tries").read_text().split()}) == 2
+
+
 def test_what_opening_the_job_raises_ends_the_batch(shared_cluster: Cluster) -> None:
     with pytest.raises(ModelError, match="no such model"):
         list(run_cluster(Refusing(), [" 1"], str(shared_cluster.file), Ears()))

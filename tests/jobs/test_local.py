@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from worker_jobs import Doubling, Ears, FailingStart, Refusing
 
-from wsi_pipeline.base.errors import JobError, ModelError, WorkerLostError
+from wsi_pipeline.base.errors import DeviceLostError, JobError, ModelError, WorkerLostError
 from wsi_pipeline.jobs import Outcome, run_local, run_sequential
 
 ITEMS = [f" {i}" for i in range(6)]
@@ -99,3 +99,30 @@ def test_no_worker_stays_when_the_batch_is_left(tmp_path: Path) -> None:
     next(outcomes)
     outcomes.close()
     assert multiprocessing.active_children() == []
+
+
+def test_a_worker_whose_gpu_is_lost_ends_and_another_one_goes_on(tmp_path: Path) -> None:
+    ears = Ears()
+    items = [ITEMS[0], "loses its GPU once 7", *ITEMS[1:4]]
+    outcomes = by_item(list(run_local(Doubling(tmp_path), items, 1, ears)))
+    assert all(outcome.result == 2 * int(item.split()[-1]) for item, outcome in outcomes.items())
+    assert outcomes["loses its GPU once 7"].attempt == 2
+    assert {outcomes[item].attempt for item in ITEMS[:4]} == {1}  # none of them met the lost GPU
+    ((_, _, attempt, reason),) = [heard for heard in ears.heard if heard[0] == "lost"]
+    assert (attempt, len(opened(tmp_path))) == (1, 2)
+    assert "ended by itself: cuda:0 does no more work for this process" in reason
+
+
+def test_an_item_that_loses_every_gpu_fails_and_spares_the_others(tmp_path: Path) -> None:
+    outcomes = by_item(list(run_local(Doubling(tmp_path), ["loses its GPU 7", *ITEMS[:2]], 1, Ears())))
+    assert [outcomes[item].result for item in ITEMS[:2]] == [0, 2]
+    lost = outcomes["loses its GPU 7"]
+    assert isinstance(lost.error, WorkerLostError)
+    assert "cuda:0 does no more work" in lost.reason
+
+
+def test_here_a_lost_gpu_ends_the_batch_instead_of_failing_each_later_item(tmp_path: Path) -> None:
+    done = []
+    with pytest.raises(DeviceLostError, match="cuda:0 does no more work"):
+        done.extend(run_sequential(Doubling(tmp_path), [ITEMS[1], "loses its GPU 7", ITEMS[2]], Ears()))
+    assert not (tmp_path / f"{ITEMS[2]}.tries").exists()

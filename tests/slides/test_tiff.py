@@ -4,6 +4,7 @@ import logging
 import shutil
 import threading
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,8 @@ from conftest import noise, write_scn, write_slide
 from simplejpeg import encode_jpeg
 
 from wsi_pipeline.base.geometry import Box, Plane
+from wsi_pipeline.slides.readers import jpeg_tiles
+from wsi_pipeline.slides.readers.jpeg_tiles import DecodeTiles, TileTarget
 from wsi_pipeline.slides.readers.openslide import OpenSlideReader
 from wsi_pipeline.slides.readers.tiff import TiffReader, open_reader
 from wsi_pipeline.slides.readers.tile_cache import TileDecoder, TiledLevels
@@ -178,7 +181,10 @@ def test_a_level_that_openslide_reads_between_pixels_still_proves_itself(tmp_pat
         assert np.array_equal(TiledLevels(slide._reader).read(1, whole(slide, 1))[0], tif.pages[1].asarray())
 
 
-def test_threads_decode_each_tile_once_and_read_the_same(tmp_path: Path) -> None:
+@pytest.mark.parametrize("in_one_call", [False, True])
+def test_threads_decode_each_tile_once_and_read_the_same(tmp_path: Path, in_one_call: bool) -> None:
+    if in_one_call and not jpeg_tiles.is_built():
+        pytest.skip("the C function was not built here: no compiler or no jpeglib.h")
     path = write_slide(tmp_path / "a.tiff", noise(1000, 1100), factors=(1,), compression="jpeg", tile=128)
     decoded: Counter[tuple[int, int]] = Counter()
 
@@ -190,6 +196,18 @@ def test_threads_decode_each_tile_once_and_read_the_same(tmp_path: Path) -> None
             def counted(column: int, row: int) -> np.ndarray:
                 decoded[column, row] += 1
                 return decode(column, row)
+
+            return counted
+
+        def tiles_decoder(self, level: int) -> DecodeTiles | None:
+            decode = super().tiles_decoder(level)
+            if not in_one_call:
+                return None
+            assert decode is not None
+
+            def counted(targets: Sequence[TileTarget]) -> np.ndarray:
+                decoded.update((target.column, target.row) for target in targets)
+                return decode(targets)
 
             return counted
 

@@ -11,7 +11,8 @@
     ├── TrainingError           a training that cannot go on: the exit code is 1
     ├── OutputError             results cannot be written (full disk, read-only): the exit code is 1
     ├── JobError                a batch, or a piece of it, that cannot go on: the exit code is 1
-    │   └── LockLostError       another process took over what this one was working on
+    │   ├── LockLostError       another process took over what this one was working on
+    │   └── DeviceLostError     the GPU does no more work for this process: another process may go on
     └── SlideError              one slide failed, the others go on: the exit code is 1
         ├── SlideOpenError      the file cannot be opened as a slide
         ├── RegionReadError     a region of an open slide cannot be decoded
@@ -61,6 +62,10 @@ class JobError(WsiError):
 
 class LockLostError(JobError):
     """Another process took over what this one was working on."""
+
+
+class DeviceLostError(JobError):
+    """The GPU does no more work for this process, whatever it is asked for; another process may go on."""
 
 
 class TrainingError(WsiError):

@@ -12,9 +12,12 @@ from wsi_pipeline.inference.engines.options import ClassifyOptions as ClassifyOp
 from wsi_pipeline.models.stain import Tables, stain_tables
 
 if TYPE_CHECKING:  # torch takes seconds to import: it waits until something is classified
+    from concurrent.futures import Future
+
     import torch
 
     from wsi_pipeline.inference.engines.choice import Chosen
+    from wsi_pipeline.inference.engines.cuda_engine import CudaEngine
     from wsi_pipeline.models.card import ModelCard
     from wsi_pipeline.models.model import Model
 
@@ -32,6 +35,20 @@ class PendingScores:
         """
         each = [member.result() for member in self._members]
         return mean_and_spread(each)
+
+    @property
+    def unfinished(self) -> "list[Future[NDArray[np.float32]]]":
+        """Its batches that are still to be computed."""
+        return [batch for member in self._members for batch in member.unfinished]
+
+    @property
+    def batches(self) -> int:
+        """How many it is made of."""
+        return sum(member.batches for member in self._members)
+
+    def done(self) -> bool:
+        """Whether all scores are there."""
+        return not self.unfinished
 
     def cancel(self) -> None:
         """Leave what has not begun."""
@@ -62,7 +79,7 @@ class Member:
 
     @property
     def precision(self) -> str:
-        """What it is computed in: 'fp32', 'bf16' or 'int8'."""
+        """What it is computed in: 'fp32', 'fp16', 'bf16' or 'int8'."""
         return self.chosen.runner.engine.precision
 
     def adapted(self, densities: NDArray[np.floating], sample: NDArray[np.uint8] | None) -> "Member":
@@ -104,7 +121,7 @@ class Classifier:
 
     @property
     def precision(self) -> str:
-        """What its models are computed in: 'fp32', 'bf16', 'int8', or several of these."""
+        """What its models are computed in: 'fp32', 'fp16', 'bf16', 'int8', or several of these."""
         return ", ".join(sorted({member.precision for member in self.members}))
 
     @property
@@ -113,9 +130,18 @@ class Classifier:
         return [member.chosen.info for member in self.members]
 
     @property
-    def max_in_flight(self) -> int:
-        """Patches to have begun, so that the device never waits."""
-        return max(member.chosen.runner.max_in_flight for member in self.members)
+    def batches_in_flight(self) -> int:
+        """Batches to have begun, so that the device never waits."""
+        return sum(member.chosen.runner.max_in_flight for member in self.members)
+
+    @property
+    def device_engines(self) -> "list[tuple[CudaEngine, Tables | None]]":
+        """Its engines, each with the stain of the slide, where all take whole blocks on a GPU; else none."""
+        from wsi_pipeline.inference.engines.cuda_engine import CudaEngine
+
+        engines = [(member.chosen.runner.engine, member.tables) for member in self.members]
+        found = [(engine, tables) for engine, tables in engines if isinstance(engine, CudaEngine)]
+        return found if len(found) == len(engines) else []
 
     def adapted(
         self, densities: NDArray[np.floating], sample: NDArray[np.uint8] | None = None

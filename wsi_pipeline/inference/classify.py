@@ -1,12 +1,15 @@
 """Blocks in, probabilities out: readers decode ahead, the network computes, the caller keeps what is done, all at once.
 
-Blocks wait for each other in bounded queues. A batch never crosses a block, so that the same block gives the same
-bits whatever was done before it.
+What is done is given out at once, so that it can be kept: a process that is killed loses what is in these queues. So
+they are bounded by blocks and by bytes, to what keeps readers and network at work. What a block gives depends on that
+block alone, whatever was done before it.
 """
 
 import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,9 +22,12 @@ from wsi_pipeline.inference.device import reader_threads
 from wsi_pipeline.inference.engines.options import ClassifyOptions as ClassifyOptions
 from wsi_pipeline.slides.slide import Pixels
 from wsi_pipeline.tiling.grid import Block, Grid, ScoredBlock
-from wsi_pipeline.tiling.patches import load_blocks, read_blocks
+from wsi_pipeline.tiling.patches import CutPatches, load_blocks, read_patches
 
 log = logging.getLogger(__name__)
+
+# Patches read and not yet given out hold no more memory than this, or than one block's.
+MOST_BYTES = 256 * 2**20
 
 
 def classify_blocks(
@@ -31,37 +37,96 @@ def classify_blocks(
     classifier: Classifier,
     options: ClassifyOptions,
 ) -> Iterator[ScoredBlock]:
-    """Each block with its patches' scores, in the blocks' order.
+    """Each block with its patches' scores and, of an ensemble, their spread, in the blocks' order.
 
-    `read` gives the pixels of a box of the grid's plane, and is called from several threads. While the caller keeps a
-    block, the next ones are computed: no more than fill the device twice, and one.
+    Both are float32 [n], NaN where unreadable; the spread is the standard deviation between the members. `read`
+    gives the pixels of a box of the grid's plane, and is called from several threads. A block is given out as soon as
+    it and those before it are scored. Ahead of the one that is waited for, no more are read than the readers have
+    threads, and one, and no more computed than keep the device at work; of a GPU see device_blocks.py.
     """
+    threads = reader_threads(options, classifier.device)
     if options.dense != "off" and grid.stride_px < grid.patch_px and (blocks := list(blocks)):
         first = read(blocks[0].read_box)
         if dense := _dense_scorer(first, blocks[0], grid, classifier, options):
             read = _read_already(read, blocks[0].read_box, first)
-            threads = reader_threads(options, classifier.device)
             yield from _classify_densely(blocks, read, dense, threads)
             return
-    begun: deque[tuple[Block, NDArray[np.bool_], PendingScores]] = deque()
-    try:
-        for block, cut in read_blocks(blocks, grid, read, reader_threads(options, classifier.device)):
-            patches = cut.rgb if cut.readable.all() else cut.rgb[cut.readable]
-            begun.append((block, cut.readable, classifier.start(patches)))
-            while sum(len(readable) for _, readable, _ in list(begun)[1:]) >= classifier.max_in_flight:
-                yield _scored(*begun.popleft())
-        while begun:
-            yield _scored(*begun.popleft())
-    finally:
-        for _, _, pending in begun:
+    if on_device := classifier.device_engines:
+        from wsi_pipeline.inference.device_blocks import score_on_device  # torch: seconds, once it is needed
+
+        for block, each in score_on_device(blocks, grid, read, on_device, threads):
+            yield ScoredBlock(block, *mean_and_spread(list(each)))
+        return
+    with ThreadPoolExecutor(threads, thread_name_prefix="reader") as pool:
+        queue = _Queue(iter(blocks), lambda block: read_patches(block, grid, read), classifier, pool, threads)
+        try:
+            yield from queue.scored()
+        finally:
+            queue.leave()
+
+
+class _Queue:
+    """Blocks that are read, and those that are computed."""
+
+    def __init__(
+        self,
+        todo: Iterator[Block],
+        load: Callable[[Block], CutPatches],
+        classifier: Classifier,
+        pool: ThreadPoolExecutor,
+        threads: int,
+    ):
+        self._todo, self._load, self._classifier = todo, load, classifier
+        self._pool, self._threads = pool, threads
+        self._reading: deque[tuple[Block, Future[CutPatches]]] = deque()
+        self._begun: deque[tuple[Block, CutPatches, PendingScores]] = deque()
+
+    def scored(self) -> Iterator[ScoredBlock]:
+        """Each block, once it is scored."""
+        while True:
+            self._begin_reading()
+            if not self._reading and not self._begun:
+                return
+            if self._begun and self._begun[0][2].done():
+                block, cut, pending = self._begun.popleft()
+                scores, spread = pending.result()
+                several = None if spread is None else _among_all(spread, cut.readable)
+                yield ScoredBlock(block, _among_all(scores, cut.readable), several)
+            elif self._reading and not self._is_enough() and self._reading[0][1].done():
+                block, loaded = self._reading.popleft()
+                cut = loaded.result()
+                patches = cut.rgb if cut.readable.all() else cut.rgb[cut.readable]
+                self._begun.append((block, cut, self._classifier.start(patches)))
+            else:
+                self._wait()
+
+    def leave(self) -> None:
+        """Begin nothing more."""
+        for _, loaded in self._reading:
+            loaded.cancel()
+        for _, _, pending in self._begun:
             pending.cancel()
 
+    def _begin_reading(self) -> None:
+        while len(self._reading) <= self._threads and (block := next(self._todo, None)) is not None:
+            self._reading.append((block, self._pool.submit(self._load, block)))
 
-def _scored(block: Block, readable: NDArray[np.bool_], pending: PendingScores) -> ScoredBlock:
-    scores, spread = pending.result()
-    return ScoredBlock(
-        block, _among_all(scores, readable), None if spread is None else _among_all(spread, readable)
-    )
+    def _is_enough(self) -> bool:
+        """Whether memory is filled by what was begun, or the device kept at work by what follows its first block."""
+        batches = sum(pending.batches for _, _, pending in list(self._begun)[1:])
+        held = sum(cut.rgb.nbytes for _, cut, _ in self._begun)
+        return batches >= self._classifier.batches_in_flight or held >= MOST_BYTES
+
+    def _wait(self) -> None:
+        """Until the next block is read, or the first one scored."""
+        coming: list[Future[Any]] = []
+        if self._reading and not self._is_enough():
+            coming.append(self._reading[0][1])
+        if not self._begun:
+            wait(coming)
+            return
+        # Any of its batches: how many are left is asked again then.
+        wait([*coming, *self._begun[0][2].unfinished], return_when=FIRST_COMPLETED)
 
 
 def _read_already(read: Callable[[Box], Pixels], box: Box, pixels: Pixels) -> Callable[[Box], Pixels]:

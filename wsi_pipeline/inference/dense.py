@@ -131,7 +131,9 @@ def _probabilities(member: "Member", form: "DenseForm", rgb: NDArray[np.uint8]) 
     from wsi_pipeline.models.model import calibrated, normalised
 
     card, device = member.model.card, member.device
-    half = torch.autocast(device.type, torch.bfloat16) if member.precision == "bf16" else nullcontext()
+    halves = {"bf16": torch.bfloat16, "fp16": torch.float16}
+    dtype = halves.get(member.precision)
+    half = torch.autocast(device.type, dtype) if dtype else nullcontext()
     pixels = torch.from_numpy(np.ascontiguousarray(rgb)[None]).to(device)  # [1, H, W, 3]
     with torch.inference_mode(), half:
         logits = form.logits(normalised(pixels, card.mean, card.std)).float()  # [1, classes, rows, columns]

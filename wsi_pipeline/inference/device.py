@@ -1,6 +1,7 @@
 """Which device computes, and how many threads read for it."""
 
 import os
+import sys
 from typing import TYPE_CHECKING
 
 from wsi_pipeline.base.errors import UsageError
@@ -10,7 +11,7 @@ if TYPE_CHECKING:  # torch takes seconds to import: it waits until something is 
     import torch
 
 
-READERS_BESIDE_NETWORK, READERS_BEFORE_GPU = 2, 8
+READERS_BESIDE_NETWORK = 2
 
 
 def choose_device(name: str, worker: int = 0) -> "torch.device":
@@ -45,4 +46,9 @@ def reader_threads(options: ClassifyOptions, device: "torch.device") -> int:
     """Threads that decode ahead of a network on that device."""
     if options.reader_threads is not None:
         return options.reader_threads
-    return READERS_BESIDE_NETWORK if device.type == "cpu" else min(READERS_BEFORE_GPU, os.cpu_count() or 1)
+    return READERS_BESIDE_NETWORK if device.type == "cpu" else own_cores()
+
+
+def own_cores() -> int:
+    """Cores that this process may use: a container or `taskset` may grant fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1

@@ -6,6 +6,7 @@ are; a second beginning of one item means that its first worker was lost, and da
 """
 
 import logging
+import os
 import pickle
 import queue
 import threading
@@ -42,6 +43,8 @@ CONNECT_S = 30.0
 REPORT_EVERY_S = 2.0
 # How often the cluster is asked for its places, which come and go.
 LOOK_EVERY_S = 3.0
+# A worker that ends by itself waits so long, that what it said may reach the scheduler.
+FAREWELL_S = 0.5
 
 Resources = dict[str, float]
 
@@ -304,6 +307,12 @@ def _work_on(batch: str, job: Job[Any, Any], item: Any, number: int, verbose: bo
                 worker.log_event(batch, {"kind": "progress", "item": number, "done": done, "total": total})
 
         outcome = _outcome_of(batch, job, item, report, verbose)
+        if outcome[0] == "lost":
+            # Its nanny starts another process in its place, and the scheduler gives the item to one that can.
+            log.critical("%s: this worker can do no more: %s", worker.address, outcome[1])
+            logging.shutdown()
+            time.sleep(FAREWELL_S)
+            os._exit(1)
         worker.log_event(batch, {"kind": "ended", "item": number, "outcome": pickle.dumps(outcome)})
 
 
@@ -328,6 +337,8 @@ def _outcome_of(
         return "busy", str(busy)
     except _Stopped:
         return "stopped", None
+    except JobError as error:
+        return "lost", str(error)
     except Exception as error:
         log.log(logging.ERROR if verbose else logging.DEBUG, "failed: %s", item, exc_info=error)
         return "failed", portable(error)

@@ -55,6 +55,7 @@ class _Worker(Generic[Item]):
     ready: bool = False
     task: _Task[Item] | None = None
     next: _Task[Item] | None = None  # kept for it, that it may prefetch it
+    why: str = ""  # what it gave as the reason of its end
 
     @property
     def name(self) -> str:
@@ -166,6 +167,8 @@ class _Pool(Generic[Item, Result]):
             raise JobError(f"{worker.name} could not begin: {value}")
         elif task is None:
             raise JobError(f"{worker.name} sent '{kind}' without a task")
+        elif kind == "lost":  # its last word
+            worker.why = f"ended by itself: {value}"
         elif kind == "progress":
             self._listener.progressed(task.item, *value)
         else:
@@ -183,7 +186,7 @@ class _Pool(Generic[Item, Result]):
         del self._workers[worker.pipe]
         worker.pipe.close()
         worker.process.join(LEAVE_S)
-        how = _how_it_ended(worker.process.exitcode)
+        how = worker.why or _how_it_ended(worker.process.exitcode)
         task = worker.task
         if worker.next:
             self._queue.appendleft(worker.next)
@@ -251,6 +254,10 @@ def _serve(pipe: Connection, job: Job[Any, Any], number: int, log_level: int) ->
                     message = ("done", work(item, _Reporter(pipe)))
                 except Busy as busy:
                     message = ("busy", str(busy))
+                except JobError as error:
+                    log.error("this worker can do no more: %s", error)
+                    pipe.send(("lost", str(error)))
+                    return
                 except Exception as error:
                     log.debug("failed: %s", item, exc_info=error)
                     message = ("failed", portable(error))

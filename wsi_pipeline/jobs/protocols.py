@@ -30,7 +30,11 @@ class Work(Protocol[ItemIn, ResultOut]):
     """A job opened in a worker: what it takes minutes to load is in memory."""
 
     def __call__(self, item: ItemIn, report: Progress, /) -> ResultOut:
-        """The item's result; what it raises is the item's failure, but for Busy."""
+        """The item's result; what it raises is the item's failure, but for Busy, and for JobError.
+
+        A JobError says that this process can do no more items (its GPU is lost). It ends the process: the item is
+        given to another one, as after a worker's death; where this process is the only one, the batch ends with it.
+        """
 
     def prefetch(self, items: Sequence[ItemIn], /) -> None:
         """Begin to read what is needed next: `items` are the one that is worked on now, and those that follow it."""

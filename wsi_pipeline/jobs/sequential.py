@@ -8,6 +8,7 @@ from contextlib import closing
 from functools import partial
 from itertools import islice
 
+from wsi_pipeline.base.errors import JobError
 from wsi_pipeline.jobs.protocols import (
     BUSY_POLL_S,
     PREFETCHED,
@@ -28,7 +29,7 @@ def run_sequential(
 ) -> Generator[Outcome[Item, Result]]:
     """The outcome of each item in turn; one that another process works on comes when that one is done.
 
-    Only what is no `Exception` (Ctrl-C), and what opening the job raises, ends the whole.
+    Only what is no `Exception` (Ctrl-C), a JobError, and what opening the job raises, ends the whole.
     """
     with closing(job.open(0)) as work:
         yield from _run(work, deque(items), listener)
@@ -51,6 +52,8 @@ def _run(
             if put_off >= len(queue):
                 time.sleep(BUSY_POLL_S)
             continue
+        except JobError:  # nor could any other item be done
+            raise
         except Exception as error:
             log.debug("failed: %s", item, exc_info=error)
             outcome = Outcome(item, None, error)

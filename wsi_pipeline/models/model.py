@@ -144,9 +144,12 @@ def normalised(patches: torch.Tensor, mean: Rgb, std: Rgb) -> torch.Tensor:
 
 
 def has_bf16(device: torch.device | None = None) -> bool:
-    """Whether the device, or without one this CPU, computes bfloat16 natively."""
+    """Whether the device, or without one this CPU, computes bfloat16 natively: a GPU from Ampere on.
+
+    Older GPUs (V100, T4) emulate it, which torch counts as support, and are slower with it than without.
+    """
     if device and device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported())
+        return torch.cuda.get_device_capability(device) >= (8, 0)
     probe = getattr(torch.cpu, "_is_avx512_bf16_supported", None)  # no public name yet
     return bool(probe and probe())
 

@@ -122,9 +122,7 @@ def fill_store(
     done = total - sum(len(block.patches) for block in todo)
     if progress:
         progress(done, total)
-    scored = classify_blocks(
-        todo, grid, lambda box: slide.read_readable(box, grid.plane), classifier, config.classify
-    )
+    scored = classify_blocks(todo, grid, slide.reader(grid.plane), classifier, config.classify)
     for block in commit_blocks(scored, plan, store, slide.check_unchanged):
         done += len(block.patches)
         if progress:

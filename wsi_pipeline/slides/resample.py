@@ -5,6 +5,8 @@ reducing, the weight of an input pixel is the share of the output pixel's length
 of an area is kept whatever the ratio and the offset.
 """
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
@@ -41,6 +43,28 @@ def axis_weights(n_out: int, start: float, step: float, n_in: int, length: float
     matrix.sum_duplicates()
     matrix.eliminate_zeros()
     return matrix
+
+
+def taps_of(step: float) -> int:
+    """Input pixels that an output pixel of that length takes at most."""
+    return math.ceil(step) + 1 if step >= 1 else 2
+
+
+def axis_taps(
+    n_out: int, start: float, step: float, n_in: int
+) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+    """The weights of `axis_weights` as a dense table: each output pixel's first input pixel, int32 [n_out], and the
+    weights of it and those that follow it, float32 [n_out, taps], with `taps_of(step)` of them.
+
+    Where an output pixel takes fewer, the rest weighs 0, and may lie past the input's end.
+    """
+    matrix = axis_weights(n_out, start, step, n_in)
+    counts = np.diff(matrix.indptr)
+    row = np.repeat(np.arange(n_out), counts)
+    first = matrix.indices[matrix.indptr[:-1]].astype(np.int32)
+    weights = np.zeros((n_out, taps_of(step)), np.float32)
+    weights[row, matrix.indices - first[row]] = matrix.data
+    return first, weights
 
 
 def resample(

@@ -6,6 +6,7 @@ that the caller wants. Every read states its plane.
 
 import hashlib
 import logging
+import math
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -77,6 +78,55 @@ class Pixels:
         return np.ones(self.rgb.shape[:2], np.bool_) if self.unreadable is None else ~self.unreadable
 
 
+@dataclass(frozen=True, eq=False)
+class SourcePixels:
+    """A level's pixels, and how the pixels of a box of another plane come from them: by `resample`."""
+
+    rgb: NDArray[np.uint8]
+    """[row, column, 3]."""
+
+    start: tuple[float, float]
+    """(x, y) of the box's corner, in pixels of the level from the first one here."""
+
+    step: tuple[float, float]
+    """(x, y) pixels of the level that one of the box is long."""
+
+    unreadable: NDArray[np.bool_] | None
+    """[row, column] of the box, True where undecodable; None: nowhere."""
+
+    @property
+    def is_same(self) -> bool:
+        """Whether the box's pixels are the level's, as they are."""
+        return self.step == (1, 1) and all(float(value).is_integer() for value in self.start)
+
+
+@dataclass(frozen=True, eq=False)
+class PlaneReader:
+    """Reads boxes of one plane of a slide; called from several threads."""
+
+    slide: "Slide"
+    plane: Plane
+
+    def __call__(self, box: Box) -> Pixels:
+        """The box's pixels, as `Slide.read_readable`."""
+        return self.slide.read_readable(box, self.plane)
+
+    def source(self, box: Box, memory: NDArray[np.uint8]) -> SourcePixels:
+        """What they are made of, for those who resample by themselves, in memory of so many bytes, uint8 [n]."""
+        return self.slide._source(box, self.plane, self.slide.level_for(self.plane), memory)
+
+    @property
+    def step(self) -> tuple[float, float]:
+        """(x, y) pixels of the level read that one of the plane is long."""
+        level = self.slide.levels[self.slide.level_for(self.plane)].plane
+        return self.plane.downsample_x / level.downsample_x, self.plane.downsample_y / level.downsample_y
+
+    def source_size(self, box: Box) -> Size:
+        """How large that is."""
+        found, _ = self.slide._source_box(box, self.plane, self.slide.level_for(self.plane))
+        return Size(found.width, found.height)
+
+
 class Slide:
     """An open slide; made by `open_slide`. Safe to read from several threads."""
 
@@ -140,27 +190,49 @@ class Slide:
         """The same, but what cannot be decoded is marked instead of raised."""
         return self._read(box, plane, self.level_for(plane))
 
+    def reader(self, plane: Plane) -> "PlaneReader":
+        """What reads boxes of one plane."""
+        return PlaneReader(self, plane)
+
     def _read(self, box: Box, plane: Plane, index: int) -> Pixels:
+        source = self._source(box, plane, index)
+        out = resample(source.rgb, box.width, box.height, source.start, source.step)
+        if source.unreadable is not None:
+            out[source.unreadable] = 255
+        return Pixels(out, source.unreadable)
+
+    def _source_box(self, box: Box, plane: Plane, index: int) -> tuple[Box, Region]:
+        """The level's pixels that a box of the plane is made of, and where the box lies among them exactly."""
         level = self.levels[index].plane
         wanted = level.from_level0(plane.to_level0(box))
+        source = cover(wanted)
         step_x = plane.downsample_x / level.downsample_x
         step_y = plane.downsample_y / level.downsample_y
-        source = cover(wanted)
         if step_x < 1 or step_y < 1:  # linear weights reach half a pixel further
             source = Box(source.x - 1, source.y - 1, source.width + 2, source.height + 2)
-        rgb, lost = self._tiles.read(index, source)
+        return source, wanted
+
+    def _source(
+        self, box: Box, plane: Plane, index: int, memory: NDArray[np.uint8] | None = None
+    ) -> "SourcePixels":
+        level = self.levels[index].plane
+        step_x = plane.downsample_x / level.downsample_x
+        step_y = plane.downsample_y / level.downsample_y
+        source, wanted = self._source_box(box, plane, index)
+        shape = (source.height, source.width, 3)
+        out = None if memory is None else memory[: math.prod(shape)].reshape(shape)
+        rgb, lost = self._tiles.read(index, source, out)
         start = (_snap(wanted.left - source.x), _snap(wanted.top - source.y))
-        out = resample(rgb, box.width, box.height, start, (_snap(step_x), _snap(step_y)))
+        step = (_snap(step_x), _snap(step_y))
         if not lost:
-            return Pixels(out)
-        unreadable = np.zeros(out.shape[:2], np.bool_)
+            return SourcePixels(rgb, start, step, None)
+        unreadable = np.zeros((box.height, box.width), np.bool_)
         for tile in lost:
             touched = _touched(tile, source, start, (step_x, step_y)).intersect(
                 Box(0, 0, box.width, box.height)
             )
             unreadable[touched.y : touched.bottom, touched.x : touched.right] = True
-        out[unreadable] = 255
-        return Pixels(out, unreadable if unreadable.any() else None)
+        return SourcePixels(rgb, start, step, unreadable if unreadable.any() else None)
 
     def read_whole(self, plane: Plane) -> Pixels:
         """The scanned area on a low-power plane, read piece by piece."""

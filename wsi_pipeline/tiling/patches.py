@@ -65,17 +65,27 @@ def load_blocks(
 
 def read_patches(block: Block, grid: Grid, read: Callable[[Box], Pixels]) -> CutPatches:
     """The block's patches, read in boxes that hold little else."""
-    rectangles = split_into_rectangles(block.patches)
-    if len(rectangles) == 1:
+    parts = split_block(block, grid)
+    if len(parts) == 1:
         return cut_patches(read(block.read_box), block, grid)
     size = grid.patch_px
     rgb = np.empty((len(block.patches), size, size, 3), np.uint8)
     readable = np.empty(len(block.patches), np.bool_)
-    for one in rectangles:
-        few = replace(block, patches=block.patches[one], read_box=_common_box(block.patches[one], grid))
-        cut = cut_patches(read(few.read_box), few, grid)
-        rgb[one], readable[one] = cut.rgb, cut.readable
+    for which, part in parts:
+        cut = cut_patches(read(part.read_box), part, grid)
+        rgb[which], readable[which] = cut.rgb, cut.readable
     return CutPatches(rgb, readable)
+
+
+def split_block(block: Block, grid: Grid) -> list[tuple[NDArray[np.intp], Block]]:
+    """The block in parts whose read boxes hold little that no patch needs: which of its patches, and the part."""
+    parts = split_into_rectangles(block.patches)
+    if len(parts) == 1:
+        return [(parts[0], block)]
+    return [
+        (part, replace(block, patches=block.patches[part], read_box=_common_box(block.patches[part], grid)))
+        for part in parts
+    ]
 
 
 def cut_patches(pixels: Pixels, block: Block, grid: Grid) -> CutPatches:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from wsi_pipeline.models.stain import Tables
 
-Precision = Literal["fp32", "bf16", "int8"]
+Precision = Literal["fp32", "fp16", "bf16", "int8"]
 
 
 class Engine(Protocol):
@@ -21,7 +21,7 @@ class Engine(Protocol):
 
     @property
     def name(self) -> str:
-        """What people call it: 'torch', 'openvino'."""
+        """What people call it: 'torch', 'openvino', 'cuda graph'."""
 
     @property
     def precision(self) -> Precision:
@@ -49,6 +49,16 @@ class Pending:
         """float32 [n], 0 to 1, once all are there. Raises what the engine raised."""
         return np.concatenate([np.empty(0, np.float32), *(part.result() for part in self._parts)])
 
+    @property
+    def unfinished(self) -> "list[Future[NDArray[np.float32]]]":
+        """Its batches that are still to be computed."""
+        return [part for part in self._parts if not part.done()]
+
+    @property
+    def batches(self) -> int:
+        """How many it is made of."""
+        return len(self._parts)
+
     def cancel(self) -> None:
         """Leave what has not begun."""
         for part in self._parts:
@@ -64,8 +74,8 @@ class BatchRunner:
 
     @property
     def max_in_flight(self) -> int:
-        """Patches that keep every thread at work while the next ones are brought."""
-        return 2 * self.engine.parallel_batches * self.engine.batch_sizes[0]
+        """Batches that keep every thread at work while the next ones are brought."""
+        return 2 * self.engine.parallel_batches
 
     def start(self, patches: NDArray[np.uint8], tables: Tables | None = None) -> Pending:
         """Begin on uint8 patches [n, S, S, 3], whose stain goes by `tables`; they must not change until then."""

@@ -6,7 +6,7 @@ numbers go anywhere.
 
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,8 +15,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from wsi_pipeline.base.errors import DeviceLostError
+from wsi_pipeline.inference.engines.accelerator import device_errors, exact_float32
 from wsi_pipeline.inference.engines.batching import BatchRunner, Engine, Precision
+from wsi_pipeline.inference.engines.cuda_engine import CudaEngine, batch_size_of
 from wsi_pipeline.inference.engines.options import ClassifyOptions
+from wsi_pipeline.inference.engines.pixel_ring import ring_of
 from wsi_pipeline.inference.engines.torch_engine import EagerEngine
 from wsi_pipeline.models.card import ModelCard
 from wsi_pipeline.models.cost import network_cost
@@ -28,8 +32,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Activations of so many patches stay in a CPU's cache; a GPU wants to be filled.
-OPENVINO_BATCH, TORCH_BATCH, GPU_BATCH = 64, 128, 2048
+# Activations of so many patches stay in a CPU's cache.
+OPENVINO_BATCH, TORCH_BATCH = 64, 128
 # A heavier network takes smaller batches: its activations fill the memory, and nothing would be faster.
 HEAVY_MFLOP, HEAVY_BATCH = 1000.0, 16
 
@@ -45,6 +49,7 @@ class Tolerance:
 # What a right engine keeps, with some room; a wrong one (another padding, another rounding) does not.
 TOLERANCES: dict[Precision, Tolerance] = {
     "fp32": Tolerance(1e-5, 1e-5),
+    "fp16": Tolerance(5e-3, 1e-3),
     "bf16": Tolerance(0.1, 0.01),
     "int8": Tolerance(0.15, 0.01),
 }
@@ -68,6 +73,7 @@ class Chosen:
         return {
             "engine": self.runner.engine.name,
             "precision": self.runner.engine.precision,
+            "batch": self.runner.engine.batch_sizes[0],
             "parallel_batches": self.runner.engine.parallel_batches,
             "checked_patches": self.checked,
             "moved_at_most": round(self.moved, 7),
@@ -98,10 +104,14 @@ class Engines:
     _graphs: "Graphs | Exception | None" = None
 
     def __post_init__(self) -> None:
-        heavy = _mflop(self.model) > HEAVY_MFLOP
+        mflop = _mflop(self.model)
+        heavy = mflop > HEAVY_MFLOP
         on_cpu = HEAVY_BATCH if heavy else TORCH_BATCH
-        self.torch_batch = self.options.batch_size or (GPU_BATCH if self.device.type == "cuda" else on_cpu)
+        on_gpu = self.options.batch_size or batch_size_of(mflop)
+        self.torch_batch = on_gpu if self.device.type == "cuda" else self.options.batch_size or on_cpu
         self.openvino_batch = self.options.batch_size or (HEAVY_BATCH if heavy else OPENVINO_BATCH)
+        if self.device.type == "cuda":
+            exact_float32()
 
     def choose(self, sample: NDArray[np.uint8] | None = None, tables: Tables | None = None) -> Chosen:
         """The first engine, in the order of their speed, that keeps its tolerance on `sample`.
@@ -114,12 +124,14 @@ class Engines:
         patches = made_patches(self.model.card, self.openvino_batch + 3) if sample is None else sample
         with self._lock:
             plain = self._runner("torch, unfolded", "fp32", lambda: self._torch("fp32", fold=False))
-            expected = plain.start(patches, tables).result()
+            expected = self._computed(plain, patches, tables)
             refused: list[str] = []
             for attempt in self._attempts(sample, tables):
                 try:
                     runner = attempt.build()
                     moved = np.abs(runner.start(patches, tables).result() - expected)
+                except DeviceLostError:
+                    raise
                 except (
                     Exception
                 ) as error:  # whatever a library raises, the network is computed by another one
@@ -133,6 +145,14 @@ class Engines:
                 return self._logged(Chosen(runner, float(moved.max()), len(patches), tuple(refused)))
             return self._logged(Chosen(plain, 0.0, len(patches), tuple(refused)))
 
+    def _computed(
+        self, runner: BatchRunner, patches: NDArray[np.uint8], tables: Tables | None
+    ) -> NDArray[np.float32]:
+        if self.device.type == "cpu":
+            return runner.start(patches, tables).result()
+        with device_errors(ring_of(self.device).accelerator):
+            return runner.start(patches, tables).result()
+
     def _logged(self, chosen: Chosen) -> Chosen:
         name = self.model.card.name
         for reason in chosen.refused:
@@ -142,10 +162,12 @@ class Engines:
                 log.warning("%s: not computed by %s", name, reason)
         engine = chosen.runner.engine
         log.info(
-            "%s: computed by %s in %s, %d batches at once; moves %d patches by %.1g at most against eager float32",
+            "%s: computed by %s in %s, %d patches a batch, %d batches at once; moves %d patches by %.1g at most "
+            "against eager float32",
             name,
             engine.name,
             engine.precision,
+            engine.batch_sizes[0],
             engine.parallel_batches,
             chosen.checked,
             chosen.moved,
@@ -155,20 +177,45 @@ class Engines:
     def _attempts(self, sample: NDArray[np.uint8] | None, tables: Tables | None) -> Iterator[_Attempt]:
         """What might do, the fastest first."""
         asked, engine = self.options.precision, self.options.engine
-        wanted: list[Precision] = [asked] if asked in ("bf16", "int8") else []
-        if asked != "fp32" and "bf16" not in wanted and self._bf16_unasked():
-            wanted.append("bf16")
-        for precision in (*wanted, "fp32"):
+        for precision in self._precisions():
             tolerance = UNASKED_BF16 if precision == "bf16" != asked else TOLERANCES[precision]
             if precision == "int8" and (engine == "torch" or self.device.type != "cpu"):
                 yield _Attempt("torch", "int8", tolerance, _no_int8)
+                continue
+            if precision == "fp16" and (engine == "torch" or self.device.type == "cpu"):
+                yield _Attempt("torch", "fp16", tolerance, _no_fp16)
                 continue
             if engine == "openvino" and self.device.type != "cpu":
                 yield _Attempt("openvino", precision, tolerance, _only_on_cpu)
             elif engine != "torch" and self.device.type == "cpu":
                 yield self._openvino_attempt(precision, tolerance, sample, tables)
-            if precision != "int8":
+            elif engine != "torch" and precision != "int8":
+                yield self._cuda_attempt(precision, tolerance)
+            if precision in ("fp32", "bf16"):
                 yield from self._torch_attempts(precision, tolerance)
+
+    def _precisions(self) -> Sequence[Precision]:
+        """Those to try, the fastest first: the one asked for, else the 16-bit ones that card and device allow."""
+        asked = self.options.precision
+        if asked == "fp32":
+            return ("fp32",)
+        wanted: list[Precision] = [] if asked == "auto" else [asked]
+        if self.device.type == "cpu":
+            halves: tuple[Precision, ...] = ("bf16",) if has_bf16(self.device) else ()
+        else:
+            halves = ring_of(self.device).accelerator.halves
+        # Asked for one half, the other one is no answer; of int8, it is the nearest.
+        if self.model.card.bf16 and asked in ("auto", "int8"):
+            wanted += halves
+        return (*wanted, "fp32")
+
+    def _cuda_attempt(self, precision: Precision, tolerance: Tolerance) -> _Attempt:
+        def build() -> Engine:
+            return CudaEngine(self.model, ring_of(self.device), precision, self.torch_batch)
+
+        return _Attempt(
+            CudaEngine.name, precision, tolerance, lambda: self._runner(CudaEngine.name, precision, build)
+        )
 
     def _openvino_attempt(
         self,
@@ -205,7 +252,7 @@ class Engines:
             try:
                 self._built[key] = BatchRunner(build())
             except Exception as error:
-                self._built[key] = error
+                self._built[key] = error.with_traceback(None)  # which would hold what was built so far
         found = self._built[key]
         if isinstance(found, Exception):
             raise found
@@ -259,9 +306,6 @@ class Engines:
         self._built["openvino", "fp32"] = BatchRunner(engine)
         return graphs
 
-    def _bf16_unasked(self) -> bool:
-        return self.model.card.bf16 and has_bf16(self.device)
-
 
 @cache  # once a process, not at each slide, model and precision
 def _hint_at(missing: str) -> None:
@@ -295,6 +339,12 @@ def _mflop(model: Model) -> float:
 
 def _no_int8() -> BatchRunner:
     raise ValueError("only OpenVINO computes int8, on a CPU")
+
+
+def _no_fp16() -> BatchRunner:
+    raise ValueError(
+        "16-bit floats of this kind are computed on a GPU, as a graph; bf16 is the half for CPUs"
+    )
 
 
 def _only_on_cpu() -> BatchRunner:

@@ -20,10 +20,10 @@ from torch import nn
 
 from wsi_pipeline.inference.engines.batching import Precision
 from wsi_pipeline.inference.engines.quantise import Ranges, conv_ranges, quantised
-from wsi_pipeline.inference.engines.torch_engine import folded
+from wsi_pipeline.inference.engines.torch_engine import folded, input_table
 from wsi_pipeline.models.calibration import probability
 from wsi_pipeline.models.card import ModelCard
-from wsi_pipeline.models.model import Model, has_bf16, normalised
+from wsi_pipeline.models.model import Model, has_bf16
 from wsi_pipeline.models.stain import Tables
 
 # What is left of a block goes in batches this much smaller.
@@ -41,13 +41,13 @@ class Graphs:
         self.core = openvino.Core()
         self._lock = threading.Lock()
         self._made: dict[int, tuple[openvino.Model, object]] = {}
-        self._tables: tuple[Tables | None, NDArray[np.float32]] = (None, _input_table(model.card, None))
+        self._tables: tuple[Tables | None, NDArray[np.float32]] = (None, input_table(model.card, None))
 
     def table_of(self, tables: Tables | None) -> NDArray[np.float32]:
         """What the network is given for each value of R, G and B, float32 [768]; the slide's stain goes by `tables`."""
         kept = self._tables  # one slide's, batch after batch
         if kept[0] is not tables:
-            self._tables = kept = (tables, _input_table(self.model.card, tables))
+            self._tables = kept = (tables, input_table(self.model.card, tables))
         return kept[1]
 
     def of(self, batch_size: int) -> openvino.Model:
@@ -153,16 +153,9 @@ class _FromBytes(nn.Module):
         return self.network(images)  # type: ignore[no-any-return]
 
 
-def _input_table(card: ModelCard, tables: Tables | None) -> NDArray[np.float32]:
-    """float32 [768], of R, then G, then B: each value's, restained by `tables` and normalised as the card says."""
-    values = np.tile(np.arange(256, dtype=np.uint8), (3, 1)) if tables is None else tables  # [3, 256]
-    pixels = torch.from_numpy(np.ascontiguousarray(values.T)).view(1, 1, 256, 3)
-    return normalised(pixels, card.mean, card.std)[0, :, 0].contiguous().numpy().ravel()
-
-
 def _graph(network: nn.Module, card: ModelCard, batch_size: int) -> tuple[openvino.Model, object]:
     """The graph, and what holds the memory of its weights, which are torch's own."""
-    shape, table = (batch_size, card.patch_px, card.patch_px, 3), _input_table(card, None)
+    shape, table = (batch_size, card.patch_px, card.patch_px, 3), input_table(card, None)
     example = torch.zeros(shape, dtype=torch.uint8), torch.from_numpy(table)
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter(

@@ -12,11 +12,9 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from wsi_pipeline.inference.engines.batching import Precision
-from wsi_pipeline.models.model import Model, idc_probability
+from wsi_pipeline.models.card import ModelCard
+from wsi_pipeline.models.model import Model, idc_probability, normalised
 from wsi_pipeline.models.stain import Tables, normalise_stain
-
-# A GPU wants to be filled; while one lane waits for its numbers, the other one feeds.
-GPU_BATCHES = 2
 
 
 class EagerEngine:
@@ -27,6 +25,8 @@ class EagerEngine:
     """
 
     name = "torch"
+    # On a CPU, torch's own threads share a batch; on a GPU, one thread launches.
+    parallel_batches = 1
 
     def __init__(
         self,
@@ -37,16 +37,27 @@ class EagerEngine:
         fold: bool = False,
     ):
         self.precision: Precision = precision
-        self.parallel_batches = (
-            GPU_BATCHES if device.type == "cuda" else 1
-        )  # on a CPU, torch's own threads share a batch
         self.batch_sizes = (batch_size,)
         self._model, self._device = model, device
         self._network = folded(model.network) if fold else model.network.to(device)
         self._tables: tuple[Tables, torch.Tensor] | None = None
 
     def probabilities(self, batch: NDArray[np.uint8], tables: Tables | None) -> NDArray[np.float32]:
-        """float32 [n], 0 to 1, of uint8 patches [n, S, S, 3], their stain by `tables`."""
+        """float32 [n], 0 to 1, of uint8 patches [n, S, S, 3], their stain by `tables`.
+
+        In halves where a GPU's memory does not hold what they need at once.
+        """
+        try:
+            return self._probabilities(batch, tables)
+        except torch.cuda.OutOfMemoryError:
+            if len(batch) < 2:
+                raise
+        # Not in the handler: the error holds what was allocated.
+        torch.cuda.empty_cache()
+        middle = len(batch) // 2
+        return np.concatenate([self.probabilities(part, tables) for part in (batch[:middle], batch[middle:])])
+
+    def _probabilities(self, batch: NDArray[np.uint8], tables: Tables | None) -> NDArray[np.float32]:
         with torch.inference_mode(), self._autocast():
             if self._device.type == "cpu":
                 patches = torch.from_numpy(normalise_stain(batch, tables))
@@ -55,20 +66,29 @@ class EagerEngine:
             return idc_probability(self._network, self._model.card, patches).float().cpu().numpy()
 
     def _on_device(self, batch: NDArray[np.uint8], tables: Tables | None) -> torch.Tensor:
-        """The patches, brought as uint8 through pinned memory and restained there."""
-        patches = torch.from_numpy(batch).pin_memory().to(self._device, non_blocking=True)
+        """The patches, brought as uint8 and restained there."""
+        patches = torch.from_numpy(np.ascontiguousarray(batch)).to(self._device)
         if tables is None:
             return patches
         kept = self._tables  # one slide's, batch after batch
         if kept is None or kept[0] is not tables:
             self._tables = kept = (tables, torch.from_numpy(tables.ravel()).to(self._device))
-        starts = torch.arange(0, 768, 256, device=self._device)  # of R, G and B, one after the other
-        return kept[1].take(patches.long() + starts)
+        starts = torch.arange(
+            0, 768, 256, device=self._device, dtype=torch.int32
+        )  # of R, G, B, one after another
+        return kept[1].index_select(0, (patches.int() + starts).ravel()).view(patches.shape)
 
     def _autocast(self) -> "torch.autocast | nullcontext[None]":
         if self.precision == "bf16":
             return torch.autocast(self._device.type, torch.bfloat16)
         return nullcontext()
+
+
+def input_table(card: ModelCard, tables: Tables | None) -> NDArray[np.float32]:
+    """float32 [768], of R, then G, then B: each value's, restained by `tables` and normalised as the card says."""
+    values = np.tile(np.arange(256, dtype=np.uint8), (3, 1)) if tables is None else tables  # [3, 256]
+    pixels = torch.from_numpy(np.ascontiguousarray(values.T)).view(1, 1, 256, 3)
+    return normalised(pixels, card.mean, card.std)[0, :, 0].contiguous().numpy().ravel()
 
 
 def folded(network: nn.Module) -> nn.Module:

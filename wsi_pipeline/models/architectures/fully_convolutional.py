@@ -73,9 +73,10 @@ def _of_plain(network: PlainCnn) -> DenseForm:
     assert isinstance(dense, nn.Linear)
     channels = [layer.out_channels for layer in network.features if isinstance(layer, nn.Conv2d)]
     side = round((dense.in_features / channels[-1]) ** 0.5)
-    kernel = dense.weight.view(dense.out_features, channels[-1], side, side)
 
     def logits(x: torch.Tensor) -> torch.Tensor:
+        # The weights of now: a network may have gone to another device since, and its old weights with it.
+        kernel = dense.weight.view(dense.out_features, channels[-1], side, side)
         hidden = activation(F.conv2d(network.features(x), kernel, dense.bias))
         return F.conv2d(hidden, head.weight[:, :, None, None], head.bias)
 

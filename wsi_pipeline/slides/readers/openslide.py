@@ -72,6 +72,9 @@ class OpenSlideReader:
 
         return decode
 
+    def tiles_decoder(self, level: int) -> None:
+        """None: OpenSlide decodes no tiles by themselves."""
+
     def read_offset(self, level: int, box: Box) -> tuple[float, float]:
         """How far right and below of the box (level pixels, under 1) its pixels are really read.
 

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsi_pipeline.base.geometry import Box, Size
+from wsi_pipeline.slides.readers.jpeg_tiles import DecodeTiles, decoder_of, log_decoder, same_pixels
 from wsi_pipeline.slides.readers.openslide import OpenSlideReader
 from wsi_pipeline.slides.readers.tiff_tiles import TilesOfPage, tiles_of
 from wsi_pipeline.slides.readers.tile_cache import TileDecoder
@@ -53,6 +54,7 @@ class TiffReader:
         self._pages: dict[Size, TilesOfPage] | None = None
         self._file = -1
         self._decoders: dict[int, TileDecoder | None] = {}
+        self._many: dict[int, DecodeTiles | None] = {}
         self._stepped_aside = False
         self._logged = False
 
@@ -71,6 +73,30 @@ class TiffReader:
             proved = None if self._stepped_aside else self._decoders[level]
             return proved or self._openslide.tile_decoder(level)
 
+    def tiles_decoder(self, level: int) -> DecodeTiles | None:
+        """What decodes many storage tiles of the level in one call, once the level has proved itself; else None."""
+        with self._lock:
+            return None if self._stepped_aside else self._many.get(level)
+
+    def _in_one_call(self, page: TilesOfPage) -> DecodeTiles | None:
+        """The page's tiles many at a time, if some come out as they do one by one."""
+        if page.streams is None:
+            return None
+        log_decoder()
+        many = decoder_of(
+            self._file, page.streams, page.tile_size, page.columns, page.offsets, page.byte_counts
+        )
+        if many is None or same_pixels(
+            many, page.columns, _telling_tiles(page), lambda index: page.read(self._file, index)
+        ):
+            return many
+        log.warning(
+            "%s: JPEG tiles are decoded one by one: the libjpeg that our C function was built with gives other pixels "
+            "than simplejpeg's; build it with libjpeg-turbo",
+            self.path,
+        )
+        return None
+
     def _proved(self, level: int) -> TileDecoder | None:
         if self._pages is None:
             try:
@@ -87,6 +113,8 @@ class TiffReader:
             self._stepped_aside = True
             self._tell(logging.WARNING, f"level {level}: {reason}")
             return None
+
+        self._many[level] = self._in_one_call(page)
 
         def decode(column: int, row: int) -> NDArray[np.uint8]:
             index = row * page.columns + column

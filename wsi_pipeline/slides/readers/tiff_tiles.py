@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsi_pipeline.base.geometry import Box, Size
+from wsi_pipeline.slides.readers.jpeg_tiles import JpegStreams
 
 if TYPE_CHECKING:
     from tifffile import TiffPage
@@ -44,6 +45,9 @@ class TilesOfPage:
 
     decode: Callable[[bytes, int], NDArray[np.uint8]]
     """Pixels [row, column, RGB] of the bytes of the tile of this index."""
+
+    streams: JpegStreams | None = None
+    """What its tiles have in common, where they are JPEG."""
 
     @property
     def columns(self) -> int:
@@ -92,6 +96,7 @@ def tiles_of(page: "TiffPage") -> TilesOfPage | None:
         np.array(page.dataoffsets, np.int64),
         np.array(page.databytecounts, np.int64),
         _jpeg_decoder(page) if page.compression == JPEG else _other_decoder(page),
+        _streams(page) if page.compression == JPEG else None,
     )
     n = tiles.columns * -(-tiles.size.height // tiles.tile_size.height)
     return tiles if len(tiles.offsets) == len(tiles.byte_counts) == n else None
@@ -102,11 +107,8 @@ def jpeg_stream(page: "TiffPage") -> Callable[[bytes], bytes]:
 
     What it gives raises ValueError where the bytes are no JPEG's.
     """
-    tables = page.jpegtables
-    head = SOI if tables is None else tables[: tables.rfind(EOI)]
-    stored_as_rgb = page.photometric == RGB
-    if stored_as_rgb:
-        head += STORED_AS_RGB
+    streams = _streams(page)
+    head, stored_as_rgb = streams.head, streams.stored_as_rgb
 
     def whole(data: bytes) -> bytes:
         if not data.startswith(SOI):
@@ -117,6 +119,13 @@ def jpeg_stream(page: "TiffPage") -> Callable[[bytes], bytes]:
         return head + data[start:]
 
     return whole
+
+
+def _streams(page: "TiffPage") -> JpegStreams:
+    tables = page.jpegtables
+    head = SOI if tables is None else tables[: tables.rfind(EOI)]
+    stored_as_rgb = page.photometric == RGB
+    return JpegStreams(head + STORED_AS_RGB if stored_as_rgb else head, stored_as_rgb)
 
 
 def _jpeg_decoder(page: "TiffPage") -> Callable[[bytes, int], NDArray[np.uint8]]:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from wsi_pipeline.base.errors import RegionReadError
 from wsi_pipeline.base.geometry import Box, Size
+from wsi_pipeline.slides.readers.jpeg_tiles import DecodeTiles, TileTarget
 
 # A row of tiles of 64,000 px of tissue; of a wider one some are decoded twice.
 BORDER_CACHE_BYTES = 48 * 2**20
@@ -43,6 +44,9 @@ class LevelReader(Protocol):
     def tile_decoder(self, level: int) -> TileDecoder | None:
         """How the level's storage tiles are decoded one by one; None where `read` is the faster way."""
 
+    def tiles_decoder(self, level: int) -> DecodeTiles | None:
+        """How many of them are decoded in one call; None where one by one. Asked after `tile_decoder`."""
+
     def read(self, level: int, box: Box) -> NDArray[np.uint8]:
         """Pixels of the box, uint8 [row, column, RGB]; RegionReadError when any cannot be decoded."""
 
@@ -59,21 +63,25 @@ class TiledLevels:
         # How many blocks have yet to come for each tile that is kept.
         self._wanted: dict[TileKey, int] = {}
 
-    def read(self, level: int, box: Box) -> tuple[NDArray[np.uint8], tuple[Box, ...]]:
+    def read(
+        self, level: int, box: Box, out: NDArray[np.uint8] | None = None
+    ) -> tuple[NDArray[np.uint8], tuple[Box, ...]]:
         """Pixels of `box` in level pixels as uint8 [row, column, RGB], and the tiles that cannot be decoded.
+
+        In `out`, where it is given: contiguous, of the box's size.
 
         Those come as boxes of level pixels, cut to `box`; their pixels are white in the array and mean
         nothing. Outside of the level all is white.
         """
         size, tile = self._reader.level_sizes[level], self._reader.tile_sizes[level]
-        canvas = _Canvas(box, size, tile)
+        canvas = _Canvas(box, size, tile, out)
         if canvas.inside.is_empty:
             return canvas.rgb, ()
         decoder = self._reader.tile_decoder(level)
         mine, others = self._claim(level, canvas.inside)
         try:
             if decoder:
-                for key in mine:
+                for key in self._decode_many(level, mine, canvas):
                     self._hand_out(key, mine, _decoded(decoder, key), canvas)
             else:
                 for run in _runs(mine):
@@ -145,6 +153,33 @@ class TiledLevels:
             future.set_result(None if pixels is None else _alone(pixels))
         canvas.paste(key, pixels)
 
+    def _decode_many(
+        self, level: int, mine: dict[TileKey, Future[Tile] | None], canvas: "_Canvas"
+    ) -> list[TileKey]:
+        """Decode what can be in one call; gives what is left, to be decoded one by one.
+
+        In two calls, in fact: first the tiles that other blocks want too, which may be waiting for them.
+        """
+        decode = self._reader.tiles_decoder(level)
+        if decode is None:
+            return list(mine)
+        left: list[TileKey] = []
+        shared = [key for key, future in mine.items() if future]
+        for keys in (shared, [key for key, future in mine.items() if not future]):
+            targets = [self._alone_target(key) if mine[key] else canvas.target(key) for key in keys]
+            for key, target, decoded in zip(keys, targets, decode(targets), strict=True):
+                if not decoded:
+                    left.append(key)
+                elif mine[key]:
+                    self._hand_out(key, mine, target.rgb, canvas)
+        return left
+
+    def _alone_target(self, key: TileKey) -> TileTarget:
+        """Memory of its own for a tile that is kept."""
+        box = self._tile_box(key)
+        rgb = np.empty((box.height, box.width, 3), np.uint8)
+        return TileTarget(key[1], key[2], rgb, rgb)
+
     def _decode_run(
         self, run: list[TileKey], mine: dict[TileKey, Future[Tile] | None], canvas: "_Canvas"
     ) -> None:
@@ -175,19 +210,35 @@ class TiledLevels:
 class _Canvas:
     """The pixels of a box, white until tiles are pasted into it."""
 
-    def __init__(self, box: Box, level: Size, tile: Size):
+    def __init__(self, box: Box, level: Size, tile: Size, out: NDArray[np.uint8] | None = None):
         self.inside = box.intersect(Box(0, 0, level.width, level.height))
         self.unreadable: list[Box] = []
         shape = (box.height, box.width, 3)
-        self.rgb = np.empty(shape, np.uint8) if self.inside == box else np.full(shape, 255, np.uint8)
+        self.rgb = np.empty(shape, np.uint8) if out is None else out
+        if self.inside != box:
+            self.rgb[:] = 255
         self._box, self._tile = box, tile
 
-    def paste(self, key: TileKey, pixels: Tile) -> None:
-        """Put what is inside of the box of a tile there; it runs so often that it takes plain numbers."""
+    def target(self, key: TileKey) -> TileTarget:
+        """Where what is inside of the box of a tile goes."""
+        x, y, left, top, right, bottom = self._inside_of(key)
+        target = self.rgb[top - self._box.y : bottom - self._box.y, left - self._box.x : right - self._box.x]
+        return TileTarget(key[1], key[2], target, self.rgb, left - x, top - y)
+
+    def _inside_of(self, key: TileKey) -> tuple[int, int, int, int, int, int]:
+        """The tile's first column and row, and what of it is inside of the box: left, top, right, bottom.
+
+        It runs so often that it takes plain numbers.
+        """
         inside, tile = self.inside, self._tile
         x, y = key[1] * tile.width, key[2] * tile.height
         left, right = max(x, inside.x), min(x + tile.width, inside.right)
         top, bottom = max(y, inside.y), min(y + tile.height, inside.bottom)
+        return x, y, left, top, right, bottom
+
+    def paste(self, key: TileKey, pixels: Tile) -> None:
+        """Put what is inside of the box of a tile there."""
+        x, y, left, top, right, bottom = self._inside_of(key)
         target = self.rgb[top - self._box.y : bottom - self._box.y, left - self._box.x : right - self._box.x]
         if pixels is None:
             self.unreadable.append(Box(left, top, right - left, bottom - top))

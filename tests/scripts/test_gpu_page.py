@@ -1,0 +1,53 @@
+"""The page of what was measured on a GPU says which targets are met, and what was not measured."""
+
+from scripts.bench.gpu_page import page
+
+
+def row(rate: int, network: int, busy: list[float]) -> dict[str, object]:
+    return {
+        "patches": 1000,
+        "patches_per_s": rate,
+        "network_per_s": network,
+        "share of the network alone": rate / network,
+        "busy samples": busy,
+        "gpu_mb": 900,
+        "host_mb": 2000,
+        "engine": {"precision": "bf16", "batch": 4096},
+    }
+
+
+def found(rate: int, busy: list[float]) -> dict[str, object]:
+    machine = {
+        "gpu": "NVIDIA X",
+        "cores": 16,
+        "processor": "p",
+        "python": "3.12",
+        "torch": "2.11",
+        "date": "2026-01-01",
+        "commit": "abc",
+        "jpeg tiles in C": True,
+    }
+    return {
+        "machine": machine,
+        "tests": {"tests": 22, "failures": 0, "errors": 0, "skipped": 1},
+        "end to end": {"whole slide": row(rate, 600_000, busy), "seconds": 9.0},
+        "resnet": row(13_000, 14_000, [1.0]),
+        "network": {"50 px, fp16": {4096: "refused: why", 512: 500_000}, "seconds": 1.0},
+        "workers": {"left out": "no time was left"},
+        "decoders": {"failed": "Traceback"},
+    }
+
+
+def test_targets_are_met_by_what_was_found_alone() -> None:
+    text = page(found(310_000, [0.9, 0.7]))
+    assert text.count("| met |") == 3
+    text = page(found(290_000, [0.5, 0.4]))
+    assert (text.count("| met |"), text.count("| not met |")) == (1, 2)
+    assert "290,000 | 600,000 | 0.48 | 45%" in text
+
+
+def test_what_was_not_measured_is_named_and_what_was_refused_says_why() -> None:
+    text = page(found(310_000, []))
+    assert "Not measured in this run: workers, decoders." in text
+    assert "4096: refused: why, 512: 500.0" in text
+    assert "commit abc" in text
