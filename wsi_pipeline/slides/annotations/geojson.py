@@ -106,7 +106,9 @@ class Outlines:
     path: Path
     idc: shapely.Geometry
     not_idc: shapely.Geometry
+    # Where nothing has a label, and where only what `idc` and `not_idc` say has one: outlines of unknown classes.
     ignored: shapely.Geometry
+    unknown: shapely.Geometry
     # None: the whole slide.
     region: shapely.Geometry | None
     # How many objects of each class, and of each sort that is no outline, the file holds.
@@ -127,6 +129,7 @@ def read_outlines(
     objects of which none is an outline on the slide of a class that the options name.
     """
     kinds: dict[Kind, list[shapely.Geometry]] = {kind: [] for kind in Kind}
+    unknown: list[shapely.Geometry] = []
     found, passed_over = Counter[str](), Counter[str]()
     slide = shapely.box(0, 0, size0.width, size0.height)
     for number, feature in enumerate(_features(path), 1):
@@ -143,6 +146,7 @@ def read_outlines(
             passed_over[dropped] += 1
         elif kind is None:
             passed_over[name if name == UNCLASSIFIED else f"of class '{name}'"] += 1
+            unknown.append(moved)
         elif not shapely.intersects(moved, slide):
             passed_over["off the slide"] += 1
         else:
@@ -154,7 +158,7 @@ def read_outlines(
             f"expected polygons on the slide, {size0.width} x {size0.height} px, of the classes {_expected(options)}; "
             "name your classes in the config under annotations: idc_classes, not_idc_classes, ignored_classes"
         )
-    return _outlines(path, kinds, found, passed_over)
+    return _outlines(path, kinds, shapely.union_all(unknown), found, passed_over)
 
 
 def qupath_origin0(properties: Mapping[str, str], size0: Size) -> tuple[float, float]:
@@ -264,7 +268,11 @@ def _polygons(geometry: Mapping[str, Any]) -> list[shapely.Geometry]:
 
 
 def _outlines(
-    path: Path, kinds: Mapping[Kind, list[shapely.Geometry]], found: Counter[str], passed_over: Counter[str]
+    path: Path,
+    kinds: Mapping[Kind, list[shapely.Geometry]],
+    unknown: shapely.Geometry,
+    found: Counter[str],
+    passed_over: Counter[str],
 ) -> Outlines:
     """The areas of each kind, laid apart."""
     idc, not_idc, overlaps = _smaller_on_top(kinds[Kind.IDC], kinds[Kind.NOT_IDC])
@@ -287,7 +295,8 @@ def _outlines(
         warnings.append(
             f"{path.name}: of what is outlined, what lies outside of the regions of interest has no label"
         )
-    return Outlines(path, inside[0], inside[1], ignored, region, found, tuple(warnings))
+    unknown = shapely.difference(unknown, shapely.union_all([*inside, ignored]))
+    return Outlines(path, inside[0], inside[1], ignored, unknown, region, found, tuple(warnings))
 
 
 def _smaller_on_top(
