@@ -96,7 +96,8 @@ def outlines_on_slide(path: Path, slide: Slide, options: AnnotationOptions) -> O
 def labels_of_outlines(outlines: Outlines, cells: Cells, options: AnnotationOptions) -> NDArray[np.uint8]:
     """uint8 [row, column] of the cells: IDC or not IDC where so much of a cell is outlined as such, else not labelled.
 
-    How much is `options.min_share`. Where the slide is annotated throughout, what is in no outline of any class counts as not IDC.
+    How much is `options.min_share`. Where the slide is annotated throughout, what is in no outline of any class counts
+    as not IDC.
     """
     idc = covered_share(outlines.idc, cells)
     if not options.annotated_throughout:

@@ -21,6 +21,7 @@ import shapely
 from wsi_pipeline.base.errors import DataError
 from wsi_pipeline.base.geometry import Size
 from wsi_pipeline.base.options import Field, options
+from wsi_pipeline.slides.annotations.coverage import polygons_of
 
 # What objects without a class are called here, in messages and in the options.
 UNCLASSIFIED = "unclassified"
@@ -279,10 +280,10 @@ def _outlines(
     ignored = shapely.union_all(kinds[Kind.IGNORED])
     region = shapely.union_all(kinds[Kind.REGION]) if kinds[Kind.REGION] else None
     if region is not None:
-        region = shapely.difference(region, ignored)
-        inside = [shapely.intersection(area, region) for area in (idc, not_idc)]
+        region = _area(shapely.difference(region, ignored))
+        inside = [_area(shapely.intersection(area, region)) for area in (idc, not_idc)]
     else:
-        inside = [shapely.difference(area, ignored) for area in (idc, not_idc)]
+        inside = [_area(shapely.difference(area, ignored)) for area in (idc, not_idc)]
     warnings = []
     if passed_over:
         warnings.append(f"{path.name}: {listed(passed_over)} passed over: they label nothing")
@@ -295,8 +296,13 @@ def _outlines(
         warnings.append(
             f"{path.name}: of what is outlined, what lies outside of the regions of interest has no label"
         )
-    unknown = shapely.difference(unknown, shapely.union_all([*inside, ignored]))
+    unknown = _area(shapely.difference(unknown, shapely.union_all([*inside, ignored])))
     return Outlines(path, inside[0], inside[1], ignored, unknown, region, found, tuple(warnings))
+
+
+def _area(geometry: shapely.Geometry) -> shapely.Geometry:
+    """What of a geometry has an area."""
+    return shapely.union_all(polygons_of(geometry))
 
 
 def _smaller_on_top(
@@ -319,7 +325,7 @@ def _smaller_on_top(
             left.append(rest)
         apart.append(shapely.union_all(left))
     # Of outlines of one size neither is on top: what both claim is nobody's.
-    both = shapely.intersection(*apart)
+    both = _area(shapely.intersection(*apart))
     if both.area > 0:
         cut, apart = cut + 1, [shapely.difference(area, both) for area in apart]
     return apart[0], apart[1], cut
