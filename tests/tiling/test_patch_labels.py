@@ -63,6 +63,13 @@ def test_where_the_slide_is_annotated_throughout_all_else_is_not_idc(tmp_path: P
     assert label_patches(plan(Plane(1, 1), 3, 2), outlines, options).tolist() == [1, -1, 0, 0, 0, 0]
 
 
+def test_what_lies_in_an_outline_of_an_unknown_class_is_not_taken_for_not_idc(tmp_path: Path) -> None:
+    options = AnnotationOptions(annotated_throughout=True)
+    whole, inner = shapely.box(0, 0, 100, 50), shapely.box(0, 0, 50, 50)
+    outlines = read(saved(tmp_path / "a.geojson", (whole, "Invasive carcinoma"), (inner, "IDC")), options)
+    assert label_patches(plan(Plane(1, 1), 3, 1), outlines, options).tolist() == [1, -1, 0]
+
+
 def test_outside_of_a_region_of_interest_nothing_is_labelled(tmp_path: Path) -> None:
     file = saved(
         tmp_path / "a.geojson",

@@ -4,6 +4,7 @@ import logging
 from pathlib import Path
 
 import numpy as np
+import shapely
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -95,15 +96,16 @@ def outlines_on_slide(path: Path, slide: Slide, options: AnnotationOptions) -> O
 def labels_of_outlines(outlines: Outlines, cells: Cells, options: AnnotationOptions) -> NDArray[np.uint8]:
     """uint8 [row, column] of the cells: IDC or not IDC where so much of a cell is outlined as such, else not labelled.
 
-    How much is `options.min_share`. Where the slide is annotated throughout, what is in no outline counts as not IDC.
+    How much is `options.min_share`. Where the slide is annotated throughout, what is in no outline of any class counts
+    as not IDC.
     """
     idc = covered_share(outlines.idc, cells)
     if not options.annotated_throughout:
         not_idc = covered_share(outlines.not_idc, cells)
     elif outlines.region is not None:
-        not_idc = covered_share(outlines.region, cells) - idc
+        not_idc = covered_share(shapely.difference(outlines.region, outlines.unknown), cells) - idc
     else:
-        not_idc = 1 - covered_share(outlines.ignored, cells) - idc
+        not_idc = 1 - covered_share(shapely.union(outlines.ignored, outlines.unknown), cells) - idc
     enough = options.min_share - 1e-9
     return np.where(idc >= enough, IDC, np.where(not_idc >= enough, NOT_IDC, UNLABELLED)).astype(np.uint8)
 

@@ -6,6 +6,7 @@ the cells right of it and the trapezium beside it to its own, as font rasteriser
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import shapely
@@ -67,10 +68,15 @@ def covered_share(outlines: shapely.Geometry, cells: Cells) -> Floats:
     return np.clip(share, 0, 1)
 
 
+def polygons_of(geometry: shapely.Geometry) -> NDArray[Any]:
+    """The polygons in a geometry: areas laid over each other may leave lines and points where they touch."""
+    parts = shapely.get_parts(shapely.get_parts(geometry))
+    return np.asarray(parts[shapely.get_type_id(parts) == shapely.GeometryType.POLYGON])
+
+
 def _edges(outlines: shapely.Geometry) -> Floats:
     """[n, 2 ends, (x, y)]: the edges of all rings, what is inside always on the same side of them."""
-    polygons = shapely.get_parts(outlines)
-    polygons = polygons[shapely.get_type_id(polygons) == shapely.GeometryType.POLYGON]
+    polygons = polygons_of(outlines)
     rings, of_polygon = shapely.get_rings(polygons, return_index=True)
     if not len(rings):
         return np.empty((0, 2, 2))

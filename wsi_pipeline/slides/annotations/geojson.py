@@ -21,6 +21,7 @@ import shapely
 from wsi_pipeline.base.errors import DataError
 from wsi_pipeline.base.geometry import Size
 from wsi_pipeline.base.options import Field, options
+from wsi_pipeline.slides.annotations.coverage import polygons_of
 
 # What objects without a class are called here, in messages and in the options.
 UNCLASSIFIED = "unclassified"
@@ -106,7 +107,9 @@ class Outlines:
     path: Path
     idc: shapely.Geometry
     not_idc: shapely.Geometry
+    # Where nothing has a label, and where only what `idc` and `not_idc` say has one: outlines of unknown classes.
     ignored: shapely.Geometry
+    unknown: shapely.Geometry
     # None: the whole slide.
     region: shapely.Geometry | None
     # How many objects of each class, and of each sort that is no outline, the file holds.
@@ -127,6 +130,7 @@ def read_outlines(
     objects of which none is an outline on the slide of a class that the options name.
     """
     kinds: dict[Kind, list[shapely.Geometry]] = {kind: [] for kind in Kind}
+    unknown: list[shapely.Geometry] = []
     found, passed_over = Counter[str](), Counter[str]()
     slide = shapely.box(0, 0, size0.width, size0.height)
     for number, feature in enumerate(_features(path), 1):
@@ -143,6 +147,7 @@ def read_outlines(
             passed_over[dropped] += 1
         elif kind is None:
             passed_over[name if name == UNCLASSIFIED else f"of class '{name}'"] += 1
+            unknown.append(moved)
         elif not shapely.intersects(moved, slide):
             passed_over["off the slide"] += 1
         else:
@@ -154,7 +159,7 @@ def read_outlines(
             f"expected polygons on the slide, {size0.width} x {size0.height} px, of the classes {_expected(options)}; "
             "name your classes in the config under annotations: idc_classes, not_idc_classes, ignored_classes"
         )
-    return _outlines(path, kinds, found, passed_over)
+    return _outlines(path, kinds, shapely.union_all(unknown), found, passed_over)
 
 
 def qupath_origin0(properties: Mapping[str, str], size0: Size) -> tuple[float, float]:
@@ -264,17 +269,21 @@ def _polygons(geometry: Mapping[str, Any]) -> list[shapely.Geometry]:
 
 
 def _outlines(
-    path: Path, kinds: Mapping[Kind, list[shapely.Geometry]], found: Counter[str], passed_over: Counter[str]
+    path: Path,
+    kinds: Mapping[Kind, list[shapely.Geometry]],
+    unknown: shapely.Geometry,
+    found: Counter[str],
+    passed_over: Counter[str],
 ) -> Outlines:
     """The areas of each kind, laid apart."""
     idc, not_idc, overlaps = _smaller_on_top(kinds[Kind.IDC], kinds[Kind.NOT_IDC])
     ignored = shapely.union_all(kinds[Kind.IGNORED])
     region = shapely.union_all(kinds[Kind.REGION]) if kinds[Kind.REGION] else None
     if region is not None:
-        region = shapely.difference(region, ignored)
-        inside = [shapely.intersection(area, region) for area in (idc, not_idc)]
+        region = _area(shapely.difference(region, ignored))
+        inside = [_area(shapely.intersection(area, region)) for area in (idc, not_idc)]
     else:
-        inside = [shapely.difference(area, ignored) for area in (idc, not_idc)]
+        inside = [_area(shapely.difference(area, ignored)) for area in (idc, not_idc)]
     warnings = []
     if passed_over:
         warnings.append(f"{path.name}: {listed(passed_over)} passed over: they label nothing")
@@ -287,7 +296,13 @@ def _outlines(
         warnings.append(
             f"{path.name}: of what is outlined, what lies outside of the regions of interest has no label"
         )
-    return Outlines(path, inside[0], inside[1], ignored, region, found, tuple(warnings))
+    unknown = _area(shapely.difference(unknown, shapely.union_all([*inside, ignored])))
+    return Outlines(path, inside[0], inside[1], ignored, unknown, region, found, tuple(warnings))
+
+
+def _area(geometry: shapely.Geometry) -> shapely.Geometry:
+    """What of a geometry has an area."""
+    return shapely.union_all(polygons_of(geometry))
 
 
 def _smaller_on_top(
@@ -310,7 +325,7 @@ def _smaller_on_top(
             left.append(rest)
         apart.append(shapely.union_all(left))
     # Of outlines of one size neither is on top: what both claim is nobody's.
-    both = shapely.intersection(*apart)
+    both = _area(shapely.intersection(*apart))
     if both.area > 0:
         cut, apart = cut + 1, [shapely.difference(area, both) for area in apart]
     return apart[0], apart[1], cut
