@@ -33,7 +33,7 @@ from wsi_pipeline.pipeline.config import InferConfig
 from wsi_pipeline.pipeline.infer import infer_slide
 from wsi_pipeline.slides.resample import axis_taps, resample
 from wsi_pipeline.slides.slide import Pixels, Slide, open_slide
-from wsi_pipeline.tiling.grid import Block, GridOptions, Plan, plan_patches
+from wsi_pipeline.tiling.grid import Block, GridOptions, Plan, ScoredBlock, plan_patches
 
 MakeSlide = Callable[..., Path]
 CPU = torch.device("cpu")
@@ -46,7 +46,7 @@ def shipped() -> Model:
 
 def scored(
     slide: Slide, plan: Plan, classifier: Classifier, blocks: Sequence[Block] | None = None, threads: int = 2
-) -> list[tuple[Block, NDArray[np.float32], NDArray[np.float32] | None]]:
+) -> list[ScoredBlock]:
     read = lambda box: slide.read_readable(box, plan.grid.plane)  # noqa: E731
     todo = plan.blocks() if blocks is None else blocks
     return list(
@@ -69,29 +69,29 @@ def test_each_patch_has_its_own_score_whatever_the_batch(
     expected = scored(slide, plan, of([shipped]))
     found = scored(slide, plan, on_stand_in(of([shipped]), batch))
     assert len(found) > 3
-    for (block, scores, _), (other, right, _) in zip(found, expected, strict=True):
-        assert block.cells == other.cells
-        np.testing.assert_allclose(scores, right, rtol=0, atol=1e-5)
+    for one, other in zip(found, expected, strict=True):
+        assert one.block.cells == other.block.cells
+        np.testing.assert_allclose(one.scores, other.scores, rtol=0, atol=1e-5)
 
 
 def test_order_threads_blocks_and_a_resume_change_no_bit(make_slide: MakeSlide, shipped: Model) -> None:
     slide, plan = everything(make_slide("a.tiff", noise(600, 900)), block_px=256)
     blocks = list(plan.blocks())
-    whole = [scores for _, scores, _ in scored(slide, plan, on_stand_in(of([shipped])), threads=1)]
+    whole = [one.scores for one in scored(slide, plan, on_stand_in(of([shipped])), threads=1)]
     for threads, todo in ((4, blocks), (2, blocks[3:]), (1, blocks[::-1]), (3, blocks[1::2])):
         found = scored(slide, plan, on_stand_in(of([shipped])), todo, threads)
-        for block, scores, _ in found:
-            assert np.array_equal(scores, whole[[b.cells for b in blocks].index(block.cells)])
+        for one in found:
+            assert np.array_equal(one.scores, whole[[b.cells for b in blocks].index(one.block.cells)])
 
 
 def test_an_ensemble_goes_through_the_device_together(make_slide: MakeSlide) -> None:
     slide, plan = everything(make_slide("a.tiff", noise(500, 700)), block_px=256)
     models = [brightness_model(), dimmer_model()]
     expected, found = scored(slide, plan, of(models)), scored(slide, plan, on_stand_in(of(models)))
-    for (_, scores, spread), (_, right, wide) in zip(found, expected, strict=True):
-        np.testing.assert_allclose(scores, right, rtol=0, atol=1e-5)
-        assert spread is not None
-        np.testing.assert_allclose(spread, wide, rtol=0, atol=1e-5)
+    for one, right in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one.scores, right.scores, rtol=0, atol=1e-5)
+        assert one.spread is not None
+        np.testing.assert_allclose(one.spread, right.spread, rtol=0, atol=1e-5)
 
 
 def test_members_of_different_batch_sizes_share_the_ring(make_slide: MakeSlide, shipped: Model) -> None:
@@ -100,10 +100,10 @@ def test_members_of_different_batch_sizes_share_the_ring(make_slide: MakeSlide, 
     on_stand_in(classifier, 64, ring=ring)
     small = on_stand_in(of([brightness_model()]), 7, ring=ring).members[0]
     classifier.members[1]._chosen = small._chosen
-    for (_, scores, _), (_, right, _) in zip(
+    for one, right in zip(
         scored(slide, plan, classifier), scored(slide, plan, of([shipped, brightness_model()])), strict=True
     ):
-        np.testing.assert_allclose(scores, right, rtol=0, atol=1e-5)
+        np.testing.assert_allclose(one.scores, right.scores, rtol=0, atol=1e-5)
 
 
 def test_what_cannot_be_read_is_nan(shared: Path) -> None:
@@ -111,9 +111,9 @@ def test_what_cannot_be_read_is_nan(shared: Path) -> None:
     expected = scored(slide, plan, of([brightness_model()]))
     found = scored(slide, plan, on_stand_in(of([brightness_model()]), 100))
     lost = 0
-    for (_, scores, _), (_, right, _) in zip(found, expected, strict=True):
-        np.testing.assert_allclose(scores, right, rtol=0, atol=1e-5, equal_nan=True)
-        lost += int(np.isnan(scores).sum())
+    for one, right in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one.scores, right.scores, rtol=0, atol=1e-5, equal_nan=True)
+        lost += int(np.isnan(one.scores).sum())
     assert lost > 0
 
 
@@ -131,7 +131,7 @@ def test_a_block_of_which_nothing_can_be_read_is_given_out_too(make_slide: MakeS
 
     classifier = on_stand_in(of([brightness_model()]))
     found = list(classify_blocks(blocks, plan.grid, read, classifier, ClassifyOptions()))
-    assert [np.isnan(scores).all() for _, scores, _ in found] == [i == 1 for i in range(len(blocks))]
+    assert [np.isnan(one.scores).all() for one in found] == [i == 1 for i in range(len(blocks))]
 
 
 @pytest.mark.parametrize("batch", [4, 1024])
@@ -165,8 +165,8 @@ def test_memory_for_pixels_is_bounded_and_a_larger_block_still_goes_through(
     ring = PixelRing(HostAccelerator())
     found = scored(slide, plan, on_stand_in(of([brightness_model()]), 8, ring=ring), threads=4)
     expected = scored(slide, plan, of([brightness_model()]))
-    for (_, scores, _), (_, right, _) in zip(found, expected, strict=True):
-        np.testing.assert_allclose(scores, right, rtol=0, atol=1e-5)
+    for one, right in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one.scores, right.scores, rtol=0, atol=1e-5)
     assert ring.host.count <= largest + 4096 >= ring.device.count
 
 
@@ -363,8 +363,8 @@ def test_what_is_of_another_scale_is_resampled_on_the_device_as_on_the_host(
     expected = list(classify_blocks(blocks, plan.grid, lambda box: read(box), of([model]), options))
     found = list(classify_blocks(blocks, plan.grid, read, on_stand_in(of([model]), 64), options))
     assert len(found) > 2
-    for (_, scores, _), (_, right, _) in zip(found, expected, strict=True):
-        np.testing.assert_allclose(scores, right, rtol=0, atol=1e-3)
+    for one, right in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one.scores, right.scores, rtol=0, atol=1e-3)
 
 
 def test_pixels_resampled_on_the_device_are_the_hosts() -> None:

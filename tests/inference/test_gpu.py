@@ -33,6 +33,7 @@ from wsi_pipeline.models.model import Model, has_bf16, load_model
 from wsi_pipeline.models.stain import patch_densities, tables_of
 from wsi_pipeline.pipeline.config import InferConfig
 from wsi_pipeline.pipeline.infer import infer_slide
+from wsi_pipeline.pipeline.run import RunOptions
 from wsi_pipeline.slides.slide import Slide, open_slide
 from wsi_pipeline.tiling.grid import Block, GridOptions, Plan, plan_patches
 
@@ -74,7 +75,7 @@ def scored(
     read = lambda box: slide.read_readable(box, plan.grid.plane)  # noqa: E731
     options = ClassifyOptions(reader_threads=threads, dense="off")
     found = classify_blocks(blocks, plan.grid, read, classifier, options)
-    return {(block.cells.x, block.cells.y): scores for block, scores, _ in found}
+    return {(one.block.cells.x, one.block.cells.y): one.scores for one in found}
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
@@ -179,7 +180,7 @@ def test_blocks_of_overlapping_patches_are_run_whole_on_the_gpu(make_slide: Make
         )
         found.append(
             np.concatenate(
-                [s for _, s, _ in classify_blocks(plan.blocks(), plan.grid, read, classifier, options)]
+                [one.scores for one in classify_blocks(plan.blocks(), plan.grid, read, classifier, options)]
             )
         )
     np.testing.assert_allclose(*found, rtol=0, atol=1e-4)
@@ -294,7 +295,11 @@ def test_a_slide_is_mapped_on_the_gpu_as_on_the_cpu_and_goes_on_to_the_same_bits
         options = replace(config, classify=ClassifyOptions(precision=precision))  # type: ignore[arg-type]
         model = load_model("idc_default")
         result = infer_slide(
-            path, tmp_path / out, options, Classifier([model], device, options.classify), progress=progress
+            path,
+            tmp_path / out,
+            options,
+            Classifier([model], device, options.classify),
+            RunOptions(progress=progress),
         )
         return map_in(result.folder)
 
@@ -323,7 +328,7 @@ def test_a_slide_of_another_scale_is_resampled_there_as_on_the_host(
         for reads in (read, lambda box, read=read: read(box)):
             classifier = classifier_of([model], patches_of(model, 64))
             scores = [
-                s for _, s, _ in classify_blocks(blocks, plan.grid, reads, classifier, ClassifyOptions())
+                one.scores for one in classify_blocks(blocks, plan.grid, reads, classifier, ClassifyOptions())
             ]
             found.append(np.concatenate(scores))
         assert len(found[0]) > 200

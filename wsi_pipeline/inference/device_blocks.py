@@ -25,7 +25,7 @@ from wsi_pipeline.models.stain import Tables
 from wsi_pipeline.slides.resample import axis_taps, taps_of
 from wsi_pipeline.slides.slide import Pixels, PlaneReader, SourcePixels
 from wsi_pipeline.tiling.grid import Block, Grid
-from wsi_pipeline.tiling.patches import split_block, readable_patches
+from wsi_pipeline.tiling.patches import readable_patches, split_block
 
 log = logging.getLogger(__name__)
 
