@@ -81,7 +81,7 @@ def make_overview(slide: Slide, options: OverviewOptions, grid: GridOptions) -> 
     tissue = find_tissue(seen.rgb, mask_plane, mpp, options.tissue, seen.readable)
     artefacts = find_artefacts(seen.rgb, mask_plane, mpp, tissue.mask & seen.readable, options.quality)
     plan = plan_patches(slide, tissue.mask, artefacts.rejected, mask_plane, grid)
-    warnings = []
+    warnings = [*slide.warnings]
     if slide.mpp_overridden:
         warnings.append(f"the scale is --mpp {slide.mpp[0]:g}, not the file's")
     if grid.mpp and max(slide.mpp) > grid.mpp * NOTABLE_UPSAMPLING:
