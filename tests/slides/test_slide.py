@@ -4,6 +4,7 @@ from threading import Thread
 
 import numpy as np
 import pytest
+import tifffile
 from conftest import noise, write_scn, write_slide
 from PIL import Image
 
@@ -196,6 +197,22 @@ def test_a_slide_without_scale_is_refused_and_taken_with_one(make_slide: MakeSli
     slide = open_slide(path, mpp=0.25)
     assert slide.mpp == (0.25, 0.25)
     assert slide.mpp_overridden
+
+
+@pytest.mark.parametrize(
+    ("power", "hint"), [("40", "40x objective, often 0.25"), ("0", ""), ("-20", ""), ("x", ""), ("inf", "")]
+)
+def test_a_slide_without_scale_says_what_its_objective_says_if_it_is_one(
+    tmp_path: Path, power: str, hint: str
+) -> None:
+    path = tmp_path / "a.svs"
+    with tifffile.TiffWriter(path) as tif:
+        page = {"tile": (256, 256), "photometric": "rgb", "compression": "jpeg", "metadata": None}
+        tif.write(noise(300, 300), description=f"Aperio Image Library\n|AppMag = {power}", **page)
+    with pytest.raises(ScaleError, match=r"a\.svs: the file does not say its scale") as caught:
+        open_slide(path)
+    assert hint in str(caught.value)
+    assert ("objective" in str(caught.value)) == bool(hint)
 
 
 @pytest.mark.parametrize("mpp", [(0.004, 0.004), (25.0, 25.0), (0.2, 0.5)])

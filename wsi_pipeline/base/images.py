@@ -52,7 +52,7 @@ def read_image(path: Path) -> NDArray[np.uint8]:
     except _FAILURES as error:
         if isinstance(error, OSError) and error.errno:  # the system's, not Pillow's
             raise DataError(
-                f"{path}: could not be read: {error.strerror}; see to the file, disk or mount"
+                f"{path}: cannot be read by the system ({error.strerror}); see to the file, its disk or mount"
             ) from error
         reason = "no image format that is known" if isinstance(error, UnidentifiedImageError) else error
         raise DataError(f"{path}: cannot be read as an image ({reason}); get it again") from error

@@ -25,7 +25,7 @@ from wsi_pipeline.slides.resample import resample
 logger = logging.getLogger(__name__)
 
 # Part of every cache's name: caches of code that decoded otherwise are not taken for this one's.
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True, eq=False)

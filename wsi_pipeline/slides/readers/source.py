@@ -73,27 +73,23 @@ class SourceFile:
         self._handles: list[int] = []
         weakref.finalize(self, _close_all, self._handles)
         with_retries(path, lambda: self._open_again(None))
-        self.size = os.fstat(self._handle).st_size
+        self.size = os.fstat(self._handles[-1]).st_size
         """Bytes of the file when it was opened."""
-
-    @property
-    def _handle(self) -> int:
-        return self._handles[-1]
 
     def read(self, offset: int, count: int) -> bytes:
         """The bytes from `offset`, so many.
 
         Raises RegionReadError when the file never had them, SlideReadError when they cannot be read.
         """
-        if offset < 0 or offset + count > self.size:
-            here = max(0, self.size - offset)
-            raise RegionReadError(f"the file ends after {here:,} of {count:,} bytes of the tile")
-        handle = self._handle
-        try:
-            data = os.pread(handle, count, offset)
-        except OSError:
-            data = b""
-        return data if len(data) == count else self._read_again(handle, offset, count)
+        handle = self._handles[-1]
+        if offset + count <= self.size:
+            try:
+                data = os.pread(handle, count, offset)
+            except OSError:
+                return self._read_again(handle, offset, count)
+            return data if len(data) == count else self._read_again(handle, offset, count)
+        here = max(0, self.size - offset)
+        raise RegionReadError(f"the file ends after {here:,} of {count:,} bytes of the tile")
 
     def _read_again(self, failed: int, offset: int, count: int) -> bytes:
         tried = [failed]
@@ -107,9 +103,9 @@ class SourceFile:
     def _open_again(self, failed: int | None) -> int:
         """A handle other than the failed one. The old stays open until the end: other threads may be using it."""
         with self._lock:
-            if failed is None or self._handle == failed:
+            if failed is None or self._handles[-1] == failed:
                 self._handles.append(os.open(self.path, os.O_RDONLY))
-            return self._handle
+            return self._handles[-1]
 
 
 def check_readable(paths: Iterable[Path], whole: bool = False) -> None:
