@@ -13,6 +13,7 @@ import tifffile
 from conftest import noise, write_scn, write_slide
 from simplejpeg import encode_jpeg
 
+from wsi_pipeline.base.errors import SlideOpenError
 from wsi_pipeline.base.geometry import Box, Plane
 from wsi_pipeline.slides.readers.openslide import OpenSlideReader
 from wsi_pipeline.slides.readers.tiff import TiffReader, open_reader
@@ -284,3 +285,21 @@ def test_a_file_that_vanishes_while_open_is_read_on(tmp_path: Path) -> None:
 def test_what_is_no_tiff_has_the_plain_reader(shared: Path) -> None:
     dicom = next((shared / "data/slides/cmu_1_small_region_dicom").glob("*.dcm"))
     assert isinstance(open_reader(dicom), OpenSlideReader)
+
+
+@pytest.mark.parametrize(
+    ("page", "found"),
+    [
+        ({"tile": None}, "a TIFF, its first page of 900 x 700 pixels in strips"),
+        ({"byteorder": ">"}, "a TIFF, big-endian, its first page of 900 x 700 pixels in tiles"),
+    ],
+)
+def test_a_tiff_that_openslide_does_not_read_is_called_what_it_is(
+    tmp_path: Path, page: dict[str, object], found: str
+) -> None:
+    path = tmp_path / "a.tiff"
+    options: dict[str, object] = {"tile": (256, 256), "photometric": "rgb", "metadata": None} | page
+    with tifffile.TiffWriter(path, byteorder=options.pop("byteorder", "<")) as tif:  # type: ignore[arg-type]
+        tif.write(noise(*SIZE), **options)  # type: ignore[arg-type]
+    with pytest.raises(SlideOpenError, match=rf"a\.tiff: {found}, which OpenSlide does not read"):
+        open_slide(path)

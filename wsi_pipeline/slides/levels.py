@@ -43,8 +43,9 @@ LEAST_CONTRAST = 4.0
 # Correlation of a square and the same of the finer level, reduced: 0.95 and more where they are the same, however the
 # level was made; below a half where they are not.
 AGREES, DIFFERS = 0.8, 0.5
-# A level so much coarser than the next finer one is padded only if it is a power of two coarser.
-ODD_FACTORS = 8
+# Where one tile holds a level, its size does not bound how coarse it is: factors up to so many times its ratio are
+# tried.
+ONE_TILE_TIMES = 8
 
 
 @dataclass(frozen=True)
@@ -154,9 +155,9 @@ def _agree(size0: Size, size: Size, factors: tuple[float, float]) -> bool:
 
 
 def _most_padded(size0: Size, size: Size, tile: Size) -> int:
-    """The largest factor worth a look: where one tile holds the level, nothing else bounds it."""
+    """The largest whole factor that padding could explain."""
     by_size = [
-        full / (reduced - tile_px) if reduced > tile_px else ODD_FACTORS * full / reduced
+        full / (reduced - tile_px) if reduced > tile_px else ONE_TILE_TIMES * full / reduced
         for full, reduced, tile_px in (
             (size0.width, size.width, tile.width),
             (size0.height, size.height, tile.height),

@@ -21,6 +21,8 @@ from wsi_pipeline.slides.readers.tile_cache import TileDecoder
 
 log = logging.getLogger(__name__)
 
+# What OpenSlide raises at files of none of its formats.
+UNKNOWN = openslide.OpenSlideUnsupportedFormatError
 # Where a format names no storage tiles (MRXS, for one), regions of this size are read and cached instead.
 UNTILED_PX = 512
 # OpenSlide decodes a storage tile whole, into four bytes a pixel, and ends the process where there is no room: 268 MB.
@@ -147,7 +149,7 @@ class OpenSlideReader:
             check_readable(slide_files(self.path))
             try:
                 handle = openslide.OpenSlide(self.path)  # what failed may have passed meanwhile
-            except openslide.OpenSlideUnsupportedFormatError as error:
+            except UNKNOWN as error:
                 raise SlideOpenError(
                     f"{self.path}: no slide format that OpenSlide {openslide.__library_version__} knows "
                     f"({self.path.stat().st_size:,} bytes); is it cut short, or no slide?"

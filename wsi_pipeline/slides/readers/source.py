@@ -76,12 +76,17 @@ class SourceFile:
         self.size = os.fstat(self._handles[-1]).st_size
         """Bytes of the file when it was opened."""
 
+    @property
+    def handle(self) -> int:
+        """The number of the handle in use; of use to native code, whose failed reads are left to `read`."""
+        return self._handles[-1]
+
     def read(self, offset: int, count: int) -> bytes:
         """The bytes from `offset`, so many.
 
         Raises RegionReadError when the file never had them, SlideReadError when they cannot be read.
         """
-        handle = self._handles[-1]
+        handle = self.handle
         if offset + count <= self.size:
             try:
                 data = os.pread(handle, count, offset)

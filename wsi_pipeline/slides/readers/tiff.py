@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from wsi_pipeline.base.errors import RegionReadError, SlideReadError
+from wsi_pipeline.base.errors import RegionReadError, SlideOpenError, SlideReadError
 from wsi_pipeline.base.geometry import Box, Size
-from wsi_pipeline.slides.readers.openslide import OpenSlideReader
+from wsi_pipeline.slides.readers.openslide import UNKNOWN, OpenSlideReader
 from wsi_pipeline.slides.readers.source import SourceFile, with_retries
 from wsi_pipeline.slides.readers.tiff_pages import faults_of_levels
 from wsi_pipeline.slides.readers.tiff_tiles import TilesOfPage, tiles_of
@@ -44,10 +44,33 @@ MAX_PAGES = 1000
 
 def open_reader(path: Path) -> "OpenSlideReader | TiffReader":
     """The fastest reader of a slide file. Raises SlideOpenError and SlideReadError as OpenSlideReader does."""
-    reader = OpenSlideReader(path)
     file = SourceFile(path)
     is_tiff = file.read(0, min(4, file.size)) in TIFF_MAGIC
+    try:
+        reader = OpenSlideReader(path)
+    except SlideOpenError as error:
+        if is_tiff and isinstance(error.__cause__, UNKNOWN) and (found := _described(path)):
+            raise SlideOpenError(
+                f"{path}: {found}, which OpenSlide does not read; write it as a tiled pyramid of 8-bit RGB"
+            ) from error
+        raise
     return TiffReader(reader) if is_tiff and hasattr(os, "pread") else reader
+
+
+def _described(path: Path) -> str | None:
+    """What kind of TIFF it is; None where tifffile cannot read it either."""
+    from tifffile import TiffFile, TiffPage
+
+    try:
+        with TiffFile(path) as tif:
+            page, order = tif.pages.first, ", big-endian" if tif.byteorder == ">" else ""
+            if not isinstance(page, TiffPage):
+                return None
+            kind = "tiles" if page.is_tiled else "strips"
+            return f"a TIFF{order}, its first page of {page.imagewidth} x {page.imagelength} pixels in {kind}"
+    except Exception as error:  # whatever tifffile makes of a file that is none
+        log.debug("%s: %s", path, error)
+        return None
 
 
 class TiffReader:
