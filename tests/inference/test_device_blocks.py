@@ -31,6 +31,7 @@ from wsi_pipeline.models.model import Model, load_model
 from wsi_pipeline.models.stain import tables_of
 from wsi_pipeline.pipeline.config import InferConfig
 from wsi_pipeline.pipeline.infer import infer_slide
+from wsi_pipeline.pipeline.run import RunOptions
 from wsi_pipeline.slides.resample import axis_taps, resample
 from wsi_pipeline.slides.slide import Pixels, Slide, open_slide
 from wsi_pipeline.tiling.grid import Block, GridOptions, Plan, ScoredBlock, plan_patches
@@ -325,7 +326,9 @@ def test_a_slide_left_half_way_goes_on_in_the_same_process_to_the_same_bits(
 
         classifier = of([shipped])
         classifier.adapted = lambda *_: on_stand_in(classifier, 16, ring=ring)  # type: ignore[method-assign]
-        return map_in(infer_slide(path, tmp_path / out, config, classifier, progress=progress).folder)
+        return map_in(
+            infer_slide(path, tmp_path / out, config, classifier, RunOptions(progress=progress)).folder
+        )
 
     whole = map_of("whole")
     with pytest.raises(

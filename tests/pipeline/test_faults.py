@@ -1,5 +1,6 @@
 """What befalls a run from outside: tried for real, on a full disk, a read-only one, and slides that change."""
 
+import errno
 import os
 import shutil
 import subprocess
@@ -12,12 +13,15 @@ import pytest
 from conftest import noise, write_slide
 from test_infer import classifier, section
 
-from wsi_pipeline.base.errors import OutputError, RecipeError, SlideChangedError
+from wsi_pipeline.base.errors import OutputError, RecipeError, SlideChangedError, SlideReadError
 from wsi_pipeline.cli import tile_slides
 from wsi_pipeline.pipeline.config import InferConfig, TileConfig, TileGridOptions
 from wsi_pipeline.pipeline.infer import infer_slide
 from wsi_pipeline.pipeline.run import RunOptions
 from wsi_pipeline.pipeline.tile import tile_slide
+from wsi_pipeline.results.store import SlideStore
+from wsi_pipeline.slides.readers import source
+from wsi_pipeline.tiling.cell_status import Status
 from wsi_pipeline.tiling.grid import GridOptions
 
 FINE = InferConfig(grid=GridOptions(stride_px=25, block_px=256))
@@ -180,3 +184,47 @@ def test_a_slide_that_changes_while_it_is_read_fails_and_put_back_it_goes_on(
     assert begun[0] > 0
     for name in ("slide.zarr", "export"):
         assert same_tree(peace / command / "a" / name, tmp_path / "out/a" / name)
+
+
+def test_a_mount_that_stumbles_changes_nothing_of_the_map(
+    slide: Path, peace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls, pread = [0], os.pread
+
+    def stumbling(*args: int) -> bytes:
+        calls[0] += 1
+        if calls[0] % 5 == 0:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return pread(*args)
+
+    monkeypatch.setattr(source.time, "sleep", lambda _: None)
+    monkeypatch.setattr(source.os, "pread", stumbling)
+    result = infer_slide(slide, tmp_path / "out", FINE, classifier())
+    assert calls[0] > 20
+    for part in ("heatmap", "labels"):
+        assert same_tree(peace / "infer/a/slide.zarr" / part, result.folder / "slide.zarr" / part)
+
+
+def test_a_mount_that_goes_away_fails_the_slide_and_is_not_taken_for_damage(
+    slide: Path, peace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads, last, pread = [0], [10**6], os.pread
+
+    def going(*args: int) -> bytes:
+        reads[0] += 1
+        if reads[0] > last[0]:
+            raise OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN))
+        return pread(*args)
+
+    monkeypatch.setattr(source.time, "sleep", lambda _: None)
+    monkeypatch.setattr(source.os, "pread", going)
+    infer_slide(slide, tmp_path / "well", FINE, classifier())
+    reads[0], last[0] = 0, reads[0] - 3  # the last storage tiles that are classified
+    with pytest.raises(SlideReadError, match=os.strerror(errno.ENOTCONN)):
+        infer_slide(slide, tmp_path / "out", FINE, classifier())
+    status = SlideStore(tmp_path / "out/a/slide.zarr").array("labels/status/0")
+    assert not (status == Status.UNREADABLE).any()
+    last[0] = 10**6
+    result = infer_slide(slide, tmp_path / "out", FINE, classifier())
+    for part in ("heatmap", "labels"):
+        assert same_tree(peace / "infer/a/slide.zarr" / part, result.folder / "slide.zarr" / part)

@@ -11,7 +11,7 @@ from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
 from wsi_pipeline.base.errors import ListError, SlideOpenError
 from wsi_pipeline.slides.catalog import SlideEntry, list_slides, shard_of
-from wsi_pipeline.slides.formats import slide_files
+from wsi_pipeline.slides.readers.formats import slide_files
 from wsi_pipeline.slides.slide import open_slide, slide_file
 
 SLIDE, REPORT = "1.2.840.10008.5.1.4.1.1.77.1.6", "1.2.840.10008.5.1.4.1.1.88.11"

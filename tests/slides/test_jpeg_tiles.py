@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 import pytest
@@ -13,6 +12,7 @@ from tifffile import TiffFile, TiffPage
 from wsi_pipeline.base.geometry import Box
 from wsi_pipeline.slides.readers import jpeg_tiles
 from wsi_pipeline.slides.readers.jpeg_tiles import DecodeTiles, TileTarget, decoder_of, same_pixels
+from wsi_pipeline.slides.readers.source import SourceFile
 from wsi_pipeline.slides.readers.tiff import open_reader
 from wsi_pipeline.slides.readers.tiff_tiles import JPEG, TilesOfPage, tiles_of
 from wsi_pipeline.slides.readers.tile_cache import TiledLevels
@@ -33,29 +33,17 @@ def not_built(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jpeg_tiles, "_told", False)
 
 
-def pages_of(path: Path) -> Iterator[tuple[TilesOfPage, int, DecodeTiles]]:
+def pages_of(path: Path) -> Iterator[tuple[TilesOfPage, SourceFile, DecodeTiles]]:
     """Each page of JPEG tiles, the open file, and what decodes many of its tiles."""
-    file = path.open("rb")  # closed with the last that uses it
+    file = SourceFile(path)
     with TiffFile(path) as tif:
         for page in tif.pages:
             if isinstance(page, TiffPage) and page.compression == JPEG and (tiles := tiles_of(page)):
                 assert tiles.streams
                 counts, offsets = tiles.byte_counts, tiles.offsets
-                number = file.fileno()
-                decode = decoder_of(number, tiles.streams, tiles.tile_size, tiles.columns, offsets, counts)
+                decode = decoder_of(file, tiles.streams, tiles.tile_size, tiles.columns, offsets, counts)
                 assert decode
-                _open.append(file)
-                yield tiles, number, decode
-
-
-_open: list[IO[bytes]] = []
-
-
-@pytest.fixture(autouse=True)
-def _close() -> Iterator[None]:
-    yield
-    while _open:
-        _open.pop().close()
+                yield tiles, file, decode
 
 
 @pytest.mark.usefixtures("built")

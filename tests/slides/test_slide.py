@@ -4,6 +4,7 @@ from threading import Thread
 
 import numpy as np
 import pytest
+import tifffile
 from conftest import noise, write_scn, write_slide
 from PIL import Image
 
@@ -56,11 +57,14 @@ def test_a_slide_is_looked_at_in_pieces_of_bounded_size_that_do_not_show(
     slide = Slide(path, Noting(path), (0.5, 0.5), False)
     plane = slide.plane_at(3.3)  # 1.65 times the second level's
     assert slide.level_for(plane) == 0
+    reads.clear()  # those that proved the levels
     whole = slide.read_whole(plane).rgb
     assert len(reads) == 1
     reads.clear()
     monkeypatch.setattr("wsi_pipeline.slides.slide.PIECE_PX", 100)
     slide = Slide(path, Noting(path), (0.5, 0.5), False)
+    assert len(slide.levels) == 2
+    reads.clear()
     assert np.array_equal(slide.read_whole(plane).rgb, whole)
     assert {level for level, _ in reads} == {1}
     assert max(max(box.width, box.height) for _, box in reads) <= 100 + 2 * 32
@@ -193,6 +197,22 @@ def test_a_slide_without_scale_is_refused_and_taken_with_one(make_slide: MakeSli
     slide = open_slide(path, mpp=0.25)
     assert slide.mpp == (0.25, 0.25)
     assert slide.mpp_overridden
+
+
+@pytest.mark.parametrize(
+    ("power", "hint"), [("40", "40x objective, often 0.25"), ("0", ""), ("-20", ""), ("x", ""), ("inf", "")]
+)
+def test_a_slide_without_scale_says_what_its_objective_says_if_it_is_one(
+    tmp_path: Path, power: str, hint: str
+) -> None:
+    path = tmp_path / "a.svs"
+    with tifffile.TiffWriter(path) as tif:
+        page = {"tile": (256, 256), "photometric": "rgb", "compression": "jpeg", "metadata": None}
+        tif.write(noise(300, 300), description=f"Aperio Image Library\n|AppMag = {power}", **page)
+    with pytest.raises(ScaleError, match=r"a\.svs: the file does not say its scale") as caught:
+        open_slide(path)
+    assert hint in str(caught.value)
+    assert ("objective" in str(caught.value)) == bool(hint)
 
 
 @pytest.mark.parametrize("mpp", [(0.004, 0.004), (25.0, 25.0), (0.2, 0.5)])

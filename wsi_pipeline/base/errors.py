@@ -15,7 +15,8 @@
     │   └── DeviceLostError     the GPU does no more work for this process: another process may go on
     └── SlideError              one slide failed, the others go on: the exit code is 1
         ├── SlideOpenError      the file cannot be opened as a slide
-        ├── RegionReadError     a region of an open slide cannot be decoded
+        ├── RegionReadError     a region of an open slide cannot be decoded: the file is damaged there
+        ├── SlideReadError      the system could not read the file, in every attempt: trouble, not damage
         ├── SlideChangedError   the file was replaced, changed or removed while it was read
         ├── UnreadableSlideError  more of the slide is unreadable than `max_unreadable` allows
         └── WorkerLostError     the process that worked on it died, in every attempt
@@ -85,7 +86,11 @@ class SlideOpenError(SlideError):
 
 
 class RegionReadError(SlideError):
-    """A region of an open slide cannot be decoded."""
+    """A region of an open slide cannot be decoded: the file is damaged there."""
+
+
+class SlideReadError(SlideError):
+    """The system could not read the file, in every attempt: a disk, a mount or a limit, and no damage of the file."""
 
 
 class SlideChangedError(SlideError):

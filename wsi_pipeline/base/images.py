@@ -1,4 +1,9 @@
-"""Picture files as RGB pixels, and back: what Pillow reads, refused where its colours would have to be guessed."""
+"""Picture files as RGB pixels, and back: what Pillow reads, refused where its colours would have to be guessed.
+
+JPEG goes through simplejpeg, which refuses what its decoder stumbles over; Pillow gives grey for what it could not
+decode, and says nothing. Both are libjpeg-turbo and give the same bits. What no decoder can know of a JPEG: changed
+bytes that still are a picture, for it holds no checksum.
+"""
 
 import io
 import struct
@@ -15,6 +20,13 @@ SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp"}
 # All that Pillow raises at files that are not what they say.
 _FAILURES = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
 
+# Numbers of TIFF tags: bits a channel, compression, how channels lie, where strips or tiles lie and their lengths,
+# JPEG's tables; and values of the second and third.
+BITS, COMPRESSION, PLANES, STRIPS, TILES, JPEG_TABLES = 258, 259, 284, (273, 279), (324, 325), 347
+JPEG_IN_TIFF, DEFLATE_IN_TIFF, PLANAR = 7, (8, 32946), 2
+# What is decompressed at once only to see whether it can be.
+PIECE_BYTES = 2**20
+
 # Of zlib: half the time of its usual 6, for a sixth more bytes.
 PNG_LEVEL = 3
 
@@ -26,14 +38,81 @@ def read_image(path: Path) -> NDArray[np.uint8]:
     """
     try:
         with Image.open(path) as image:
+            if image.format in ("JPEG", "MPO"):
+                pixels = _strictly(path.read_bytes(), image.size)
+                if image.mode == "RGB" and "transparency" not in image.info:
+                    return pixels
+            elif image.format == "TIFF":
+                _check_tiff(image, path)
             if image.mode == "RGB" and "transparency" not in image.info:
                 return np.array(image)
             return _as_rgb(image, path)
     except Image.DecompressionBombError as error:
         raise DataError(f"{path}: too large for a picture ({error}); map slides with infer-slide") from error
     except _FAILURES as error:
+        if isinstance(error, OSError) and error.errno:  # the system's, not Pillow's
+            raise DataError(
+                f"{path}: cannot be read by the system ({error.strerror}); see to the file, its disk or mount"
+            ) from error
         reason = "no image format that is known" if isinstance(error, UnidentifiedImageError) else error
         raise DataError(f"{path}: cannot be read as an image ({reason}); get it again") from error
+
+
+def _strictly(data: bytes, size: tuple[int, int]) -> NDArray[np.uint8]:
+    """The pixels [row, column, channel] of a JPEG of this width and height: RGB, or grey or CMYK where it is of those.
+
+    Raises ValueError at the first thing that a whole JPEG would not have.
+    """
+    from simplejpeg import decode_jpeg, decode_jpeg_header
+
+    _, _, stored_as, _ = decode_jpeg_header(data)
+    colours, channels = {"Gray": ("GRAY", 1), "CMYK": ("CMYK", 4), "YCCK": ("CMYK", 4)}.get(
+        stored_as, ("RGB", 3)
+    )
+    room = np.empty((size[1], size[0], channels), np.uint8)  # what says that it is larger is refused
+    pixels: NDArray[np.uint8] = decode_jpeg(data, colours, buffer=room, strict=True)
+    if pixels.shape[:2] != room.shape[:2]:
+        raise ValueError(
+            f"the picture has {pixels.shape[1]} x {pixels.shape[0]} pixels, expected {size[0]} x {size[1]}"
+        )
+    return pixels
+
+
+def _check_tiff(image: Image.Image, path: Path) -> None:
+    """Raises DataError at what Pillow reads wrongly, ValueError or zlib.error at damage that it does not notice."""
+    tags = dict(image.tag_v2)  # type: ignore[attr-defined]
+    bits = max(np.ravel(tags.get(BITS, 1)))
+    if tags.get(PLANES) == PLANAR and bits > 8:
+        raise DataError(
+            f"{path}: cannot be read as an image (found {bits} bits a channel, each channel by itself, expected 8 "
+            "bits); write it as 8-bit RGB"
+        )
+    checks = {JPEG_IN_TIFF: _check_jpeg} | dict.fromkeys(DEFLATE_IN_TIFF, _check_deflate)
+    check = checks.get(int(tags.get(COMPRESSION, 1)))
+    if check is None:
+        return
+    offsets, lengths = (np.ravel(tags.get(tag, ())) for tag in (TILES if TILES[0] in tags else STRIPS))
+    tables, data = tags.get(JPEG_TABLES, b""), path.read_bytes()
+    for offset, length in zip(offsets, lengths, strict=True):
+        check(data[offset : offset + length], tables)
+
+
+def _check_jpeg(part: bytes, tables: bytes) -> None:
+    from simplejpeg import decode_jpeg, decode_jpeg_header
+
+    stream = tables[:-2] + part[2:] if tables else part
+    is_grey = decode_jpeg_header(stream)[2] == "Gray"
+    decode_jpeg(stream, "GRAY" if is_grey else "RGB", strict=True)
+
+
+def _check_deflate(part: bytes, _: bytes) -> None:
+    """Its checksum, which comes last, and which Pillow does not wait for."""
+    stream = zlib.decompressobj()
+    while part and not stream.eof:
+        stream.decompress(part, PIECE_BYTES)
+        part = stream.unconsumed_tail
+    if not stream.eof:
+        raise ValueError("a strip or tile ends before its data do")
 
 
 def png_bytes(image: Image.Image) -> bytes:

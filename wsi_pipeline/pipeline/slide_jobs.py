@@ -19,8 +19,8 @@ from wsi_pipeline.pipeline.run import RunOptions
 from wsi_pipeline.pipeline.tile import tile_slide
 from wsi_pipeline.results.run_folder import SlideResult, check_outside, is_finished
 from wsi_pipeline.slides.catalog import SlideEntry
-from wsi_pipeline.slides.formats import slide_files
 from wsi_pipeline.slides.local_copies import Stager
+from wsi_pipeline.slides.readers.formats import slide_files
 
 OneSlide = Callable[[SlideEntry, RunOptions], SlideResult]
 

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from wsi_pipeline.base.errors import ListError
-from wsi_pipeline.slides.formats import dicom_folder, is_dicom_file, is_part_of_a_slide, is_slide_file
 from wsi_pipeline.slides.names import ending, fault_of_name, run_name, slide_name
+from wsi_pipeline.slides.readers.formats import dicom_folder, is_dicom_file, is_part_of_a_slide, is_slide_file
 
 LIST_SUFFIX = ".csv"
 COLUMNS = ("slide", "name", "mpp")

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import IO
 
 from wsi_pipeline.base.errors import SlideError, UsageError
-from wsi_pipeline.slides.formats import slide_files
+from wsi_pipeline.slides.readers.formats import slide_files
 from wsi_pipeline.slides.slide import slide_file
 
 log = logging.getLogger(__name__)

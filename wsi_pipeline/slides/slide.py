@@ -7,7 +7,9 @@ that the caller wants. Every read states its plane.
 import hashlib
 import logging
 import math
-from collections.abc import Iterator
+import stat
+import threading
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -22,18 +24,18 @@ from wsi_pipeline.base.errors import (
     SlideChangedError,
     SlideError,
     SlideOpenError,
+    SlideReadError,
 )
 from wsi_pipeline.base.geometry import Box, Plane, Region, Size, cover
-from wsi_pipeline.slides.formats import dicom_folder, slide_files
+from wsi_pipeline.slides.levels import Level, Pyramid, Reader, find_pyramid
 from wsi_pipeline.slides.names import fault_of_name, slide_name
-from wsi_pipeline.slides.readers.openslide import OpenSlideReader
-from wsi_pipeline.slides.readers.tiff import TiffReader, open_reader
+from wsi_pipeline.slides.readers.formats import dicom_folder, slide_files
+from wsi_pipeline.slides.readers.source import SourceFile, with_retries
+from wsi_pipeline.slides.readers.tiff import open_reader
 from wsi_pipeline.slides.readers.tile_cache import TiledLevels
 from wsi_pipeline.slides.resample import resample
 
 log = logging.getLogger(__name__)
-
-Reader = OpenSlideReader | TiffReader
 
 # No microscope samples below or above; what claims to is a wrong tag (DESIGN.md, section 2).
 PLAUSIBLE_MPP = (0.05, 20.0)
@@ -51,15 +53,9 @@ LEAST_REDUCTION_OF_WHOLE = 1.5
 # Thumbnails are read in pieces of this many pixels a side of the level read, so that memory stays flat, on as many
 # threads.
 PIECE_PX = 4096
+# A slide looked at as a whole: 150 x 100 mm at 8 um/px, the default, are 234 million, 0.7 GB.
+MAX_WHOLE_PX = 2**28
 PIECE_THREADS = 2
-
-
-@dataclass(frozen=True)
-class Level:
-    """One pyramid level: its size in its own pixels and its plane."""
-
-    size: Size
-    plane: Plane
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,11 +135,35 @@ class Slide:
         self.properties = reader.properties
         self.size0 = reader.level_sizes[0]
         self.bounds = _bounds(reader.properties, self.size0)  # level-0 box that holds the scanned area
-        self.levels = [Level(size, _level_plane(self.size0, size)) for size in reader.level_sizes]
-        self.tile_sizes = reader.tile_sizes
         self._reader = reader
         self._tiles = TiledLevels(reader)
         self._files = _file_states(reader.path)
+        self._lock = threading.Lock()
+        self._found: Pyramid | None = None
+
+    @property
+    def levels(self) -> Sequence[Level]:
+        """The levels that can be used, finest first; the first call compares their pixels.
+
+        Raises SlideOpenError where level 0 is not the slide.
+        """
+        return self._pyramid().levels
+
+    @property
+    def tile_sizes(self) -> Sequence[Size]:
+        """Each such level's storage tiles' size in its pixels."""
+        return [self._reader.tile_sizes[level.index] for level in self.levels]
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What of the file is not used, and why."""
+        return self._pyramid().warnings
+
+    def _pyramid(self) -> Pyramid:
+        with self._lock:
+            if self._found is None:
+                self._found = find_pyramid(self._reader, self.path, self.bounds)
+            return self._found
 
     def plane_at(self, mpp: float) -> Plane:
         """The plane of square pixels of `mpp` um that starts at the scanned area's upper left corner."""
@@ -168,8 +188,9 @@ class Slide:
             )
             return all(step >= least_reduction or abs(step - 1) <= LEVEL_TOLERANCE for step in steps)
 
-        serving = [i for i, level in enumerate(self.levels) if serves(level)]
-        return max(serving, key=lambda i: self.levels[i].plane.downsample_x, default=0)
+        levels = self.levels
+        serving = [i for i, level in enumerate(levels) if serves(level)]
+        return max(serving, key=lambda i: levels[i].plane.downsample_x, default=0)
 
     def read(self, box: Box, plane: Plane) -> NDArray[np.uint8]:
         """uint8 RGB [row, column, 3] of `box`, pixels of `plane`; white outside of the slide.
@@ -221,7 +242,7 @@ class Slide:
         source, wanted = self._source_box(box, plane, index)
         shape = (source.height, source.width, 3)
         out = None if memory is None else memory[: math.prod(shape)].reshape(shape)
-        rgb, lost = self._tiles.read(index, source, out)
+        rgb, lost = self._tiles.read(self.levels[index].index, source, out)
         start = (_snap(wanted.left - source.x), _snap(wanted.top - source.y))
         step = (_snap(step_x), _snap(step_y))
         if not lost:
@@ -235,8 +256,18 @@ class Slide:
         return SourcePixels(rgb, start, step, unreadable if unreadable.any() else None)
 
     def read_whole(self, plane: Plane) -> Pixels:
-        """The scanned area on a low-power plane, read piece by piece."""
+        """The scanned area on a low-power plane, read piece by piece.
+
+        Raises SlideError where it would have more pixels than memory should hold.
+        """
         size = self.size_on(plane)
+        if size.area > MAX_WHOLE_PX:
+            mpp = plane.downsample_x * self.mpp[0]
+            raise SlideError(
+                f"{self.path}: the slide at {mpp:g} um per pixel would have {size.width:,} x {size.height:,} pixels, "
+                f"at most {MAX_WHOLE_PX:,} are looked at together; is its scale right ({self.mpp[0]:g} um per pixel: "
+                f"it would be {size.width * mpp / 1e3:,.0f} mm wide)? Else choose a coarser tissue.mpp"
+            )
         rgb = np.empty((size.height, size.width, 3), np.uint8)
         unreadable = np.zeros((size.height, size.width), np.bool_)
         index = self.level_for(plane, LEAST_REDUCTION_OF_WHOLE)
@@ -253,15 +284,11 @@ class Slide:
 
         The quickhash covers the files beside a MRXS or DICOM one; the ends catch a file replaced in place.
         """
-        digest = hashlib.sha256()
-        end_bytes = 2**20
-        path = self._reader.path
-        with path.open("rb") as file:
-            size = path.stat().st_size
-            digest.update(f"{size} {self.properties.get('openslide.quickhash-1')}".encode())
-            digest.update(file.read(end_bytes))
-            file.seek(max(0, size - end_bytes))
-            digest.update(file.read(end_bytes))
+        file = SourceFile(self._reader.path)
+        digest = hashlib.sha256(f"{file.size} {self.properties.get('openslide.quickhash-1')}".encode())
+        end_bytes = min(2**20, file.size)
+        digest.update(file.read(0, end_bytes))
+        digest.update(file.read(file.size - end_bytes, end_bytes))
         return digest.hexdigest()
 
     @contextmanager
@@ -291,12 +318,16 @@ class Slide:
 
 def _file_states(path: Path) -> dict[Path, tuple[int, int, int]]:
     """What shows that a file of the slide was replaced or written to: inode, size and time, by its path."""
-    states = {}
-    with suppress(OSError):  # gone
-        for file in slide_files(path):
-            found = file.stat()
-            states[file] = (found.st_ino, found.st_size, found.st_mtime_ns)
-    return states
+
+    def attempt() -> dict[Path, tuple[int, int, int]]:
+        states = {}
+        with suppress(FileNotFoundError, NotADirectoryError):  # gone
+            for file in slide_files(path):
+                found = file.stat()
+                states[file] = (found.st_ino, found.st_size, found.st_mtime_ns)
+        return states
+
+    return with_retries(path, attempt)
 
 
 def open_slide(
@@ -311,38 +342,55 @@ def open_slide(
     `mpp`, um per level-0 pixel, overrides what the file says, `mpp_if_missing` is taken where it says nothing; `name`
     overrides the name that it gets from its path. Pixels are
     read from `copy`, where there is one of the slide's file (staging.py); the slide keeps its own path. Raises
-    SlideOpenError when OpenSlide cannot open it, ScaleError when the scale is unknown or implausible: it is never
-    guessed.
+    SlideOpenError when OpenSlide cannot open it or it is no slide, SlideReadError when it cannot be read, ScaleError
+    when the scale is unknown or implausible: it is never guessed.
     """
     file = slide_file(path)
     try:
         reader = open_reader(copy or file)
     except SlideOpenError as error:
         raise SlideOpenError(str(error).replace(str(copy or file), str(file))) from error
+    if fault := reader.level_faults.get(0):
+        raise SlideOpenError(f"{file}: cannot be read as a slide: {fault}")
     given, note = _given_scale(reader.properties, mpp, mpp_if_missing)
     slide = Slide(file, reader, _scale(file, reader.properties, given), given is not None)
     slide.name, slide.scale_note = name or slide_name(path), note
     if fault := fault_of_name(slide.name):
         raise SlideOpenError(f"{path}: {fault}; rename it, or give it a name of its own")
-    log.debug("opened %s: %s, %s um/px, %d levels", file, slide.size0, slide.mpp, len(slide.levels))
+    if slide.bounds.is_empty:
+        raise SlideOpenError(
+            f"{file}: the file says that nothing of it is scanned: it holds no pixels; get it again"
+        )
+    log.debug("opened %s: %s, %s um/px, %d levels", file, slide.size0, slide.mpp, len(reader.level_sizes))
     return slide
 
 
 def slide_file(path: Path) -> Path:
-    """The file to open: `path` itself, or the first of a folder of one DICOM slide. Raises SlideOpenError."""
+    """The file to open: `path` itself, or the first of a folder of one DICOM slide.
+
+    Raises SlideOpenError, and SlideReadError where the system cannot read it.
+    """
     try:
-        if path.is_dir():
-            return _first_of_dicom(path)
-        if not path.is_file():
-            raise SlideOpenError(f"{path}: no such file")
-        with path.open("rb"):  # what may not be read fails here, by that reason
-            pass
-    except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise SlideOpenError(f"{path}: cannot be opened: {reason}; ask for the right to read it") from error
-    if path.stat().st_size == 0:
+        return with_retries(path, lambda: _slide_file(path))
+    except SlideReadError as error:
+        if isinstance(error.__cause__, PermissionError):
+            raise SlideOpenError(f"{path}: permission denied; ask for the right to read it") from error
+        raise
+
+
+def _slide_file(path: Path) -> Path:
+    if path.is_dir():
+        path = _first_of_dicom(path)
+    try:
+        found = path.stat()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise SlideOpenError(f"{path}: no such file") from error
+    if not stat.S_ISREG(found.st_mode):
+        raise SlideOpenError(f"{path}: no file but a device, pipe or socket; give the slide's file")
+    if found.st_size == 0:
         raise SlideOpenError(f"{path}: the file is empty (0 bytes); copy it again")
-    return path
+    with path.open("rb"):  # what may not be read fails here, by that reason
+        return path
 
 
 def _first_of_dicom(folder: Path) -> Path:
@@ -378,10 +426,8 @@ def _scale(path: Path, properties: dict[str, str], override: float | None) -> tu
         try:
             mpp = (float(properties["openslide.mpp-x"]), float(properties["openslide.mpp-y"]))
         except (KeyError, ValueError):
-            power = properties.get("openslide.objective-power")
-            hint = f"; it names a {power}x objective, often {10 / float(power):g} um/px" if power else ""
             raise ScaleError(
-                f"{path}: the file does not say its scale (um per pixel){hint}; "
+                f"{path}: the file does not say its scale (um per pixel){_hint(properties)}; "
                 f"give it with --mpp if you know it"
             ) from None
         source = "the file"
@@ -398,6 +444,17 @@ def _scale(path: Path, properties: dict[str, str], override: float | None) -> tu
     return mpp
 
 
+def _hint(properties: dict[str, str]) -> str:
+    """What the objective says of the scale; nothing where the file names none, or nonsense."""
+    text = properties.get("openslide.objective-power", "")
+    try:
+        power = float(text)
+    except ValueError:
+        return ""
+    sound = math.isfinite(power) and power > 0
+    return f"; it names a {text}x objective, often {10 / power:g} um/px" if sound else ""
+
+
 def _bounds(properties: dict[str, str], size0: Size) -> Box:
     """The scanned area: formats with a sparse canvas (MRXS, Leica) name it, others fill theirs."""
     keys = ("x", "y", "width", "height")
@@ -406,17 +463,6 @@ def _bounds(properties: dict[str, str], size0: Size) -> Box:
     except KeyError:
         return Box(0, 0, size0.width, size0.height)
     return Box(x, y, width, height).intersect(Box(0, 0, size0.width, size0.height))
-
-
-def _level_plane(size0: Size, size: Size) -> Plane:
-    return Plane(_downsample(size0.width, size.width), _downsample(size0.height, size.height))
-
-
-def _downsample(full: int, reduced: int) -> float:
-    """The whole factor that explains the reduced size up to rounding; where none does, the plain ratio."""
-    ratio = full / reduced
-    whole = round(ratio)
-    return float(whole) if abs(full / whole - reduced) <= 1 else ratio
 
 
 def _snap(value: float) -> float:

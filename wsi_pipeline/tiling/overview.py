@@ -94,7 +94,7 @@ def make_overview(slide: Slide, options: OverviewOptions, grid: GridOptions) -> 
     tissue = find_tissue(seen.rgb, mask_plane, mpp, options.tissue, seen.readable)
     artefacts = find_artefacts(seen.rgb, mask_plane, mpp, tissue.mask & seen.readable, options.quality)
     plan = plan_patches(slide, tissue.mask, artefacts.rejected, mask_plane, grid)
-    warnings = []
+    warnings = [*slide.warnings]
     if slide.scale_note:
         warnings.append(slide.scale_note)
     if grid.mpp and max(slide.mpp) > grid.mpp * NOTABLE_UPSAMPLING:

@@ -31,7 +31,7 @@ from wsi_pipeline.slides.resample import resample
 logger = logging.getLogger(__name__)
 
 # Part of every cache's name: caches of code that decoded otherwise are not taken for this one's.
-FORMAT = 1
+FORMAT = 2
 # How often a process looks whether another one has made the cache that both want.
 POLL_S = 0.5
 PIXELS = "pixels.npy"

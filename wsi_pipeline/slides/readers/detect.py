@@ -4,7 +4,7 @@ from pathlib import Path
 
 import openslide
 
-from wsi_pipeline.slides.readers.tiff import TIFF_MAGIC
+TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
 def is_readable_tiff(path: Path) -> bool:

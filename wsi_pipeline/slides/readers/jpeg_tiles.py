@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsi_pipeline.base.geometry import Size
+from wsi_pipeline.slides.readers.source import SourceFile
 
 try:
     from wsi_pipeline.slides.readers import _jpeg_tiles  # type: ignore[attr-defined]
@@ -83,14 +84,14 @@ _told = False
 
 
 def decoder_of(
-    file: int,
+    file: SourceFile,
     streams: JpegStreams,
     tile: Size,
     columns: int,
     offsets: NDArray[np.int64],
     byte_counts: NDArray[np.int64],
 ) -> DecodeTiles | None:
-    """What decodes tiles of a page of the open file of that number; None where the C function was not built.
+    """What decodes tiles of a page of the file; None where the C function was not built.
 
     `offsets` and `byte_counts`, int64 [n], are those of the page's tiles in row order, `columns` of them in a row.
     """
@@ -113,7 +114,7 @@ def decoder_of(
             rows[i] = (offsets[index], byte_counts[index], *place)
         refused = np.ones(len(targets), np.uint8)
         size = (tile.width, tile.height)
-        function(file, streams.head, streams.stored_as_rgb, size, rows, tuple(memory), refused)
+        function(file.handle, streams.head, streams.stored_as_rgb, size, rows, tuple(memory), refused)
         decoded: NDArray[np.bool_] = refused == 0
         return decoded
 

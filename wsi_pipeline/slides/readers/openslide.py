@@ -6,6 +6,7 @@ handle that failed is thrown away.
 
 import logging
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -14,25 +15,40 @@ from numpy.typing import NDArray
 
 from wsi_pipeline.base.errors import RegionReadError, SlideOpenError
 from wsi_pipeline.base.geometry import Box, Size
+from wsi_pipeline.slides.readers.formats import slide_files
+from wsi_pipeline.slides.readers.source import BYTES_DID_NOT_COME, check_readable, with_retries
 from wsi_pipeline.slides.readers.tile_cache import TileDecoder
 
 log = logging.getLogger(__name__)
 
+# What OpenSlide raises at files of none of its formats.
+UNKNOWN = openslide.OpenSlideUnsupportedFormatError
 # Where a format names no storage tiles (MRXS, for one), regions of this size are read and cached instead.
 UNTILED_PX = 512
+# OpenSlide decodes a storage tile whole, into four bytes a pixel, and ends the process where there is no room: 268 MB.
+MAX_TILE_PX = 8192 * 8192
 
 
 class OpenSlideReader:
     """Pixels and metadata of one file; safe to read from several threads."""
 
     def __init__(self, path: Path):
-        """Raises SlideOpenError naming the file and OpenSlide's reason."""
+        """Raises SlideOpenError naming the file and OpenSlide's reason, SlideReadError when it cannot be read."""
         self.path = path
         self._local = threading.local()
+        self._is_cut_short = False
         handle = self._handle()
         self.properties: dict[str, str] = dict(handle.properties)
         self.level_sizes = [Size(*size) for size in handle.level_dimensions]
-        self.tile_sizes = [self._tile_size(level) for level in range(len(self.level_sizes))]
+        declared = [self._declared_tile(level) for level in range(len(self.level_sizes))]
+        # A strip as wide as the slide, or a one-tile image, would defeat reading by blocks.
+        self.tile_sizes = [Size(min(tile.width, 4096), min(tile.height, 4096)) for tile in declared]
+        self.level_faults: Mapping[int, str] = {
+            level: f"its storage tiles have {tile.width} x {tile.height} pixels, more than {MAX_TILE_PX:,}"
+            for level, tile in enumerate(declared)
+            if tile.area > MAX_TILE_PX
+        }
+        """Why a level cannot be used, by its number."""
         self._downsamples = handle.level_downsamples
         self._background = np.array(_background(self.properties), np.float32)
 
@@ -40,17 +56,13 @@ class OpenSlideReader:
         """Pixels of `box` (level pixels; may lie partly outside) as uint8 [row, column, RGB].
 
         What the slide does not hold (outside of it, transparent) has the background colour that the file
-        names, else white. Raises RegionReadError when anything inside cannot be decoded.
+        names, else white. Raises RegionReadError when anything inside cannot be decoded, SlideReadError when it
+        cannot be read.
         """
-        location = self._location(level, box)
         try:
-            rgba = np.asarray(self._handle().read_region(location, level, (box.width, box.height)))
-        except openslide.OpenSlideError as error:
-            self._local.handle = None
-            raise RegionReadError(
-                f"{self.path}: level {level}, pixels ({box.x}, {box.y}) to ({box.right}, {box.bottom}) "
-                f"cannot be decoded: {error}"
-            ) from error
+            rgba = self._read_region(self._handle(), level, box)
+        except openslide.OpenSlideError:
+            rgba = self._read_again(level, box)
         rgb, alpha = rgba[..., :3], rgba[..., 3:]
         if alpha.min(initial=255) == 255:
             return np.ascontiguousarray(rgb)
@@ -88,26 +100,72 @@ class OpenSlideReader:
         ds = self._downsamples[level]
         return round(box.x * ds), round(box.y * ds)
 
-    def _handle(self) -> openslide.OpenSlide:
-        handle = getattr(self._local, "handle", None)
-        if handle is None:
+    def _read_region(self, handle: openslide.OpenSlide, level: int, box: Box) -> NDArray[np.uint8]:
+        try:
+            return np.asarray(handle.read_region(self._location(level, box), level, (box.width, box.height)))
+        except openslide.OpenSlideError:
+            self._local.handle = None
+            raise
+
+    def _read_again(self, level: int, box: Box) -> NDArray[np.uint8]:
+        """A box that OpenSlide failed at, on new handles: what failed for a moment is not damaged."""
+
+        def attempt() -> NDArray[np.uint8]:
             try:
-                handle = openslide.OpenSlide(self.path)
-            except openslide.OpenSlideUnsupportedFormatError as error:
+                return self._read_region(self._opened(), level, box)
+            except openslide.OpenSlideError as error:
+                if BYTES_DID_NOT_COME.search(str(error)):
+                    self._check_bytes()
+                cause = error
+            try:
+                return self._read_region(self._opened(), level, box)  # what failed may have passed meanwhile
+            except openslide.OpenSlideError:
+                raise RegionReadError(
+                    f"{self.path}: level {level}, pixels ({box.x}, {box.y}) to ({box.right}, {box.bottom}) "
+                    f"cannot be decoded: {cause}"
+                ) from cause
+
+        return with_retries(self.path, attempt)
+
+    def _check_bytes(self) -> None:
+        """Raises OSError where the system cannot read the slide's files.
+
+        OpenSlide says the same of bytes that the system did not give and of a file that was cut short. Once all bytes
+        could be read, it is cut short; from then on a look at the files' ends has to do.
+        """
+        check_readable(slide_files(self.path), whole=not self._is_cut_short)
+        self._is_cut_short = True
+
+    def _handle(self) -> openslide.OpenSlide:
+        """This thread's own. Raises SlideOpenError and SlideReadError."""
+        handle: openslide.OpenSlide | None = getattr(self._local, "handle", None)
+        return handle if handle is not None else with_retries(self.path, self._opened)
+
+    def _opened(self) -> openslide.OpenSlide:
+        """A new handle for this thread. Raises OSError where the system does not give the file, else SlideOpenError.
+
+        OpenSlide does not tell a file that it could not read from one of no slide format.
+        """
+        try:
+            handle = openslide.OpenSlide(self.path)
+        except (openslide.OpenSlideError, OSError):
+            check_readable(slide_files(self.path))
+            try:
+                handle = openslide.OpenSlide(self.path)  # what failed may have passed meanwhile
+            except UNKNOWN as error:
                 raise SlideOpenError(
                     f"{self.path}: no slide format that OpenSlide {openslide.__library_version__} knows "
                     f"({self.path.stat().st_size:,} bytes); is it cut short, or no slide?"
                 ) from error
-            except (openslide.OpenSlideError, OSError) as error:
+            except openslide.OpenSlideError as error:
                 raise SlideOpenError(f"{self.path}: cannot be opened as a slide: {error}") from error
-            self._local.handle = handle
+        self._local.handle = handle
         return handle
 
-    def _tile_size(self, level: int) -> Size:
+    def _declared_tile(self, level: int) -> Size:
         width = int(self.properties.get(f"openslide.level[{level}].tile-width", UNTILED_PX))
         height = int(self.properties.get(f"openslide.level[{level}].tile-height", UNTILED_PX))
-        # A strip as wide as the slide, or a one-tile image, would defeat reading by blocks.
-        return Size(min(width, 4096), min(height, 4096))
+        return Size(width, height)
 
 
 def _background(properties: dict[str, str]) -> tuple[int, int, int]:

@@ -1,11 +1,10 @@
 """The storage tiles of one TIFF page: where they lie in the file, and what their bytes decode to.
 
 JPEG tiles go to libjpeg-turbo by way of simplejpeg, the one binding that refuses damaged ones: others give the
-part that could be decoded and grey for the rest. All else goes through tifffile and imagecodecs. Both release
-the interpreter's lock while they decode.
+part that could be decoded and grey for the rest. All else goes through tifffile and imagecodecs, after a check of
+what their decoders do not check. Both release the interpreter's lock while they decode.
 """
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -13,14 +12,20 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from wsi_pipeline.base.errors import RegionReadError
 from wsi_pipeline.base.geometry import Box, Size
+from wsi_pipeline.slides.readers.jp2k import damage_of
 from wsi_pipeline.slides.readers.jpeg_tiles import JpegStreams
+from wsi_pipeline.slides.readers.source import SourceFile
 
 if TYPE_CHECKING:
     from tifffile import TiffPage
 
 JPEG = 7
+JPEG_2000 = (33003, 33005, 34712)
 RGB, YCBCR = 2, 6  # values of the PhotometricInterpretation tag
+# A codec that finds nothing to save adds a few bytes; what is longer is no tile, and is not read into memory.
+MOST_BYTES_A_PIXEL, MOST_BYTES_BESIDE = 6, 65_536
 SOI, EOI, APP0 = b"\xff\xd8", b"\xff\xd9", b"\xff\xe0"
 # An Adobe APP14 segment whose last byte says: no colour transform. Without it a decoder takes three components
 # for YCbCr, whatever the TIFF's tag says.
@@ -61,18 +66,18 @@ class TilesOfPage:
         whole = Box(column * tile.width, row * tile.height, tile.width, tile.height)
         return whole.intersect(Box(0, 0, self.size.width, self.size.height))
 
-    def read(self, file: int, index: int) -> NDArray[np.uint8]:
-        """uint8 [row, column, RGB] of a tile, cut to the page; `file` is the open file's number.
+    def read(self, file: SourceFile, index: int) -> NDArray[np.uint8]:
+        """uint8 [row, column, RGB] of a tile, cut to the page.
 
-        Raises whatever the decoder or the system raises; ValueError when the file ends inside of the tile or
-        its bytes hold a picture of another size.
+        Raises SlideReadError when the bytes cannot be read, RegionReadError when they are known to be damaged, and
+        else whatever the decoder raises at what it cannot decode.
         """
-        count = int(self.byte_counts[index])
-        data = os.pread(file, count, int(self.offsets[index]))
-        if len(data) < count:
-            raise ValueError(f"the file ends after {len(data)} of {count} bytes of the tile")
-        pixels = self.decode(data, index)
-        tile = self.tile_size
+        count, tile = int(self.byte_counts[index]), self.tile_size
+        if count > MOST_BYTES_A_PIXEL * tile.area + MOST_BYTES_BESIDE:
+            raise RegionReadError(
+                f"the tile has {count:,} bytes, too many for {tile.width} x {tile.height} pixels"
+            )
+        pixels = self.decode(file.read(int(self.offsets[index]), count), index)
         if pixels.shape != (tile.height, tile.width, 3):
             raise ValueError(f"the tile has shape {pixels.shape}, expected {(tile.height, tile.width, 3)}")
         row, column = divmod(index, self.columns)
@@ -131,10 +136,16 @@ def _streams(page: "TiffPage") -> JpegStreams:
 def _jpeg_decoder(page: "TiffPage") -> Callable[[bytes, int], NDArray[np.uint8]]:
     from simplejpeg import decode_jpeg
 
-    whole = jpeg_stream(page)
+    whole, shape = jpeg_stream(page), (page.tilelength, page.tilewidth, 3)
 
     def decode(data: bytes, _: int) -> NDArray[np.uint8]:
-        pixels: NDArray[np.uint8] = decode_jpeg(whole(data), strict=True)
+        # Of the tile's own size: what says that it is larger is refused before room is made for it.
+        stream, room = whole(data), np.empty(shape, np.uint8)
+        try:
+            pixels: NDArray[np.uint8] = decode_jpeg(stream, buffer=room, strict=True)
+        except ValueError as error:
+            decode_jpeg(stream, buffer=room, strict=False)  # what even this refuses may be of another kind
+            raise RegionReadError(f"damaged: {error}") from error
         return pixels
 
     return decode
@@ -142,8 +153,11 @@ def _jpeg_decoder(page: "TiffPage") -> Callable[[bytes, int], NDArray[np.uint8]]
 
 def _other_decoder(page: "TiffPage") -> Callable[[bytes, int], NDArray[np.uint8]]:
     decode_segment, tables = page.decode, page.jpegtables
+    tile_size, is_jpeg_2000 = Size(page.tilewidth, page.tilelength), page.compression in JPEG_2000
 
     def decode(data: bytes, index: int) -> NDArray[np.uint8]:
+        if is_jpeg_2000 and (damage := damage_of(data, tile_size)):
+            raise RegionReadError(f"damaged: {damage}")
         pixels = decode_segment(data, index, jpegtables=tables)[0]
         if pixels is None:
             raise ValueError("the tile decodes to nothing")
