@@ -6,6 +6,7 @@ that the caller wants. Every read states its plane.
 
 import hashlib
 import logging
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -77,7 +78,17 @@ class Pixels:
 
 
 class Slide:
-    """An open slide; made by `open_slide`. Safe to read from several threads."""
+    """An open slide; made by `open_slide`. Safe to read from several threads.
+
+    A context manager, which closes it at the end. Geometry is (x, y), arrays are [row, column].
+
+    Example::
+
+        with wp.open_slide("demo/sample.tiff") as slide:
+            plane = slide.plane_at(4.0)  # 4 um per pixel
+            size = slide.size_on(plane)
+            rgb = slide.read(wp.Box(0, 0, 100, 50), plane)  # uint8 [50, 100, 3]
+    """
 
     def __init__(self, path: Path, reader: Reader, mpp: tuple[float, float], mpp_overridden: bool):
         self.path = path
@@ -92,6 +103,25 @@ class Slide:
         self._reader = reader
         self._tiles = TiledLevels(reader)
         self._files = _file_states(reader.path)
+        self._gate = threading.Condition()
+        self._reads = 0  # under way, in all threads
+        self._is_closed = False
+
+    def __enter__(self) -> "Slide":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close its files and the handles of all threads, once reads under way have ended.
+
+        Reading raises SlideError from then on; name, scale and sizes stay known. Closing twice does nothing.
+        """
+        with self._gate:
+            self._is_closed = True
+            self._gate.wait_for(lambda: self._reads == 0)
+        self._reader.close()
 
     def plane_at(self, mpp: float) -> Plane:
         """The plane of square pixels of `mpp` um that starts at the scanned area's upper left corner."""
@@ -123,7 +153,7 @@ class Slide:
         """uint8 RGB [row, column, 3] of `box`, pixels of `plane`; white outside of the slide.
 
         From the best level, area-averaged when reduced, linear when enlarged, x and y each for itself.
-        Raises RegionReadError when any storage tile it needs cannot be decoded.
+        Raises RegionReadError when any storage tile it needs cannot be decoded, SlideError once it is closed.
         """
         pixels = self.read_readable(box, plane)
         if pixels.unreadable is not None:
@@ -146,7 +176,8 @@ class Slide:
         source = cover(wanted)
         if step_x < 1 or step_y < 1:  # linear weights reach half a pixel further
             source = Box(source.x - 1, source.y - 1, source.width + 2, source.height + 2)
-        rgb, lost = self._tiles.read(index, source)
+        with self._open():
+            rgb, lost = self._tiles.read(index, source)
         start = (_snap(wanted.left - source.x), _snap(wanted.top - source.y))
         out = resample(rgb, box.width, box.height, start, (_snap(step_x), _snap(step_y)))
         if not lost:
@@ -159,6 +190,20 @@ class Slide:
             unreadable[touched.y : touched.bottom, touched.x : touched.right] = True
         out[unreadable] = 255
         return Pixels(out, unreadable if unreadable.any() else None)
+
+    @contextmanager
+    def _open(self) -> Iterator[None]:
+        """`close` waits for the end of the block. Raises SlideError where it came first."""
+        with self._gate:
+            if self._is_closed:
+                raise SlideError(f"{self.path}: read after it was closed; open the slide again")
+            self._reads += 1
+        try:
+            yield
+        finally:
+            with self._gate:
+                self._reads -= 1
+                self._gate.notify_all()
 
     def read_whole(self, plane: Plane) -> Pixels:
         """The scanned area on a low-power plane, read piece by piece."""
@@ -226,7 +271,7 @@ def _file_states(path: Path) -> dict[Path, tuple[int, int, int]]:
 
 
 def open_slide(
-    path: Path, mpp: float | None = None, name: str | None = None, copy: Path | None = None
+    path: str | Path, mpp: float | None = None, name: str | None = None, copy: Path | None = None
 ) -> Slide:
     """The slide at `path`: a file, or a folder of the DICOM files of one slide.
 
@@ -234,7 +279,13 @@ def open_slide(
     read from `copy`, where there is one of the slide's file (staging.py); the slide keeps its own path. Raises
     SlideOpenError when OpenSlide cannot open it, ScaleError when the scale is unknown or implausible: it is never
     guessed.
+
+    Example::
+
+        with wp.open_slide("demo/sample.tiff") as slide:
+            print(slide.name, slide.size0, slide.mpp, [level.size for level in slide.levels])
     """
+    path = Path(path)
     file = slide_file(path)
     try:
         reader = open_reader(copy or file)

@@ -6,13 +6,14 @@ handle that failed is thrown away.
 
 import logging
 import threading
+import weakref
 from pathlib import Path
 
 import numpy as np
 import openslide
 from numpy.typing import NDArray
 
-from wsi_pipeline.base.errors import RegionReadError, SlideOpenError
+from wsi_pipeline.base.errors import RegionReadError, SlideError, SlideOpenError
 from wsi_pipeline.base.geometry import Box, Size
 from wsi_pipeline.slides.readers.tile_cache import TileDecoder
 
@@ -29,6 +30,8 @@ class OpenSlideReader:
         """Raises SlideOpenError naming the file and OpenSlide's reason."""
         self.path = path
         self._local = threading.local()
+        self._handles: weakref.WeakSet[openslide.OpenSlide] = weakref.WeakSet()  # of all threads
+        self._is_closed = False
         handle = self._handle()
         self.properties: dict[str, str] = dict(handle.properties)
         self.level_sizes = [Size(*size) for size in handle.level_dimensions]
@@ -56,6 +59,13 @@ class OpenSlideReader:
             return np.ascontiguousarray(rgb)
         opacity = alpha.astype(np.float32) / 255
         return (rgb * opacity + self._background * (1 - opacity) + 0.5).astype(np.uint8)
+
+    def close(self) -> None:
+        """Close the handles of all threads; no read may be under way. Reading raises SlideError from then on."""
+        self._is_closed = True
+        for handle in list(self._handles):
+            handle.close()
+        self._local = threading.local()
 
     def tile_decoder(self, level: int) -> TileDecoder | None:
         """None: OpenSlide reads boxes; but where it reads between pixels (`read_offset`), tile by tile.
@@ -88,6 +98,8 @@ class OpenSlideReader:
     def _handle(self) -> openslide.OpenSlide:
         handle = getattr(self._local, "handle", None)
         if handle is None:
+            if self._is_closed:
+                raise SlideError(f"{self.path}: read after it was closed; open the slide again")
             try:
                 handle = openslide.OpenSlide(self.path)
             except openslide.OpenSlideUnsupportedFormatError as error:
@@ -98,6 +110,7 @@ class OpenSlideReader:
             except (openslide.OpenSlideError, OSError) as error:
                 raise SlideOpenError(f"{self.path}: cannot be opened as a slide: {error}") from error
             self._local.handle = handle
+            self._handles.add(handle)
         return handle
 
     def _tile_size(self, level: int) -> Size:

@@ -9,7 +9,7 @@ import logging
 import os
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +52,7 @@ class TiffReader:
         self._lock = threading.Lock()
         self._pages: dict[Size, TilesOfPage] | None = None
         self._file = -1
+        self._close_file: Callable[[], object] = lambda: None
         self._decoders: dict[int, TileDecoder | None] = {}
         self._stepped_aside = False
         self._logged = False
@@ -59,6 +60,12 @@ class TiffReader:
     def read(self, level: int, box: Box) -> NDArray[np.uint8]:
         """Pixels of the box through OpenSlide; see OpenSlideReader.read."""
         return self._openslide.read(level, box)
+
+    def close(self) -> None:
+        """Close the file; no read may be under way. Reading raises SlideError from then on."""
+        self._openslide.close()
+        self._close_file()
+        self._file = -1
 
     def tile_decoder(self, level: int) -> TileDecoder | None:
         """What decodes one storage tile of the level, once it has proved itself, else as OpenSlide's.
@@ -108,7 +115,7 @@ class TiffReader:
                 if isinstance(page, TiffPage) and (tiles := tiles_of(page)):
                     pages.setdefault(tiles.size, tiles)
         self._file = os.open(self.path, os.O_RDONLY)
-        weakref.finalize(self, os.close, self._file)
+        self._close_file = weakref.finalize(self, os.close, self._file)
         return pages
 
     def _tell(self, how_loud: int, reason: str) -> None:
