@@ -295,7 +295,7 @@ def _no_run_folder(folder: OutPath) -> str:
     )
     if runs:
         more = ", ..." if len(runs) > 5 else ""
-        return f"{folder}: holds {len(runs)} run folders; expected one of them: {', '.join(runs[:5])}{more}"
+        return f"{folder}: holds run folders, expected one of them: {', '.join(runs[:5])}{more}"
     return f"{folder}: has no {STORE_NAME}; {expected}"
 
 
