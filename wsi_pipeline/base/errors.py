@@ -7,6 +7,7 @@
     │   ├── ModelError          weights or card missing, damaged, or not of the kind expected
     │   ├── DataError           labelled data that cannot be trained or evaluated on
     │   ├── RecipeError         the run folder holds results of another recipe or another slide
+    │   ├── ResultError         a result that is not there, not finished, damaged, or without what is asked of it
     │   └── ListError           no slides, or a list of slides that is not one
     ├── TrainingError           a training that cannot go on: the exit code is 1
     ├── OutputError             results cannot be written (full disk, read-only): the exit code is 1
@@ -51,6 +52,10 @@ class DataError(UsageError):
 
 class RecipeError(UsageError):
     """The run folder holds results of another recipe or another slide."""
+
+
+class ResultError(UsageError):
+    """A result that is not there, not finished, damaged, or without what is asked of it."""
 
 
 class ListError(UsageError):

@@ -44,6 +44,11 @@ def load_model(name_or_path: str | Path) -> Model:
     """The model of that name among the shipped ones, or of a .safetensors file with its .json beside it.
 
     Raises ModelError when a file is missing or damaged, or when card, weights and network do not fit.
+
+    Example::
+
+        model = wp.load_model("idc_default")
+        print(model.card.patch_px, model.card.mpp, model.card.threshold)
     """
     weights_path = _find_weights(name_or_path)
     weights, card_text = _read(weights_path), _read(weights_path.with_suffix(".json"))
@@ -73,16 +78,17 @@ def load_model(name_or_path: str | Path) -> Model:
     return Model(card, network, hashlib.sha256(weights + card_text).hexdigest(), context)
 
 
-def load_models(names_or_paths: Sequence[str | Path]) -> tuple[Model, ...]:
-    """The models, in that order, each as `load_model` loads it: one, or the members of an ensemble.
+def load_models(names_or_paths: Sequence[str | Path | Model]) -> tuple[Model, ...]:
+    """The models, in that order, each as `load_model` loads it, or loaded already: one, or an ensemble's members.
 
     Raises as `load_model`, UsageError when two have the same weights, ScaleError when two see patches of
     another size or scale.
     """
-    models = tuple(load_model(name) for name in names_or_paths)
-    first, card = names_or_paths[0], models[0].card
+    models = tuple(given if isinstance(given, Model) else load_model(given) for given in names_or_paths)
+    labels = [given.card.name if isinstance(given, Model) else given for given in names_or_paths]
+    first, card = labels[0], models[0].card
     seen: dict[str, str | Path] = {}
-    for name, model in zip(names_or_paths, models, strict=True):
+    for name, model in zip(labels, models, strict=True):
         if twin := seen.get(model.card.weights_sha256):
             raise UsageError(
                 f"--model {name}: has the same weights as --model {twin}; expected different models: each counts "

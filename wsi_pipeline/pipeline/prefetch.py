@@ -4,8 +4,10 @@ What comes out, or is raised, is what `open_slide` and `make_overview` give: onl
 """
 
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
+from wsi_pipeline.base.errors import WsiError
 from wsi_pipeline.pipeline.config import InferConfig, TileConfig
 from wsi_pipeline.slides.catalog import SlideEntry
 from wsi_pipeline.slides.slide import Slide, open_slide
@@ -33,6 +35,11 @@ class PrefetchedSlide:
     def slide(self) -> Slide:
         """The slide, or what opening it raised."""
         return self._slide.result()
+
+    def close(self) -> None:
+        """Close the slide, if it could be opened; an overview that nobody waits for ends."""
+        with suppress(WsiError):  # whoever asked for the slide has heard it
+            self.slide().close()
 
     def overview(self, config: TileConfig | InferConfig) -> Overview:
         """The slide's overview, or what making it raised; `config` as it was prefetched with, if with any."""

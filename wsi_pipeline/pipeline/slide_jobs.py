@@ -1,9 +1,10 @@
 """What a batch does with each of its slides: the jobs of `tile-slides` and `infer-slide`, for any kind of worker."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from wsi_pipeline.base.errors import SlideError
 from wsi_pipeline.base.files import OutPath
@@ -21,6 +22,9 @@ from wsi_pipeline.results.run_folder import SlideResult, check_outside, is_finis
 from wsi_pipeline.slides.catalog import SlideEntry
 from wsi_pipeline.slides.local_copies import Stager
 from wsi_pipeline.slides.readers.formats import slide_files
+
+if TYPE_CHECKING:  # torch takes seconds to import
+    from wsi_pipeline.models.model import Model
 
 OneSlide = Callable[[SlideEntry, RunOptions], SlideResult]
 
@@ -81,12 +85,18 @@ class SlideWork:
             yield progress
 
     @contextmanager
-    def _prefetched(self, entry: SlideEntry) -> Iterator[PrefetchedSlide | None]:
+    def _prefetched(self, entry: SlideEntry) -> Iterator[PrefetchedSlide]:
+        """The slide, opened or being opened, and closed at the end."""
         if self._stager is None or self._is_finished(entry):
-            yield self._coming.pop(entry, None)
+            coming = self._coming.pop(entry) if entry in self._coming else PrefetchedSlide(entry)
+            with closing(coming):
+                yield coming
             return
-        with self._stager.copy_of(entry.path) as copy:
-            yield PrefetchedSlide(entry, copy=copy)
+        with (
+            self._stager.copy_of(entry.path) as copy,
+            closing(PrefetchedSlide(entry, copy=copy)) as prefetched,
+        ):
+            yield prefetched
 
     def _is_finished(self, entry: SlideEntry) -> bool:
         return is_finished(self._out / entry.name)
@@ -137,14 +147,19 @@ class InferJob:
 
     out: OutPath
     config: InferConfig
-    models: tuple[str, ...]
+    models: "tuple[str | Model, ...]"
+    """By name, by file, or loaded already: that for work in this process alone."""
+
     device: str = "auto"
     overwrite: bool = False
     staging: Staging | None = None
 
     def everywhere(self) -> "InferJob":
         """The same on every machine that has these files at these places."""
-        models = tuple(str(Path(name).absolute()) if Path(name).is_file() else name for name in self.models)
+        models = tuple(
+            str(Path(name).absolute()) if isinstance(name, str) and Path(name).is_file() else name
+            for name in self.models
+        )
         return replace(self, out=self.out.absolute(), models=models)
 
     def open(self, worker: int) -> SlideWork:

@@ -1,6 +1,6 @@
 """Regions and fields as GeoJSON that QuPath reads."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,13 +14,21 @@ IDC_CLASS = {"name": "IDC", "color": [200, 0, 0]}
 
 FIELD_CLASS = {"name": "Grading field", "color": [0, 114, 178]}
 
+AREA = "Area mm^2"
+MEAN_PROBABILITY = "Mean probability of IDC"
+MAX_PROBABILITY = "Max probability of IDC"
+# The level-0 point from which the coordinates count.
+ORIGIN0 = "origin0"
+
 
 def regions_to_geojson(
     regions: Sequence[IdcRegion], fields: Sequence[GradingField], origin0: tuple[float, float] = (0.0, 0.0)
 ) -> dict[str, Any]:
     """A FeatureCollection of annotations as QuPath reads and writes it, in level-0 pixels from `origin0`.
 
-    origin0: the level-0 point that the viewer shows at its (0, 0); `qupath_origin0` finds QuPath's.
+    origin0: the level-0 point that the viewer shows at its (0, 0); `qupath_origin0` finds QuPath's. The collection
+    says it under a key that GeoJSON does not know and viewers pass over, so that `regions_from_geojson` gives level-0
+    pixels back.
     """
 
     def shifted(polygon: shapely.Polygon) -> shapely.Polygon:
@@ -32,24 +40,46 @@ def regions_to_geojson(
             region.name,
             IDC_CLASS,
             {
-                "Area mm^2": region.area_mm2,
-                "Mean probability of IDC": region.mean_probability,
-                "Max probability of IDC": region.max_probability,
+                AREA: region.area_mm2,
+                MEAN_PROBABILITY: region.mean_probability,
+                MAX_PROBABILITY: region.max_probability,
             },
         )
         for region in regions
     ]
     for field in fields:
         # GeoJSON knows no ellipse: QuPath writes a polygon with this mark, and reads its bounding box back.
-        geometry = {**shapely.geometry.mapping(shifted(_ellipse(field))), "isEllipse": True}
+        geometry = {**shapely.geometry.mapping(shifted(field_outline(field))), "isEllipse": True}
         name = f"{field.name} ({field.region_name})"
-        features.append(
-            _feature(geometry, name, FIELD_CLASS, {"Mean probability of IDC": field.mean_probability})
-        )
-    return {"type": "FeatureCollection", "features": features}
+        features.append(_feature(geometry, name, FIELD_CLASS, {MEAN_PROBABILITY: field.mean_probability}))
+    return {"type": "FeatureCollection", ORIGIN0: [float(xy) for xy in origin0], "features": features}
 
 
-def _ellipse(field: GradingField) -> shapely.Polygon:
+def regions_from_geojson(collection: Mapping[str, Any]) -> tuple[list[IdcRegion], list[GradingField]]:
+    """The regions and fields that `regions_to_geojson` wrote, in its order, in level-0 pixels.
+
+    Raises KeyError, TypeError, ValueError or a ShapelyError for what it did not write.
+    """
+    origin0 = np.asarray(collection[ORIGIN0], np.float64)
+    regions: list[IdcRegion] = []
+    fields: list[GradingField] = []
+    for feature in collection["features"]:
+        polygon = shapely.transform(shapely.geometry.shape(feature["geometry"]), lambda xy: xy + origin0)
+        properties = feature["properties"]
+        name, numbers = properties["name"], properties["measurements"]
+        if properties["classification"]["name"] == IDC_CLASS["name"]:
+            probabilities = (numbers[MEAN_PROBABILITY], numbers[MAX_PROBABILITY])
+            regions.append(IdcRegion(name, polygon, numbers[AREA], *probabilities))
+        else:
+            left, top, right, bottom = polygon.bounds
+            centre, radii = ((left + right) / 2, (top + bottom) / 2), ((right - left) / 2, (bottom - top) / 2)
+            field_name, _, region_name = name.removesuffix(")").partition(" (")
+            fields.append(GradingField(field_name, *centre, *radii, numbers[MEAN_PROBABILITY], region_name))
+    return regions, fields
+
+
+def field_outline(field: GradingField) -> shapely.Polygon:
+    """The field's circle as a polygon in level-0 pixels."""
     angles = np.linspace(0, 2 * np.pi, 64, endpoint=False)
     x0 = field.x0 + field.radius_x0 * np.cos(angles)
     y0 = field.y0 + field.radius_y0 * np.sin(angles)

@@ -95,15 +95,15 @@ class StoreLayout:
 class SlideStore:
     """An open slide.zarr."""
 
-    def __init__(self, path: OutPath, is_new: bool = False):
-        """A new one was just created: no block of it is written.
+    def __init__(self, path: OutPath, is_new: bool = False, read_only: bool = False):
+        """A new one was just created: no block of it is written. `read_only`: nothing may be written to it.
 
         Raises RecipeError when what lies at `path` is no store of this package.
         """
         self.path = path
         self._is_new = is_new
         try:
-            self._root = zarr.open_group(zarr_store(path), mode="r+", zarr_format=3)
+            self._root = zarr.open_group(zarr_store(path), mode="r" if read_only else "r+", zarr_format=3)
             self.attributes: dict[str, Any] = dict(self._root.attrs[ATTRIBUTES])  # type: ignore[arg-type]
         except (OSError, ValueError, KeyError, TypeError, json.JSONDecodeError) as error:
             raise RecipeError(
@@ -130,6 +130,22 @@ class SlideStore:
     def status(self, cells: Box) -> NDArray[np.uint8]:
         """uint8 [row, column] of `labels/status/0` there."""
         return np.asarray(self._array("labels/status/0")[_slices(cells)], np.uint8)
+
+    def has(self, name: str) -> bool:
+        """Whether there is such an array, by its path in the store."""
+        return name in self._root
+
+    def cells_um(self, name: str) -> tuple[tuple[float, float], tuple[float, float]]:
+        """Size (x, y) of a map's cells, and the centre (x, y) of its first, in micrometres, by the map's name."""
+        ome: Any = self._root[name].attrs["ome"]
+        scale, translation = ome["multiscales"][0]["datasets"][0]["coordinateTransformations"]
+        (height, width), (y, x) = scale["scale"], translation["translation"]
+        return (width, height), (x, y)
+
+    def patches(self) -> PatchTable:
+        """The kept patches."""
+        x0, y0, tissue = (self.array(f"patches/{name}") for name in ("x0", "y0", "tissue"))
+        return PatchTable(x0, y0, tissue, self.array("patches/label") if self.has("patches/label") else None)
 
     def unfinished(self, blocks: Iterable[Block]) -> list[Block]:
         """Those of the blocks that are not committed: something in them is still planned."""

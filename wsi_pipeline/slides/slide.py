@@ -124,7 +124,17 @@ class PlaneReader:
 
 
 class Slide:
-    """An open slide; made by `open_slide`. Safe to read from several threads."""
+    """An open slide; made by `open_slide`. Safe to read from several threads.
+
+    A context manager, which closes it at the end. Geometry is (x, y), arrays are [row, column].
+
+    Example::
+
+        with wp.open_slide("demo/sample.tiff") as slide:
+            plane = slide.plane_at(4.0)  # 4 um per pixel
+            size = slide.size_on(plane)
+            rgb = slide.read(wp.Box(0, 0, 100, 50), plane)  # uint8 [50, 100, 3]
+    """
 
     def __init__(self, path: Path, reader: Reader, mpp: tuple[float, float], mpp_overridden: bool):
         self.path = path
@@ -140,6 +150,25 @@ class Slide:
         self._files = _file_states(reader.path)
         self._lock = threading.Lock()
         self._found: Pyramid | None = None
+        self._gate = threading.Condition()
+        self._reads = 0  # under way, in all threads
+        self._is_closed = False
+
+    def __enter__(self) -> "Slide":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close its files and the handles of all threads, once reads under way have ended.
+
+        Reading raises SlideError from then on; name, scale and sizes stay known. Closing twice does nothing.
+        """
+        with self._gate:
+            self._is_closed = True
+            self._gate.wait_for(lambda: self._reads == 0)
+        self._reader.close()
 
     @property
     def levels(self) -> Sequence[Level]:
@@ -162,7 +191,8 @@ class Slide:
     def _pyramid(self) -> Pyramid:
         with self._lock:
             if self._found is None:
-                self._found = find_pyramid(self._reader, self.path, self.bounds)
+                with self._open():
+                    self._found = find_pyramid(self._reader, self.path, self.bounds)
             return self._found
 
     def plane_at(self, mpp: float) -> Plane:
@@ -196,7 +226,7 @@ class Slide:
         """uint8 RGB [row, column, 3] of `box`, pixels of `plane`; white outside of the slide.
 
         From the best level, area-averaged when reduced, linear when enlarged, x and y each for itself.
-        Raises RegionReadError when any storage tile it needs cannot be decoded.
+        Raises RegionReadError when any storage tile it needs cannot be decoded, SlideError once it is closed.
         """
         pixels = self.read_readable(box, plane)
         if pixels.unreadable is not None:
@@ -242,7 +272,8 @@ class Slide:
         source, wanted = self._source_box(box, plane, index)
         shape = (source.height, source.width, 3)
         out = None if memory is None else memory[: math.prod(shape)].reshape(shape)
-        rgb, lost = self._tiles.read(self.levels[index].index, source, out)
+        with self._open():
+            rgb, lost = self._tiles.read(self.levels[index].index, source, out)
         start = (_snap(wanted.left - source.x), _snap(wanted.top - source.y))
         step = (_snap(step_x), _snap(step_y))
         if not lost:
@@ -254,6 +285,20 @@ class Slide:
             )
             unreadable[touched.y : touched.bottom, touched.x : touched.right] = True
         return SourcePixels(rgb, start, step, unreadable if unreadable.any() else None)
+
+    @contextmanager
+    def _open(self) -> Iterator[None]:
+        """`close` waits for the end of the block. Raises SlideError where it came first."""
+        with self._gate:
+            if self._is_closed:
+                raise SlideError(f"{self.path}: read after it was closed; open the slide again")
+            self._reads += 1
+        try:
+            yield
+        finally:
+            with self._gate:
+                self._reads -= 1
+                self._gate.notify_all()
 
     def read_whole(self, plane: Plane) -> Pixels:
         """The scanned area on a low-power plane, read piece by piece.
@@ -331,7 +376,7 @@ def _file_states(path: Path) -> dict[Path, tuple[int, int, int]]:
 
 
 def open_slide(
-    path: Path,
+    path: str | Path,
     mpp: float | None = None,
     name: str | None = None,
     copy: Path | None = None,
@@ -344,7 +389,13 @@ def open_slide(
     read from `copy`, where there is one of the slide's file (staging.py); the slide keeps its own path. Raises
     SlideOpenError when OpenSlide cannot open it or it is no slide, SlideReadError when it cannot be read, ScaleError
     when the scale is unknown or implausible: it is never guessed.
+
+    Example::
+
+        with wp.open_slide("demo/sample.tiff") as slide:
+            print(slide.name, slide.size0, slide.mpp, [level.size for level in slide.levels])
     """
+    path = Path(path)
     file = slide_file(path)
     try:
         reader = open_reader(copy or file)

@@ -6,6 +6,7 @@ handle that failed is thrown away.
 
 import logging
 import threading
+import weakref
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import numpy as np
 import openslide
 from numpy.typing import NDArray
 
-from wsi_pipeline.base.errors import RegionReadError, SlideOpenError
+from wsi_pipeline.base.errors import RegionReadError, SlideError, SlideOpenError
 from wsi_pipeline.base.geometry import Box, Size
 from wsi_pipeline.slides.readers.formats import slide_files
 from wsi_pipeline.slides.readers.source import BYTES_DID_NOT_COME, check_readable, with_retries
@@ -37,6 +38,8 @@ class OpenSlideReader:
         self.path = path
         self._local = threading.local()
         self._is_cut_short = False
+        self._handles: weakref.WeakSet[openslide.OpenSlide] = weakref.WeakSet()  # of all threads
+        self._is_closed = False
         handle = self._handle()
         self.properties: dict[str, str] = dict(handle.properties)
         self.level_sizes = [Size(*size) for size in handle.level_dimensions]
@@ -68,6 +71,13 @@ class OpenSlideReader:
             return np.ascontiguousarray(rgb)
         opacity = alpha.astype(np.float32) / 255
         return (rgb * opacity + self._background * (1 - opacity) + 0.5).astype(np.uint8)
+
+    def close(self) -> None:
+        """Close the handles of all threads; no read may be under way. Reading raises SlideError from then on."""
+        self._is_closed = True
+        for handle in list(self._handles):
+            handle.close()
+        self._local = threading.local()
 
     def tile_decoder(self, level: int) -> TileDecoder | None:
         """None: OpenSlide reads boxes; but where it reads between pixels (`read_offset`), tile by tile.
@@ -146,6 +156,8 @@ class OpenSlideReader:
 
         OpenSlide does not tell a file that it could not read from one of no slide format.
         """
+        if self._is_closed:
+            raise SlideError(f"{self.path}: read after it was closed; open the slide again")
         try:
             handle = openslide.OpenSlide(self.path)
         except (openslide.OpenSlideError, OSError):
@@ -160,6 +172,7 @@ class OpenSlideReader:
             except openslide.OpenSlideError as error:
                 raise SlideOpenError(f"{self.path}: cannot be opened as a slide: {error}") from error
         self._local.handle = handle
+        self._handles.add(handle)
         return handle
 
     def _declared_tile(self, level: int) -> Size:

@@ -71,7 +71,7 @@ class SourceFile:
         self.path = path
         self._lock = threading.Lock()
         self._handles: list[int] = []
-        weakref.finalize(self, _close_all, self._handles)
+        self._finalizer = weakref.finalize(self, _close_all, self._handles)
         with_retries(path, lambda: self._open_again(None))
         self.size = os.fstat(self._handles[-1]).st_size
         """Bytes of the file when it was opened."""
@@ -95,6 +95,10 @@ class SourceFile:
             return data if len(data) == count else self._read_again(handle, offset, count)
         here = max(0, self.size - offset)
         raise RegionReadError(f"the file ends after {here:,} of {count:,} bytes of the tile")
+
+    def close(self) -> None:
+        """Close all handles; no read may be under way or come after it."""
+        self._finalizer()
 
     def _read_again(self, failed: int, offset: int, count: int) -> bytes:
         tried = [failed]

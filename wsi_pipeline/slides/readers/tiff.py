@@ -101,6 +101,11 @@ class TiffReader:
         """Pixels of the box through OpenSlide; see OpenSlideReader.read."""
         return self._openslide.read(level, box)
 
+    def close(self) -> None:
+        """Close the file; no read may be under way. Reading raises SlideError from then on."""
+        self._openslide.close()
+        self._file.close()
+
     def tile_decoder(self, level: int) -> TileDecoder | None:
         """What decodes one storage tile of the level, once it has proved itself, else as OpenSlide's.
 
