@@ -55,7 +55,7 @@ def add_batch_arguments(parser: argparse.ArgumentParser, config: str) -> None:
         "--mpp", type=float, metavar="M", help="um per level-0 pixel, where a slide does not say or lies"
     )
     parser.add_argument(
-        "--overwrite", action="store_true", help="replace results of another recipe (model, options, slide)"
+        "--overwrite", action="store_true", help="replace results of another model, slide, scale or options"
     )
     parser.add_argument(
         "--stage-to", type=Path, metavar="DIR", help="copy slides here ahead of use, and remove them after it"
@@ -335,11 +335,20 @@ def _row(outcome: SlideOutcome) -> ManifestRow:
     return replace(
         row,
         status="skipped" if result.skipped else "done",
-        reason="already done by the same recipe" if result.skipped else "",
+        reason=_already_done(result),
         patches=result.patches,
         idc_mm2="" if result.idc_mm2 is None else result.idc_mm2,
         seconds=result.seconds,
+        map_key=result.map_key,
+        report_key=result.report_key,
     )
+
+
+def _already_done(result: SlideResult) -> str:
+    """What of the slide was there before; empty where all was worked on."""
+    if result.skipped:
+        return "already done"
+    return f"drawn again ({result.drawn_again})" if result.drawn_again else ""
 
 
 def _line(outcome: SlideOutcome) -> str:
@@ -347,6 +356,8 @@ def _line(outcome: SlideOutcome) -> str:
     if result is None:
         return f"{name}: failed: {outcome.reason}"
     if result.skipped:
-        return f"{name}: skipped, already done by the same recipe: {result.folder}"
+        return f"{name}: skipped, already done: {result.folder}"
+    if result.drawn_again:
+        return f"{name}: {_already_done(result)} in {result.seconds:.1f} s: {result.folder}"
     found = "" if result.idc_mm2 is None else f", {result.idc_mm2:.2f} mm2 IDC"
     return f"{name}: {result.patches:,} patches{found} in {result.seconds:.1f} s: {result.folder}"

@@ -48,7 +48,9 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--device", default="auto", metavar="D", help="auto (default), cpu, cuda or cuda:1")
     parser.add_argument(
-        "--overwrite", action="store_true", help="replace maps of another recipe under DIR/maps"
+        "--overwrite",
+        action="store_true",
+        help="replace maps of another model, slide, scale or options under DIR/maps",
     )
     args = parser.parse_args(argv)
 

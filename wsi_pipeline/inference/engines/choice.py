@@ -7,13 +7,14 @@ numbers go anywhere.
 import logging
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from wsi_pipeline.base.errors import ModelError
 from wsi_pipeline.inference.engines.batching import BatchRunner, Engine, Precision
 from wsi_pipeline.inference.engines.options import ClassifyOptions
 from wsi_pipeline.inference.engines.torch_engine import EagerEngine
@@ -131,6 +132,14 @@ class Engines:
                     continue
                 return self._logged(Chosen(runner, float(moved.max()), len(patches), tuple(refused)))
             return self._logged(Chosen(plain, 0.0, len(patches), tuple(refused)))
+
+    def in_precision(self, precision: str) -> "Engines":
+        """Those of the same model and device, asked for that precision. Raises ModelError where it is unknown."""
+        try:
+            options = replace(self.options, precision=precision)  # type: ignore[arg-type]
+        except ValueError as error:
+            raise ModelError(f"precision {precision} is not known here") from error
+        return Engines(self.model, self.device, options)
 
     def _logged(self, chosen: Chosen) -> Chosen:
         name = self.model.card.name
