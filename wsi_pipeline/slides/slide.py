@@ -274,10 +274,8 @@ def _scale(path: Path, properties: dict[str, str], override: float | None) -> tu
         try:
             mpp = (float(properties["openslide.mpp-x"]), float(properties["openslide.mpp-y"]))
         except (KeyError, ValueError):
-            power = properties.get("openslide.objective-power")
-            hint = f"; it names a {power}x objective, often {10 / float(power):g} um/px" if power else ""
             raise ScaleError(
-                f"{path}: the file does not say its scale (um per pixel){hint}; "
+                f"{path}: the file does not say its scale (um per pixel){_objective_hint(properties)}; "
                 f"give it with --mpp if you know it"
             ) from None
         source = "the file"
@@ -292,6 +290,15 @@ def _scale(path: Path, properties: dict[str, str], override: float | None) -> tu
             f"square; give the true scale with --mpp"
         )
     return mpp
+
+
+def _objective_hint(properties: dict[str, str]) -> str:
+    """What the objective that a file names would mean; nothing where it names none, or 0 as some do."""
+    try:
+        power = float(properties["openslide.objective-power"])
+        return f"; it names a {power:g}x objective, often {10 / power:g} um/px"
+    except (KeyError, ValueError, ZeroDivisionError):
+        return ""
 
 
 def _bounds(properties: dict[str, str], size0: Size) -> Box:
