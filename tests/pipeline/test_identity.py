@@ -9,6 +9,7 @@ from typing import Any, get_args, get_type_hints
 import numpy as np
 import pytest
 from models import brightness_model, dimmer_model, random_step
+from test_dense import random_model
 from test_infer import CPU, OVERWRITE, MakeSlide, classifier, heatmap, in_context, section, two_models
 
 from wsi_pipeline.base.errors import RecipeError
@@ -378,6 +379,33 @@ def test_a_precision_that_cannot_be_had_here_is_refused_with_the_reason(path: Pa
     assert precision_in(tmp_path) != ["int8"]
     # It was asked for and could not be had: asked for again, it is the same result.
     assert infer_slide(path, tmp_path, replace(config, classify=elsewhere), one, UNTOUCHED).skipped
+
+
+def test_dense_is_settled_with_the_store_as_precision_is(path: Path, tmp_path: Path) -> None:
+    model = random_model()
+
+    def run(dense: Any, out: str, how: RunOptions = RunOptions()) -> Any:  # noqa: B008
+        options = ClassifyOptions(dense=dense, precision="fp32")
+        config = InferConfig(grid=GridOptions(stride_px=10, block_px=256), classify=options)
+        return infer_slide(path, tmp_path / out, config, Classifier([model], CPU, options), how)
+
+    def is_dense(out: str) -> bool:
+        return bool(SlideStore(tmp_path / out / "a/slide.zarr").map_recipe["dense"])  # type: ignore[index]
+
+    whole = run("require", "whole")
+    with pytest.raises(KeyboardInterrupt):
+        run("auto", "part", killed_after(2))
+    assert is_dense("part")
+    with pytest.raises(RecipeError, match="dense: on there, off here"):
+        run("off", "part")
+    assert np.array_equal(heatmap(run("auto", "part").folder), heatmap(whole.folder), equal_nan=True)
+    assert run("require", "part").skipped
+    assert run("require", "part").map_key == whole.map_key
+    run("off", "off")
+    assert not is_dense("off")
+    assert run("auto", "off").skipped
+    with pytest.raises(RecipeError, match="dense: off there, on here"):
+        run("require", "off")
 
 
 @pytest.mark.parametrize(

@@ -221,7 +221,7 @@ class _Batch:
         self._ended += 1
         if outcome.error:
             self._failures.append(outcome.error)
-        worked = result is not None and not result.skipped
+        worked = result is not None and not result.skipped and not result.drawn_again
         self._progress.ended(outcome.item.name, _line(outcome), result is None, worked)
         for warning in result.warnings if result and not result.skipped else ():
             self._progress.say(f"    {warning}")
