@@ -4,7 +4,12 @@ The names below are the public ones, and docs/python.md shows their use; the mod
 is imported when it is first used: `import wsi_pipeline` takes no time and loads neither torch nor zarr.
 """
 
+import sys as _sys
 import typing as _typing
+
+if _sys.platform == "win32":
+    # It locks with fcntl, and brings folders to the disk: neither is there. Better no result than half of one.
+    raise ImportError("wsi_pipeline does not run on Windows; use it on Linux, for example in WSL")
 
 if _typing.TYPE_CHECKING:
     from wsi_pipeline.base.errors import ConfigError as ConfigError

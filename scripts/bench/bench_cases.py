@@ -161,7 +161,7 @@ def new_store(case: Case, work: Path) -> SlideStore:
     table = PatchTable(*patch_positions(case.plan), label=None)
     no_tissue, plane = np.zeros((1, 1), np.uint8), case.plan.grid.map_plane
     layout = StoreLayout(case.plan, (MPP0, MPP0), no_tissue, plane, table, ("heatmap",))
-    return create_store(path, {"recipe": "bench"}, layout)
+    return create_store(path, {"map_recipe": {}}, layout)
 
 
 def first_blocks(slide: Slide, plan: Plan, most: int | None) -> Plan:

@@ -50,6 +50,15 @@ def test_options_survive_as_plain_values(grid: GridOptions) -> None:
         ("- 1", "the whole file"),
         ("grid: {mpp: 2026-01-01}", "no option can have"),
         ("a: [", "no YAML"),
+        (
+            "grid: {block_px: 512}\ntissue: {}\ngrid: {stride_px: 25}",
+            "'grid' is given twice, in lines 1 and 3, of which only one",
+        ),
+        ("grid: {mpp: 4.0, patch_px: 50, mpp: 0.25}", "'mpp' is given twice, in lines 1 and 1"),
+        (
+            "annotations: {idc_classes: [no]}",
+            "takes off, no and false for false: put the word in quotes, 'off'",
+        ),
     ],
 )
 def test_a_wrong_config_names_file_key_and_what_was_found(tmp_path: Path, text: str, complaint: str) -> None:
@@ -90,3 +99,28 @@ def test_a_grid_said_in_part_keeps_its_scale(tmp_path: Path) -> None:
 def test_options_cannot_be_changed() -> None:
     with pytest.raises(AttributeError):
         TissueOptions().mpp = 3  # type: ignore[misc]
+
+
+def test_off_without_quotes_is_yamls_false_and_the_message_says_how_to_write_it(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    for word in ("off", "no", "false"):
+        path.write_text(f"classify: {{dense: {word}}}\n")
+        with pytest.raises(
+            ConfigError, match=r"'classify\.dense': found False.*put the word in quotes, 'off'"
+        ):
+            load_config(InferConfig, path)
+    path.write_text("classify: {dense: on}\n")
+    with pytest.raises(ConfigError, match="takes on, yes and true for true"):
+        load_config(InferConfig, path)
+    path.write_text("classify: {dense: 'off'}\ncontext: off\n")
+    config = load_config(InferConfig, path)
+    assert (config.classify.dense, config.context) == ("off", False)
+
+
+def test_a_key_merged_from_an_anchor_may_be_given_again(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("grid: &g {block_px: 512}\n")
+    assert load_config(InferConfig, path).grid.block_px == 512
+    path.write_text("tissue: &t {mpp: 8.0}\ngrid: {<<: *t, mpp: 4.0, patch_px: 50}\n")
+    config = load_config(TileConfig, path)
+    assert (config.tissue.mpp, config.grid.mpp) == (8.0, 4.0)

@@ -84,7 +84,7 @@ def test_a_slide_without_scale_is_refused_until_it_is_given(shared: Path, tmp_pa
     assert summary["mpp_overridden"]
 
 
-def test_done_slides_are_skipped_and_other_recipes_refused(slide: Path, config: Path, tmp_path: Path) -> None:
+def test_done_slides_are_skipped_and_other_results_refused(slide: Path, config: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert tile(slide, "--out", out, "--config", config) == 0
     assert tile(slide, "--out", out, "--config", config) == 0
@@ -224,7 +224,7 @@ def test_the_shipped_model_maps_a_real_slide(shared: Path, tmp_path: Path) -> No
     summary = json.loads((tmp_path / "breast_40x/summary.json").read_text())
     assert summary["patch_mpp"] == 4.0
     assert summary["counts"]["cells"]["scored"] > 150
-    assert summary["recipe"]["model"]["name"] == "idc_default"
+    assert summary["map_recipe"]["models"][0]["name"] == "idc_default"
     assert manifest(tmp_path)[0]["status"] == "done"
 
 

@@ -157,7 +157,7 @@ def test_the_wheels_commands_know_the_shipped_configs_by_name(environment: Path,
     tile = (environment / "bin/tile-slides", slide, "--out", "tiles", "--config")
     run(*tile, "tile_idc", cwd=tmp_path)
     summary = json.loads((tmp_path / "tiles/made/summary.json").read_text())
-    assert summary["recipe"]["options"]["grid"]["mpp"] == 4
+    assert summary["map_recipe"]["options"]["grid"]["mpp"] == 4
     refused = subprocess.run([*tile, "tile_idx"], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert refused.returncode == 2
     assert "tile_40x, tile_idc" in refused.stderr

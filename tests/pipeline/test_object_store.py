@@ -85,7 +85,7 @@ def test_results_on_s3_are_those_in_a_folder_also_after_a_kill(
     assert [row["status"] for row in rows] == ["done"]
 
 
-def test_exported_patches_lie_on_s3_too_and_another_recipe_is_refused(
+def test_exported_patches_lie_on_s3_too_and_another_result_is_refused(
     s3: dict[str, str], slide: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "idc.yaml").write_text("grid: {patch_px: 50, mpp: 4.0}\n")
@@ -100,7 +100,7 @@ def test_exported_patches_lie_on_s3_too_and_another_recipe_is_refused(
     assert tile_slides.main(arguments) == 2
     assert "--overwrite" in capsys.readouterr().out
     assert tile_slides.main([*arguments, "--overwrite"]) == 0
-    assert 0 < len(names(folder)) < patches  # none of the other recipe's is left
+    assert 0 < len(names(folder)) < patches  # none of the other result's is left
 
 
 def test_a_store_that_cannot_be_written_is_said_before_anything_runs(

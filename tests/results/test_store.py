@@ -29,7 +29,7 @@ def made(
     )
     tissue = np.ones((40, 60), np.uint8)
     layout = StoreLayout(plan, MPP0, tissue, Plane(32, 32), patches, ("heatmap", *also))
-    return create_store(path, {"recipe": "abc"}, layout), plan
+    return create_store(path, {"map_recipe": {"command": "infer-slide"}}, layout), plan
 
 
 def filled(path: Path) -> tuple[SlideStore, np.ndarray]:
@@ -41,7 +41,7 @@ def filled(path: Path) -> tuple[SlideStore, np.ndarray]:
         part = values[c.y : c.bottom, c.x : c.right]
         store.write_block(c, part, np.where(np.isnan(part), 3, 1).astype(np.uint8))
     store.write_pyramid()
-    store.finish()
+    store.finish({})
     return store, values
 
 
@@ -256,7 +256,7 @@ def test_no_patches_at_all_can_be_stored(tmp_path: Path) -> None:
     empty = PatchTable(np.empty(0, np.int32), np.empty(0, np.int32), np.empty(0, np.float32), None)
     mask = np.zeros((5, 5), np.uint8)
     layout = StoreLayout(plan, MPP0, mask, Plane(30, 30), empty, ("heatmap",))
-    store = create_store(tmp_path / "slide.zarr", {"recipe": "a"}, layout)
+    store = create_store(tmp_path / "slide.zarr", {}, layout)
     store.write_pyramid()
     assert store.array("patches/x0").shape == (0,)
 
@@ -264,4 +264,4 @@ def test_no_patches_at_all_can_be_stored(tmp_path: Path) -> None:
 def test_cells_read_back_as_written(tmp_path: Path) -> None:
     store, _ = made(tmp_path / "slide.zarr")
     assert (store.status(Box(3, 4, 20, 10)) == 4).all()
-    assert store.recipe == "abc"
+    assert store.map_recipe == {"command": "infer-slide"}

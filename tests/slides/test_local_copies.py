@@ -181,7 +181,7 @@ def test_a_staged_slides_results_and_reasons_are_the_originals(
     assert "fast" not in (tmp_path / "out/good/summary.json").read_text()
     assert "fast" not in (tmp_path / "out/manifest.csv").read_text()
     assert f"{bad}: no slide format" in capsys.readouterr().out
-    assert tile_slides.main(arguments) == 1  # without staging it is the same recipe
+    assert tile_slides.main(arguments) == 1  # without staging it is the same result
     assert "good: skipped" in capsys.readouterr().out
     assert list((tmp_path / "fast").iterdir()) == []
 

@@ -6,7 +6,7 @@
     │   ├── ScaleError          unknown or implausible mpp, or one that model and tiling disagree on
     │   ├── ModelError          weights or card missing, damaged, or not of the kind expected
     │   ├── DataError           labelled data that cannot be trained or evaluated on
-    │   ├── RecipeError         the run folder holds results of another recipe or another slide
+    │   ├── RecipeError         the run folder holds another result: of another slide, model, scale or options
     │   ├── ResultError         a result that is not there, not finished, damaged, or without what is asked of it
     │   └── ListError           no slides, or a list of slides that is not one
     ├── TrainingError           a training that cannot go on: the exit code is 1
@@ -51,7 +51,7 @@ class DataError(UsageError):
 
 
 class RecipeError(UsageError):
-    """The run folder holds results of another recipe or another slide."""
+    """The run folder holds another result: of another slide, model, scale or options."""
 
 
 class ResultError(UsageError):

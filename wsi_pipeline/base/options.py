@@ -34,12 +34,14 @@ def options(cls: type[T]) -> type[T]:
 def read_yaml_file(path: Path) -> dict[str, Any]:
     """Keys and values of a YAML file; none of an empty one.
 
-    Raises ConfigError when it cannot be read, is no YAML, or holds something else.
+    Raises ConfigError when it cannot be read, is no YAML, gives a key twice, or holds something else.
     """
     try:
         values = parse_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+    except _KeyGivenTwice as error:
+        raise ConfigError(f"{path}: {error}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: no YAML: {' '.join(str(error).split())}") from error
     if values is None:
@@ -56,8 +58,26 @@ def parse_yaml(text: str) -> Any:
     return yaml.load(text, _Yaml)
 
 
+class _KeyGivenTwice(yaml.YAMLError):
+    """A mapping that says a key twice; YAML's own loader keeps the last one without a word."""
+
+
 class _Yaml(yaml.SafeLoader):
-    """YAML in which 1e-4 is a number, as in YAML 1.2; to YAML 1.1 it is text."""
+    """YAML in which 1e-4 is a number, as in YAML 1.2; to YAML 1.1 it is text. A key given twice is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """The mapping. Raises _KeyGivenTwice."""
+        lines: dict[Any, int] = {}
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and not key.tag.endswith(":merge"):
+                value, line = self.construct_object(key), key.start_mark.line + 1
+                if value in lines:
+                    raise _KeyGivenTwice(
+                        f"'{value}' is given twice, in lines {lines[value]} and {line}, of which only one would count; "
+                        f"put what belongs to it together under one"
+                    )
+                lines[value] = line
+        return super().construct_mapping(node, deep)
 
 
 _Yaml.add_implicit_resolver(
@@ -95,4 +115,9 @@ def _problem(error: Any, cls: type) -> str:
     if error["type"] == "value_error":  # raised by the options themselves, which say what they found
         said = str(error["ctx"]["error"])
         return f"'{key}': {said}" if error["loc"] else said
-    return f"'{key}': found {error['input']!r}, expected: {error['msg']}"
+    problem = f"'{key}': found {error['input']!r}, expected: {error['msg']}"
+    if isinstance(error["input"], bool) and error["type"] in ("literal_error", "string_type"):
+        no, yes = ("off, no and false", "'off'"), ("on, yes and true", "'on'")
+        words, quoted = yes if error["input"] else no
+        problem += f"; YAML takes {words} for {str(error['input']).lower()}: put the word in quotes, {quoted}"
+    return problem

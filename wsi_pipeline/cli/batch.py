@@ -172,7 +172,7 @@ class _Batch:
         self._ended += 1
         if outcome.error:
             self._failures.append(outcome.error)
-        worked = result is not None and not result.skipped
+        worked = result is not None and not result.skipped and not result.drawn_again
         self._progress.ended(outcome.item.name, _line(outcome), result is None, worked)
         for warning in result.warnings if result and not result.skipped else ():
             self._progress.say(f"    {warning}")
@@ -274,11 +274,20 @@ def _row(outcome: SlideOutcome) -> ManifestRow:
     return replace(
         row,
         status="skipped" if result.skipped else "done",
-        reason="already done by the same recipe" if result.skipped else "",
+        reason=_already_done(result),
         patches=result.patches,
         idc_mm2="" if result.idc_mm2 is None else result.idc_mm2,
         seconds=result.seconds,
+        map_key=result.map_key,
+        report_key=result.report_key,
     )
+
+
+def _already_done(result: SlideResult) -> str:
+    """What of the slide was there before; empty where all was worked on."""
+    if result.skipped:
+        return "already done"
+    return f"drawn again ({result.drawn_again})" if result.drawn_again else ""
 
 
 def _line(outcome: SlideOutcome) -> str:
@@ -286,7 +295,9 @@ def _line(outcome: SlideOutcome) -> str:
     if result is None:
         return f"{name}: failed: {outcome.reason}"
     if result.skipped:
-        return f"{name}: skipped, already done by the same recipe: {result.folder}"
+        return f"{name}: skipped, already done: {result.folder}"
+    if result.drawn_again:
+        return f"{name}: {_already_done(result)} in {result.seconds:.1f} s: {result.folder}"
     found = "" if result.idc_mm2 is None else f", {result.idc_mm2:.2f} mm2 IDC"
     if (labels := result.labels) is not None:
         found = (

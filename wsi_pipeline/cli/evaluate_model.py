@@ -50,7 +50,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         "default: as infer",
     )
     parser.add_argument(
-        "--overwrite", action="store_true", help="replace maps of another recipe under DIR/maps"
+        "--overwrite",
+        action="store_true",
+        help="replace maps of another model, slide, scale or options under DIR/maps",
     )
     return run_command(parser, _run, argv)
 

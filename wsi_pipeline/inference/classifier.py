@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from wsi_pipeline.base.errors import ModelError
 from wsi_pipeline.inference.engines.batching import Pending
 from wsi_pipeline.inference.engines.options import ClassifyOptions as ClassifyOptions
 from wsi_pipeline.models.stain import Tables, stain_tables
@@ -67,6 +68,8 @@ class Member:
         self.tables: Tables | None = None
         """What brings the slide's stain to the training data's, uint8 [3, 256]; None: nothing does."""
         self._engines = Engines(model, device, options)
+        self._others: dict[str, Engines] = {}
+        """Engines of precisions that the options do not lead to, by that precision, kept from slide to slide."""
         self._sample: NDArray[np.uint8] | None = None
         self._chosen: Chosen | None = None
 
@@ -90,6 +93,21 @@ class Member:
             adapted._sample, adapted._chosen = sample, None
         return adapted
 
+    def in_precision(self, precision: str) -> "Member":
+        """This member computed in that precision. Raises ModelError that says why it cannot be."""
+        if self.precision == precision:
+            return self
+        other = copy(self)
+        if precision not in self._others:
+            self._others[precision] = self._engines.in_precision(precision)
+        other._engines, other._chosen = self._others[precision], None
+        if other.precision != precision:
+            refused = "; ".join(other.chosen.refused) or "no engine was found that does"
+            raise ModelError(
+                f"model '{self.model.card.name}' cannot be computed in {precision} here: {refused}"
+            )
+        return other
+
     def start(self, patches: NDArray[np.uint8]) -> Pending:
         """Begin on uint8 patches [n, patch_px, patch_px, 3]."""
         return self.chosen.runner.start(patches, self.tables)
@@ -107,11 +125,13 @@ class Classifier:
 
     def __init__(self, models: "Sequence[Model]", device: "torch.device", options: ClassifyOptions):
         self.device = device
-        self.members = tuple(Member(model, device, options) for model in models)
+        # In an order of their own: whoever names them in another one gets the same map, bit by bit.
+        in_order = sorted(models, key=lambda model: (model.sha256, model.card.name))
+        self.members = tuple(Member(model, device, options) for model in in_order)
 
     @property
     def models(self) -> "tuple[Model, ...]":
-        """Its models, in the order given."""
+        """Its models, by their weights' SHA-256: the order in which they were given decides nothing."""
         return tuple(member.model for member in self.members)
 
     @property
@@ -123,6 +143,11 @@ class Classifier:
     def precision(self) -> str:
         """What its models are computed in: 'fp32', 'fp16', 'bf16', 'int8', or several of these."""
         return ", ".join(sorted({member.precision for member in self.members}))
+
+    @property
+    def precisions(self) -> tuple[str, ...]:
+        """What each of its models is computed in."""
+        return tuple(member.precision for member in self.members)
 
     @property
     def engine_info(self) -> list[dict[str, Any]]:
@@ -154,6 +179,14 @@ class Classifier:
         adapted = copy(self)
         adapted.members = tuple(member.adapted(densities, sample) for member in self.members)
         return adapted
+
+    def in_precisions(self, precisions: Sequence[str]) -> "Classifier":
+        """This classifier with each model computed in that precision. Raises ModelError that says why it cannot be."""
+        other = copy(self)
+        other.members = tuple(
+            member.in_precision(precision) for member, precision in zip(self.members, precisions, strict=True)
+        )
+        return other
 
     def start(self, patches: NDArray[np.uint8]) -> PendingScores:
         """Begin on patches, uint8 [n, patch_px, patch_px, 3], which must stay as they are until they are scored."""

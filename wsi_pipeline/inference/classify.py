@@ -21,7 +21,7 @@ from wsi_pipeline.inference.dense import DenseScorer, dense_scorer
 from wsi_pipeline.inference.device import reader_threads
 from wsi_pipeline.inference.engines.options import ClassifyOptions as ClassifyOptions
 from wsi_pipeline.slides.slide import Pixels
-from wsi_pipeline.tiling.grid import Block, Grid, ScoredBlock
+from wsi_pipeline.tiling.grid import Block, Grid, Plan, ScoredBlock
 from wsi_pipeline.tiling.patches import CutPatches, load_blocks, read_patches
 
 log = logging.getLogger(__name__)
@@ -164,3 +164,23 @@ def _among_all(values: NDArray[np.float32], readable: NDArray[np.bool_]) -> NDAr
     every = np.full(len(readable), np.nan, np.float32)
     every[readable] = values
     return every
+
+
+def runs_densely(
+    plan: Plan, read: Callable[[Box], Pixels], classifier: Classifier, options: ClassifyOptions
+) -> bool:
+    """Whether blocks of the plan are run over as a whole: settled once, on its first block, for all runs of a store.
+
+    `read` as in `classify_blocks`. Raises ModelError where `options.dense` requires it and it is not the same.
+    """
+    grid = plan.grid
+    first = next(plan.blocks(), None)
+    if options.dense == "off" or grid.stride_px >= grid.patch_px or first is None:
+        return False
+    try:
+        dense_scorer(classifier.members, grid)  # before anything is read for it
+    except ModelError:
+        if options.dense == "require":
+            raise
+        return False
+    return _dense_scorer(read(first.read_box), first, grid, classifier, options) is not None

@@ -17,11 +17,10 @@ from PIL import Image
 
 from wsi_pipeline.base.files import OutPath
 from wsi_pipeline.pipeline.config import InferConfig, TileConfig
-from wsi_pipeline.pipeline.infer import map_recipe
+from wsi_pipeline.pipeline.identity import wanted_map, wanted_patches
 from wsi_pipeline.pipeline.maps import choose_map
 from wsi_pipeline.pipeline.slide_jobs import InferJob, TileJob, check_entry
-from wsi_pipeline.pipeline.tile import tile_recipe
-from wsi_pipeline.results.provenance import recipe_key
+from wsi_pipeline.results.provenance import file_sha256
 from wsi_pipeline.results.run_folder import Standing, standing_of
 from wsi_pipeline.slides.annotations.cell_labels import outlines_on_slide
 from wsi_pipeline.slides.annotations.files import outlines_of
@@ -125,8 +124,9 @@ def estimator_of_tiling(job: TileJob) -> Estimator:
         return outlines_of(folder, slide.path, slide.name) if folder else None
 
     def standing(slide: Slide) -> Standing:
-        recipe = tile_recipe(slide, config, outlines(slide), job.export)
-        return standing_of(job.out / slide.name, recipe_key(recipe), job.overwrite)
+        found = outlines(slide)
+        wanted = wanted_patches(slide, config, file_sha256(found) if found else None)
+        return standing_of(job.out / slide.name, wanted.differences, job.overwrite)
 
     def check_labels(slide: Slide, plan: Plan) -> None:
         if found := outlines(slide):
@@ -144,8 +144,8 @@ def estimator_of_inference(job: InferJob) -> Estimator:
     config, classifier = job.load(0)
 
     def standing(slide: Slide) -> Standing:
-        recipe = map_recipe(slide, classifier.models, config, choose_map(classifier.models, config))
-        return standing_of(job.out / slide.name, recipe_key(recipe), job.overwrite)
+        wanted = wanted_map(slide, classifier.models, config, choose_map(classifier.models, config))
+        return standing_of(job.out / slide.name, wanted.differences, job.overwrite)
 
     def classify(patches: NDArray[np.uint8]) -> int:
         classifier.scores_and_spread(patches)

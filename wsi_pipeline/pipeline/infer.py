@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from wsi_pipeline.base.errors import UnreadableSlideError
+from wsi_pipeline.base.errors import ModelError, RecipeError, UnreadableSlideError
 from wsi_pipeline.base.files import OutPath, write_json
 from wsi_pipeline.base.memory import release_free_memory
-from wsi_pipeline.base.options import options_to_dict
 from wsi_pipeline.base.types import Progress
 from wsi_pipeline.inference.classifier import Classifier
-from wsi_pipeline.inference.classify import classify_blocks
+from wsi_pipeline.inference.classify import classify_blocks, runs_densely
 from wsi_pipeline.inference.stain_check import StainCheck, check_stain, sample_patches
 from wsi_pipeline.models.context import apply_context
 from wsi_pipeline.models.stain import patch_densities, stain_gain_of
 from wsi_pipeline.pipeline.config import InferConfig
+from wsi_pipeline.pipeline.identity import Wanted, map_key_of, map_report, wanted_map
 from wsi_pipeline.pipeline.maps import ShownMap, choose_map, grid_for_model
 from wsi_pipeline.pipeline.run import (
     DEFAULT_RUN,
@@ -28,15 +28,23 @@ from wsi_pipeline.pipeline.run import (
     open_entry,
     overview_of,
     render_overview,
+    same_plan,
 )
 from wsi_pipeline.results.commit import commit_blocks
 from wsi_pipeline.results.fields import choose_fields
 from wsi_pipeline.results.figures.slide_figures import draw_map
 from wsi_pipeline.results.finished_map import FinishedMap
 from wsi_pipeline.results.geojson import regions_to_geojson
-from wsi_pipeline.results.provenance import model_info, recipe_key, slide_info
+from wsi_pipeline.results.provenance import model_names, store_attributes
 from wsi_pipeline.results.regions import delineate, rasterise
-from wsi_pipeline.results.run_folder import SlideResult, find_run, finished_result
+from wsi_pipeline.results.run_folder import (
+    OUTPUTS,
+    SlideResult,
+    begin_report,
+    find_run,
+    finished_result,
+    why_draw,
+)
 from wsi_pipeline.results.store import PatchTable, SlideStore
 from wsi_pipeline.results.summary import Stopwatch, count, mean_uncertainty, region_info, summarise
 from wsi_pipeline.slides.annotations.geojson import qupath_origin0
@@ -44,7 +52,7 @@ from wsi_pipeline.slides.catalog import SlideEntry
 from wsi_pipeline.slides.slide import Slide
 from wsi_pipeline.tiling.cell_status import Status
 from wsi_pipeline.tiling.grid import Plan
-from wsi_pipeline.tiling.overview import too_unreadable
+from wsi_pipeline.tiling.overview import Overview, too_unreadable
 from wsi_pipeline.tiling.patches import patch_positions
 
 if TYPE_CHECKING:  # torch takes seconds to import: it waits until something is classified
@@ -60,45 +68,120 @@ def infer_slide(
 ) -> SlideResult:
     """Map the slide's IDC and write the map, its regions, pictures and numbers to its run folder in `out`.
 
-    An ensemble leaves a map of its uncertainty too. Raises a WsiError whose text says why; an earlier result of the
-    same recipe is left as it is, an interrupted one goes on from its last chunk.
+    An ensemble leaves a map of its uncertainty too. Of an earlier result of the same map and report nothing is done;
+    of the same map, but another threshold, say, or a missing picture, what lies beside it is made again; an interrupted
+    map goes on from its last chunk. Raises a WsiError whose text says why.
     """
     watch, models = Stopwatch(), classifier.models
     config = replace(config, grid=grid_for_model(config.grid, classifier.card.patch_px, classifier.card.mpp))
     shown = choose_map(models, config)
     with watch("open"):
         opened = open_entry(slide, run)
-        recipe, folder = map_recipe(opened, models, config, shown), out / opened.name
-        store = find_run(folder, recipe_key(recipe), run.overwrite)
+        wanted, folder = wanted_map(opened, models, config, shown), out / opened.name
+        store, drawn_again = find_run(folder, wanted.differences, run.overwrite), ""
         if store and store.is_complete:
-            return finished_result(folder)
+            report = map_report(map_key_of(store), opened, config, shown)
+            why = why_draw(folder, report, _outputs(models))
+            if why is None:
+                return finished_result(folder)
+            drawn_again = why
     with watch("overview"), opened.fails_if_changed():
         overview = overview_of(opened, config, run)
-        plan = overview.plan
+    store = same_plan(store, overview.plan, folder, run)
+    job = _Job(folder, opened, overview, classifier, config, wanted, shown)
+    if store is None or not store.is_complete:
+        store, drawn_again = _make_map(job, store, watch, run), ""
+    else:
+        render_overview(folder, overview)
+    return _draw_report(job, store, watch, drawn_again)
+
+
+@dataclass(frozen=True, eq=False)
+class _Job:
+    """One slide, and the map that is wanted of it; `config.grid` is settled."""
+
+    folder: OutPath
+    slide: Slide
+    overview: Overview
+    classifier: Classifier
+    config: InferConfig
+    wanted: Wanted
+    shown: ShownMap
+
+
+def _make_map(job: _Job, store: SlideStore | None, watch: Stopwatch, run: RunOptions) -> SlideStore:
+    """Classify what is not classified yet, in the precision that was settled when the store was made; the whole store.
+
+    Without a store a new one is made, and precision and dense are settled with it.
+    """
+    slide, plan, shown = job.slide, job.overview.plan, job.shown
+    with watch("stain"), slide.fails_if_changed():
+        stain = _measure_stain(slide, plan, job.classifier.models)
+        classifier = job.classifier.adapted(stain.densities, stain.sample)
+        if store:
+            store, classifier = _same_precision(store, classifier, job.folder, run)
+        options = job.config.classify
+        if store is None:
+            dense = runs_densely(
+                plan, lambda box: slide.read_readable(box, plan.grid.plane), classifier, options
+            )
+        else:
+            dense = bool((store.map_recipe or {})["dense"])
+    computed = _computed(classifier, stain)
     with watch("write"):
         if store is None:
+            recipe = job.wanted.settled(classifier.precisions, dense, plan)
             patches = PatchTable(*patch_positions(plan), label=None)
-            store = new_store(folder, recipe, opened, overview, patches, _maps_of(shown, models))
-        render_overview(folder, overview)
-    with watch("stain"), opened.fails_if_changed():
-        stain = _measure_stain(opened, plan, models)
-    with watch("classify"), opened.fails_if_changed():
-        classifier = classifier.adapted(stain.densities, stain.sample)
-        fill_store(store, opened, plan, classifier, config, run.progress)
+            attributes = store_attributes(recipe, job.wanted.asked, computed)
+            maps = _maps_of(shown, classifier.models)
+            store = new_store(job.folder, attributes, slide, job.overview, patches, maps)
+        render_overview(job.folder, job.overview)  # early: people look at it while the slide is classified
+    with watch("classify"), slide.fails_if_changed():
+        config = replace(job.config, classify=replace(options, dense="require" if dense else "off"))
+        fill_store(store, slide, plan, classifier, config, run.progress)
     with watch("context"):
         if shown.step:
             patch_probability = store.array("patch_heatmap/0")
             store.write_heatmap(apply_context(patch_probability, shown.step, plan.grid.patch_cells))
     with watch("stitch"):
         store.write_pyramid()
+        store.finish(computed)
+    return store
+
+
+def _same_precision(
+    store: SlideStore, classifier: Classifier, folder: OutPath, run: RunOptions
+) -> tuple[SlideStore | None, Classifier]:
+    """The store, and the classifier in the precisions that were settled when it was made.
+
+    Where they cannot be had here: no store if it may be overwritten, else a RecipeError that says why not.
+    """
+    try:
+        return store, classifier.in_precisions((store.map_recipe or {})["precision"])
+    except ModelError as error:
+        if run.overwrite:
+            return None, classifier
+        raise RecipeError(
+            f"{folder}: its map was begun in another precision than this machine computes: {error}; go on with it "
+            f"where that can be computed, or --overwrite to begin again"
+        ) from error
+
+
+def _draw_report(job: _Job, store: SlideStore, watch: Stopwatch, drawn_again: str) -> SlideResult:
+    """Regions, fields, pictures and numbers of a whole map, written beside it; why again, where it was drawn before."""
+    folder, slide, overview, config, shown = job.folder, job.slide, job.overview, job.config, job.shown
+    models, computed = job.classifier.models, store.attributes["computed"]
+    report = map_report(map_key_of(store), slide, config, shown)
     with watch("delineate"):
-        finished = _finished_map(store, opened, plan, shown, len(models), config)
-        _write_regions(folder, opened, finished)
-        warnings = [*overview.warnings, *shown.warnings, *_map_warnings(finished, stain.check)]
+        finished = _finished_map(store, slide, overview.plan, shown, len(models), config)
+        begin_report(folder)
+        _write_regions(folder, slide, finished)
+        warnings = [*overview.warnings, *shown.warnings, *_map_warnings(finished, computed["stain"])]
     with watch("render"):
-        draw_map(folder, opened, overview, models, finished, warnings)
-    summary = summarise(opened, overview, recipe, finished.counts, watch, warnings)
-    return finish(folder, store, summary | _map_info(classifier, finished, stain))
+        draw_map(folder, slide, overview, models, finished, warnings)
+    recipes = (store.map_recipe or {}, report)
+    summary = summarise(slide, overview, recipes, finished.counts, watch, warnings)
+    return finish(folder, summary | _map_info(models, finished, computed), drawn_again)
 
 
 def fill_store(
@@ -129,21 +212,9 @@ def fill_store(
             progress(done, total)
 
 
-def map_recipe(
-    slide: Slide, models: "Sequence[Model]", config: InferConfig, shown: ShownMap
-) -> dict[str, Any]:
-    """All that decides the slide's map; `config.grid` is settled."""
-    return {
-        "command": "infer-slide",
-        "slide": slide_info(slide),
-        **model_info(models),
-        # How patches are computed does not decide the map, within the tolerances of engines/choice.py ...
-        "options": {name: value for name, value in options_to_dict(config).items() if name != "classify"},
-        # ... but for integers: they move it so far that maps of both must not be taken for one.
-        **({"precision": "int8"} if config.classify.precision == "int8" else {}),
-        "map": shown.kind,
-        "threshold": shown.threshold,
-    }
+def _outputs(models: "Sequence[Model]") -> list[str]:
+    """The files that lie beside a finished map."""
+    return [name for name in OUTPUTS if name != "uncertainty.png" or len(models) > 1]
 
 
 def _maps_of(shown: ShownMap, models: "Sequence[Model]") -> tuple[str, ...]:
@@ -206,28 +277,38 @@ def _write_regions(folder: OutPath, slide: Slide, finished: FinishedMap) -> None
     write_json(folder / "regions.geojson", regions_to_geojson(finished.regions, finished.fields, origin0))
 
 
-def _map_warnings(finished: FinishedMap, stain_check: StainCheck | None) -> list[str]:
-    warnings = [stain_check.warning] if stain_check and stain_check.is_far else []
+def _map_warnings(finished: FinishedMap, stain: dict[str, Any] | None) -> list[str]:
+    """What people must know of the map; `stain` is a StainCheck as plain values."""
+    check = StainCheck(**stain) if stain else None
+    warnings = [check.warning] if check and check.is_far else []
     if lost := finished.counts["cells"]["unreadable"]:
         warnings.append(f"{lost} cells of the map could not be decoded and are not scored")
     return warnings
 
 
-def _map_info(classifier: Classifier, finished: FinishedMap, stain: _SlideStain) -> dict[str, Any]:
-    """What summary.json says of the map, beside what it says of any run."""
-    models = classifier.models
-    info = {
+def _computed(classifier: Classifier, stain: _SlideStain) -> dict[str, Any]:
+    """On what the map is computed, how far from float32, and on what stain: kept in the store for the summary."""
+    return {
         "device": {
             "name": str(classifier.device),
             "precision": classifier.precision,
             "engines": classifier.engine_info,
         },
+        "stain": asdict(stain.check) if stain.check else None,
+        "stain_gain": [stain_gain_of(model.card, stain.densities) for model in classifier.models],
+    }
+
+
+def _map_info(models: "Sequence[Model]", finished: FinishedMap, computed: dict[str, Any]) -> dict[str, Any]:
+    """What summary.json says of the map, beside what it says of any run."""
+    info = {
+        "device": computed["device"],
         "map_kind": finished.kind,
         "threshold": finished.threshold,
-        "stain": asdict(stain.check) if stain.check else None,
-        "stain_gain": [stain_gain_of(model.card, stain.densities) for model in models],
+        "stain": computed["stain"],
+        "stain_gain": computed["stain_gain"],
         **region_info(finished.regions),
     }
     if finished.uncertainty:
-        info |= model_info(models) | {"uncertainty": asdict(finished.uncertainty)}
+        info |= {"models": model_names(models), "uncertainty": asdict(finished.uncertainty)}
     return info

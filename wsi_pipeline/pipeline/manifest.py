@@ -41,6 +41,8 @@ class ManifestRow:
     worker: str = ""
     finished: str = ""
     version: str = ""
+    map_key: str = ""
+    report_key: str = ""
 
 
 COLUMNS = [field.name for field in fields(ManifestRow)]

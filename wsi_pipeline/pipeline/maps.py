@@ -13,7 +13,7 @@ if TYPE_CHECKING:  # torch takes seconds to import: it waits until something is 
     from wsi_pipeline.models.model import Model
 
 
-# The kinds of map, in the words of pictures, summary and recipe.
+# The kinds of map, in the words of pictures and summary.
 PATCH_BY_PATCH = "each patch alone"
 
 IN_CONTEXT = "each patch among its neighbours (context step)"

@@ -1,7 +1,7 @@
 """What a run of `tile-slides` and one of `infer-slide` do alike: open, look, a new store, the end."""
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +9,14 @@ from wsi_pipeline.base.files import OutPath, write_json
 from wsi_pipeline.base.text import printable_values
 from wsi_pipeline.base.types import Progress
 from wsi_pipeline.pipeline.config import InferConfig, TileConfig
+from wsi_pipeline.pipeline.identity import plan_differences
 from wsi_pipeline.pipeline.prefetch import PrefetchedSlide
 from wsi_pipeline.results.figures.maps import render_tissue
-from wsi_pipeline.results.provenance import store_attributes
-from wsi_pipeline.results.run_folder import SlideResult, claim, clear_outputs, result_of
+from wsi_pipeline.results.run_folder import SUMMARY, SlideResult, claim, clear_outputs, refuse, result_of
 from wsi_pipeline.results.store import STORE_NAME, PatchTable, SlideStore, StoreLayout, create_store
 from wsi_pipeline.slides.catalog import SlideEntry
 from wsi_pipeline.slides.slide import Slide, open_slide
+from wsi_pipeline.tiling.grid import Plan
 from wsi_pipeline.tiling.overview import Overview, make_overview
 
 log = logging.getLogger(__name__)
@@ -26,7 +27,7 @@ class RunOptions:
     """How a slide is worked on; nothing of it decides the result."""
 
     overwrite: bool = False
-    """Replace results of another recipe (slide, scale, model, options) in the run folder; else they are an error."""
+    """Replace another result (of another slide, scale, model, options) in the run folder; else it is an error."""
 
     progress: Progress | None = None
     """Called with the patches done so far, and those in all."""
@@ -54,20 +55,35 @@ def overview_of(slide: Slide, config: TileConfig | InferConfig, run: RunOptions)
     return make_overview(slide, config.overview, config.grid)
 
 
+def same_plan(store: SlideStore | None, plan: Plan, folder: OutPath, run: RunOptions) -> SlideStore | None:
+    """The store, whose plan and chunks are today's; None where there is none, or another may be overwritten.
+
+    Raises RecipeError that says in what they differ.
+    """
+    if store is None:
+        return None
+    differ = plan_differences(store, plan)
+    if differ and run.overwrite:
+        return None
+    refuse(folder, differ)
+    return store
+
+
 def new_store(
     folder: OutPath,
-    recipe: dict[str, Any],
+    attributes: dict[str, Any],
     slide: Slide,
     overview: Overview,
     patches: PatchTable,
     maps: tuple[str, ...] = (),
 ) -> SlideStore:
-    """A new store with those maps in the run folder, cleared of what lay in it. Raises OutputError."""
+    """A new store with those maps in the run folder, cleared of what lay in it. Raises OutputError.
+
+    `attributes` are those of provenance.py.
+    """
     layout = StoreLayout(overview.plan, slide.mpp, overview.labels, overview.tissue.plane, patches, maps)
     claim(folder)
-    return create_store(
-        folder / STORE_NAME, store_attributes(recipe), layout, clear=lambda: clear_outputs(folder)
-    )
+    return create_store(folder / STORE_NAME, attributes, layout, clear=lambda: clear_outputs(folder))
 
 
 def render_overview(folder: OutPath, overview: Overview) -> None:
@@ -76,9 +92,8 @@ def render_overview(folder: OutPath, overview: Overview) -> None:
     render_tissue(folder / "tissue.png", overview.thumbnail.rgb, tissue, rejected, overview.tissue.reason)
 
 
-def finish(folder: OutPath, store: SlideStore, summary: dict[str, Any]) -> SlideResult:
-    """Write the summary, then mark the run as complete; gives its result. Raises OutputError."""
+def finish(folder: OutPath, summary: dict[str, Any], drawn_again: str = "") -> SlideResult:
+    """Write the summary, with which the run is finished; gives its result. Raises OutputError."""
     log.debug("stage finish")
-    write_json(folder / "summary.json", printable_values(summary))
-    store.finish()
-    return result_of(folder, summary)
+    write_json(folder / SUMMARY, printable_values(summary))
+    return replace(result_of(folder, summary), drawn_again=drawn_again)

@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from wsi_pipeline.base.files import OutPath
-from wsi_pipeline.base.options import options_to_dict
 from wsi_pipeline.pipeline.config import TileConfig
+from wsi_pipeline.pipeline.identity import map_key_of, patches_report, wanted_patches
 from wsi_pipeline.pipeline.run import (
     DEFAULT_RUN,
     RunOptions,
@@ -14,16 +14,25 @@ from wsi_pipeline.pipeline.run import (
     open_entry,
     overview_of,
     render_overview,
+    same_plan,
 )
-from wsi_pipeline.results.provenance import file_sha256, recipe_key, slide_info
-from wsi_pipeline.results.run_folder import EXPORT_FOLDER, SlideResult, find_run, finished_result
+from wsi_pipeline.results.provenance import file_sha256, plan_info, store_attributes
+from wsi_pipeline.results.run_folder import (
+    EXPORT_FOLDER,
+    SlideResult,
+    begin_report,
+    find_run,
+    finished_result,
+    is_finished,
+    read_summary,
+    why_draw,
+)
 from wsi_pipeline.results.store import PatchTable
 from wsi_pipeline.results.summary import Stopwatch, count, summarise
 from wsi_pipeline.slides.annotations.cell_labels import outlines_on_slide
 from wsi_pipeline.slides.annotations.files import outlines_of
 from wsi_pipeline.slides.catalog import SlideEntry
-from wsi_pipeline.slides.slide import Slide
-from wsi_pipeline.tiling.export import write_patches
+from wsi_pipeline.tiling.export import count_exported, write_patches
 from wsi_pipeline.tiling.patch_labels import label_patches
 from wsi_pipeline.tiling.patches import patch_positions
 
@@ -39,19 +48,22 @@ def tile_slide(
     """Plan the slide's patches and write them to its run folder in `out`, with a picture of the tissue kept.
 
     `annotations` is a folder of outlines that label the patches, <slide name>.geojson or one of the other names of
-    slides/annotations/files.py. `export` writes each patch as a PNG too. Raises a WsiError whose text says why; an
-    earlier result of the same recipe is left as it is, an interrupted one goes on from its last block of PNGs.
+    slides/annotations/files.py. `export` writes each patch as a PNG too. Of an earlier result of the same patches
+    nothing is done, or what is missing beside them is made; an interrupted run goes on from its last block of PNGs.
+    Raises a WsiError whose text says why.
     """
     watch = Stopwatch()
     with watch("open"):
         opened = open_entry(slide, run)
         path = slide.path if isinstance(slide, SlideEntry) else slide
         outlines = outlines_of(annotations, path, opened.name) if annotations else None
-        recipe = tile_recipe(opened, config, outlines, export)
-        folder = out / opened.name
-        store = find_run(folder, recipe_key(recipe), run.overwrite)
-        if store and store.is_complete:
-            return finished_result(folder)
+        wanted, folder = wanted_patches(opened, config, _hash_of(outlines)), out / opened.name
+        store, drawn_again = find_run(folder, wanted.differences, run.overwrite), ""
+        if store:
+            why = _why_draw(folder, patches_report(map_key_of(store), opened, config, export))
+            if why is None:
+                return finished_result(folder)
+            drawn_again = why
     with watch("overview"), opened.fails_if_changed():
         overview = overview_of(opened, config, run)
     with watch("plan"):
@@ -68,23 +80,37 @@ def tile_slide(
                 f"{annotations}; the patches are not labelled"
             )
         table = PatchTable(*patch_positions(plan), labels)
+    store = same_plan(store, plan, folder, run)
     with watch("write"):
-        store = store or new_store(folder, recipe, opened, overview, table)
+        if store is None:
+            recipe = wanted.recipe | {"plan": plan_info(plan)}
+            store, drawn_again = (
+                new_store(folder, store_attributes(recipe, {}, {}), opened, overview, table),
+                "",
+            )
+        begin_report(folder)
         render_overview(folder, overview)
     counts = count(plan, status=None, labels=labels)
     if export:
         with watch("export"), opened.fails_if_changed():
             place = folder / EXPORT_FOLDER / opened.name
             counts["unreadable"] = write_patches(opened, plan, labels, place, run.progress)
-    return finish(folder, store, summarise(opened, overview, recipe, counts, watch, warnings))
+    recipes = (store.map_recipe or {}, patches_report(map_key_of(store), opened, config, export))
+    return finish(folder, summarise(opened, overview, recipes, counts, watch, warnings), drawn_again)
 
 
-def tile_recipe(slide: Slide, config: TileConfig, outlines: Path | None, export: bool) -> dict[str, Any]:
-    """All that decides what `tile_slide` makes of a slide."""
-    return {
-        "command": "tile-slides",
-        "slide": slide_info(slide),
-        "options": options_to_dict(config),
-        "annotations": file_sha256(outlines) if outlines else None,
-        "export": export,
-    }
+def _hash_of(outlines: Path | None) -> str | None:
+    return file_sha256(outlines) if outlines else None
+
+
+def _why_draw(folder: OutPath, report: dict[str, Any]) -> str | None:
+    """As `why_draw`; PNGs that nobody asks for may lie there, and those asked for must."""
+    found = read_summary(folder) if is_finished(folder) else {}
+    exported = bool(found.get("report_recipe", {}).get("export"))
+    wanted = bool(report["export"])
+    why = why_draw(folder, report | {"export": exported or wanted}, ("tissue.png",))
+    if why is not None or not wanted:
+        return why
+    counts, place = found["counts"], folder / EXPORT_FOLDER / found["map_recipe"]["slide"]["name"]
+    missing = counts["patches"] - counts["unreadable"] - count_exported(place)
+    return f"missing: {missing} exported patches" if missing > 0 else None

@@ -2,16 +2,18 @@
 
 import enum
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from wsi_pipeline.base.errors import RecipeError, SlideError
-from wsi_pipeline.base.files import OutPath, clear_leftovers, remove, tree_exists, write_bytes
+from wsi_pipeline.base.files import OutPath, clear_leftovers, names, remove, tree_exists, write_bytes
+from wsi_pipeline.results.provenance import as_stored, differences, listed
 from wsi_pipeline.results.store import ROOT_FILE, STORE_NAME, SlideStore
 
 EXPORT_FOLDER = "export"
+SUMMARY = "summary.json"
 # A folder that holds this file is ours: nothing in another one is removed.
 MARKER = ".wsi_pipeline"
 # What an earlier run leaves beside its store; none of it may stand beside the results of a new one.
@@ -22,8 +24,11 @@ OUTPUTS = (
     "uncertainty.png",
     "report.png",
     "regions.geojson",
-    "summary.json",
+    SUMMARY,
 )
+
+Differences = Callable[[SlideStore], Sequence[str]]
+"""What of a store's recipe is not as it is wanted now, value by value; nothing where all is."""
 
 
 class Standing(enum.Enum):
@@ -36,23 +41,30 @@ class Standing(enum.Enum):
 
 @dataclass(frozen=True)
 class SlideResult:
-    """What one slide came to; `skipped` when an earlier run had finished the same recipe."""
+    """What one slide came to."""
 
     folder: OutPath
     skipped: bool
+    """An earlier run had finished the same, and all that it left is there."""
+
     patches: int
     idc_mm2: float | None
     seconds: float
     warnings: tuple[str, ...]
-    # How many patches are labelled `idc`, `not_idc` and `unlabelled`, of an annotated slide.
+    map_key: str
+    report_key: str
+    drawn_again: str = ""
+    """Why a finished map was not classified, but its regions, pictures and numbers made again; empty where neither."""
+
     labels: Mapping[str, int] | None = None
+    """How many patches are labelled `idc`, `not_idc` and `unlabelled`, of an annotated slide."""
 
 
-def find_run(folder: OutPath, recipe: str, overwrite: bool) -> SlideStore | None:
-    """The run folder's store if it is of that recipe; None where there is none, or another may be overwritten.
+def find_run(folder: OutPath, differs: Differences, overwrite: bool) -> SlideStore | None:
+    """The run folder's store if it is what is wanted; None where there is none, or another may be overwritten.
 
-    An interrupted run's leavings are removed. Raises RecipeError when the folder holds results of another recipe, or
-    is not of this package.
+    An interrupted run's leavings are removed. Raises RecipeError, which names what `differs`, when the folder holds
+    another result, or is not of this package.
     """
     path = folder / STORE_NAME
     if not tree_exists(path, ROOT_FILE):
@@ -62,8 +74,8 @@ def find_run(folder: OutPath, recipe: str, overwrite: bool) -> SlideStore | None
     store = None
     try:
         store = SlideStore(path)
-        if store.recipe != recipe:
-            raise RecipeError(_of_another(folder, store.recipe, recipe))
+        _check_known(store, folder)
+        refuse(folder, differs(store))
     except RecipeError:
         if not overwrite:
             raise
@@ -75,18 +87,21 @@ def find_run(folder: OutPath, recipe: str, overwrite: bool) -> SlideStore | None
     return store
 
 
-def standing_of(folder: OutPath, recipe: str, overwrite: bool) -> Standing:
-    """What a run of the recipe would find in the folder. Raises RecipeError where it would."""
+def standing_of(folder: OutPath, differs: Differences, overwrite: bool) -> Standing:
+    """What a run would find in the folder. Raises RecipeError where it would."""
     path = folder / STORE_NAME
     if not tree_exists(path, ROOT_FILE):
         _check_ours(folder)
         return Standing.NEW
     store = SlideStore(path)
-    if store.recipe == recipe:
-        return Standing.DONE if store.is_complete else Standing.BEGUN
-    if overwrite:
-        return Standing.NEW
-    raise RecipeError(_of_another(folder, store.recipe, recipe))
+    try:
+        _check_known(store, folder)
+        refuse(folder, differs(store))
+    except RecipeError:
+        if overwrite:
+            return Standing.NEW
+        raise
+    return Standing.DONE if store.is_complete and is_finished(folder) else Standing.BEGUN
 
 
 def claim(folder: OutPath) -> None:
@@ -118,22 +133,54 @@ def _check_ours(folder: OutPath) -> None:
         )
 
 
-def _of_another(folder: OutPath, found: str, wanted: str) -> str:
-    return (
-        f"{folder}: holds results of another slide, scale, model or options (recipe {found}, this one is {wanted}); "
-        f"choose another --out, or --overwrite to replace them"
-    )
+def refuse(folder: OutPath, differ: Sequence[str]) -> None:
+    """Raises RecipeError where the folder's result differs from what is wanted in anything."""
+    if differ:
+        raise RecipeError(
+            f"{folder}: holds another result ({listed(differ)}); choose another --out, or --overwrite to replace it"
+        )
+
+
+def why_draw(folder: OutPath, report: Mapping[str, Any], needed: Collection[str]) -> str | None:
+    """Why what lies beside a finished store is to be made again; None where it is what the recipe `report` says.
+
+    needed: the files that must be there. Empty where a run made the store but never came to its summary.
+    """
+    there = names(folder)
+    if SUMMARY not in there:
+        return ""
+    found = read_summary(folder).get("report_recipe")
+    if not isinstance(found, dict):
+        return f"{SUMMARY} does not say what it was made of"
+    if differ := differences(found, as_stored(report)):
+        return listed(differ)
+    missing = [name for name in needed if name not in there]
+    return f"missing: {', '.join(missing)}" if missing else None
+
+
+def begin_report(folder: OutPath) -> None:
+    """Take back that the folder is finished: until the new summary is there, what lies beside the store is of both."""
+    clear_leftovers(folder)
+    remove(folder / SUMMARY)
 
 
 def is_finished(folder: OutPath) -> bool:
     """Whether a run of any recipe came to its end there: a look, without opening anything."""
-    return (folder / "summary.json").exists()
+    return (folder / SUMMARY).exists()
+
+
+def read_summary(folder: OutPath) -> dict[str, Any]:
+    """What the finished run in `folder` says of itself; nothing where its summary is damaged."""
+    try:
+        summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
+    except ValueError:
+        return {}
+    return summary if isinstance(summary, dict) else {}
 
 
 def finished_result(folder: OutPath) -> SlideResult:
     """The result of the finished run in `folder`, which a run of the same recipe skips."""
-    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-    return replace(result_of(folder, summary), skipped=True, seconds=0.0)
+    return replace(result_of(folder, read_summary(folder)), skipped=True, seconds=0.0)
 
 
 def result_of(folder: OutPath, summary: dict[str, Any]) -> SlideResult:
@@ -146,6 +193,8 @@ def result_of(folder: OutPath, summary: dict[str, Any]) -> SlideResult:
         seconds=summary["seconds"]["total"],
         warnings=tuple(summary["warnings"]),
         labels=summary["counts"].get("labels"),
+        map_key=summary["map_key"],
+        report_key=summary["report_key"],
     )
 
 
@@ -153,3 +202,14 @@ def clear_outputs(folder: OutPath) -> None:
     """Remove what an earlier run left beside its store."""
     for name in (*OUTPUTS, EXPORT_FOLDER):
         remove(folder / name)
+
+
+def _check_known(store: SlideStore, folder: OutPath) -> None:
+    """Raises RecipeError for a store of before there were map keys."""
+    if store.map_recipe is None:
+        version = store.attributes.get("version", "unknown")
+        raise RecipeError(
+            f"{folder}: holds results of an earlier version (wsi_pipeline {version}), which did not write down all "
+            f"that decides a map (it has no map key). They can be read and shown, but not gone on with, nor taken as "
+            f"done; choose another --out, or --overwrite to replace them"
+        )

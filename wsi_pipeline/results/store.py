@@ -111,17 +111,34 @@ class SlideStore:
             ) from error
         self._arrays: dict[str, zarr.Array[Any]] = {}
         # What is filled block by block: where a context step follows, the heatmap comes after.
-        self.scores = "patch_heatmap" if "patch_heatmap" in self._root else "heatmap"
+        self.scores = "patch_heatmap" if self._has("patch_heatmap") else "heatmap"
 
     @property
-    def recipe(self) -> str:
-        """The key of what made it: slide, scale, options, model."""
-        return str(self.attributes["recipe"])
+    def map_recipe(self) -> dict[str, Any] | None:
+        """All that decides what it holds (pipeline/identity.py); None of a store of before there were map keys."""
+        return self.attributes.get("map_recipe")
 
     @property
     def is_complete(self) -> bool:
         """Whether everything its recipe asks for is written."""
         return bool(self.attributes["complete"])
+
+    def layout_differences(self, plan: Plan) -> list[str]:
+        """In what the arrays themselves are not as `plan` would lay them out, value by value."""
+        found = []
+        size, kept = plan.grid.map_size, int(plan.kept.sum())
+        if (rows := self._array("patches/x0").shape[0]) != kept:
+            found.append(f"patches in the store: {rows} there, {kept} here")
+        if not self._has(self.scores):
+            return found
+        scores, shape = self._array(f"{self.scores}/0"), (size.height, size.width)
+        chunks = tuple(max(1, min(plan.chunk_cells, n)) for n in shape)
+        for name, there, here in (("map", scores.shape, shape), ("chunks", scores.chunks, chunks)):
+            if there != here:
+                found.append(
+                    f"{name} of the store: {there[1]} x {there[0]} cells there, {here[1]} x {here[0]} here"
+                )
+        return found
 
     def array(self, name: str) -> NDArray[Any]:
         """A whole array in memory, by its path in the store ('heatmap/0')."""
@@ -180,7 +197,7 @@ class SlideStore:
     def write_pyramid(self) -> None:
         """The coarser levels of the maps (mean of scored cells) and of status (upper left of four)."""
         names = {"heatmap", self.scores, "labels/status"}
-        if "uncertainty" in self._root:
+        if self._has("uncertainty"):
             names.add("uncertainty")
         for name in sorted(names):
             reduce: Callable[[NDArray[Any]], NDArray[Any]] = (
@@ -192,11 +209,11 @@ class SlideStore:
                 with writing(self.path):
                     self._array(f"{name}/{index}")[...] = level
 
-    def finish(self) -> None:
-        """Say that it is complete, once all of it is on the disk; the last thing written."""
+    def finish(self, computed: dict[str, Any]) -> None:
+        """Say that it is complete, once all of it is on the disk; `computed` says on what (`store_attributes`)."""
         with writing(self.path):
             sync_tree(self.path)
-            self.attributes["complete"] = True
+            self.attributes |= {"computed": computed, "complete": True}
             self._root.attrs[ATTRIBUTES] = self.attributes
             sync_files([self.path / ROOT_FILE])
 
@@ -212,6 +229,10 @@ class SlideStore:
         place = (cells.y // array.chunks[0], cells.x // array.chunks[1])
         path = self.path / name / array.metadata.encode_chunk_key(place)
         write_bytes(path, numcodecs.Zstd(ZSTD_LEVEL).encode(chunk), durable)
+
+    def _has(self, name: str) -> bool:
+        # Asked for its array: to open a group, zarr 3.1 needs an assert that `python -O` leaves out.
+        return f"{name}/0" in self._root
 
     def _array(self, name: str) -> "zarr.Array[Any]":
         if name not in self._arrays:
@@ -229,12 +250,14 @@ def create_store(
 ) -> SlideStore:
     """A new store at `path`, which is there whole or not at all.
 
-    `attributes` must hold the `recipe`; what lay at `path` is replaced, and `clear` is called when that is gone and
-    before the new store is there. Raises OutputError.
+    `attributes` are those of provenance.py; what lay at `path` is replaced, and `clear` is called when that is gone and
+    before the new store is there. Without maps to fill it is complete at once. Raises OutputError.
     """
     contents: dict[str, Buffer] = {}
     root = zarr.create_group(
-        MemoryStore(contents), zarr_format=3, attributes={ATTRIBUTES: attributes | {"complete": False}}
+        MemoryStore(contents),
+        zarr_format=3,
+        attributes={ATTRIBUTES: attributes | {"complete": not layout.maps}},
     )
     labels = root.create_group("labels")
     if layout.maps:

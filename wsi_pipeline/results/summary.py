@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 import wsi_pipeline
 from wsi_pipeline.base.types import Mask
-from wsi_pipeline.results.provenance import recipe_key
+from wsi_pipeline.results.provenance import key_of
 from wsi_pipeline.results.regions import IdcRegion
 from wsi_pipeline.slides.slide import Slide
 from wsi_pipeline.tiling.cell_status import Status
@@ -110,12 +110,12 @@ def region_info(regions: Sequence[IdcRegion]) -> dict[str, Any]:
 def summarise(
     slide: Slide,
     overview: Overview,
-    recipe: dict[str, Any],
+    recipes: tuple[dict[str, Any], dict[str, Any]],
     counts: dict[str, Any],
     watch: Stopwatch,
     warnings: list[str],
 ) -> dict[str, Any]:
-    """What summary.json says of any run."""
+    """What summary.json says of any run; `recipes` are the map's and the report's."""
     grid = overview.plan.grid
     return {
         "slide": str(slide.path),
@@ -135,8 +135,10 @@ def summarise(
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": {"wsi_pipeline": wsi_pipeline.__version__}
         | {name: metadata.version(name) for name in VERSIONED},
-        "recipe_key": recipe_key(recipe),
-        "recipe": recipe,
+        "map_key": key_of(recipes[0]),
+        "report_key": key_of(recipes[1]),
+        "map_recipe": recipes[0],
+        "report_recipe": recipes[1],
     }
 
 

@@ -72,6 +72,11 @@ def write_patches(
     return unreadable
 
 
+def count_exported(folder: OutPath) -> int:
+    """The patches that lie in `folder` as PNG."""
+    return sum(len(names(folder / label)) for label in LABEL_FOLDERS)
+
+
 def _png_places(name: str, plan: Plan, labels: NDArray[np.int8] | None) -> dict[tuple[int, int], str]:
     """Where each kept patch's PNG goes, by the patch's row and column."""
     x0, y0, _ = patch_positions(plan)

@@ -7,7 +7,7 @@ numbers go anywhere.
 import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from wsi_pipeline.base.errors import DeviceLostError
+from wsi_pipeline.base.errors import DeviceLostError, ModelError
 from wsi_pipeline.inference.engines.accelerator import device_errors, exact_float32
 from wsi_pipeline.inference.engines.batching import BatchRunner, Engine, Precision
 from wsi_pipeline.inference.engines.cuda_engine import CudaEngine, batch_size_of
@@ -144,6 +144,14 @@ class Engines:
                     continue
                 return self._logged(Chosen(runner, float(moved.max()), len(patches), tuple(refused)))
             return self._logged(Chosen(plain, 0.0, len(patches), tuple(refused)))
+
+    def in_precision(self, precision: str) -> "Engines":
+        """Those of the same model and device, asked for that precision. Raises ModelError where it is unknown."""
+        try:
+            options = replace(self.options, precision=precision)  # type: ignore[arg-type]
+        except ValueError as error:
+            raise ModelError(f"precision {precision} is not known here") from error
+        return Engines(self.model, self.device, options)
 
     def _computed(
         self, runner: BatchRunner, patches: NDArray[np.uint8], tables: Tables | None

@@ -11,15 +11,13 @@ import warnings
 from functools import cached_property
 
 import numpy as np
-import openvino
 import torch
 from numpy.typing import NDArray
-from openvino.frontend import FrontEndManager
-from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 from torch import nn
 
 from wsi_pipeline.inference.engines.batching import Precision
 from wsi_pipeline.inference.engines.quantise import Ranges, conv_ranges, quantised
+from wsi_pipeline.inference.engines.quiet_openvino import FrontEndManager, TorchScriptPythonDecoder, openvino
 from wsi_pipeline.inference.engines.torch_engine import folded, input_table
 from wsi_pipeline.models.calibration import probability
 from wsi_pipeline.models.card import ModelCard
@@ -125,7 +123,14 @@ class OpenVinoEngine:
             "INFERENCE_NUM_THREADS": self._threads,
             "ENABLE_CPU_PINNING": False,  # several processes would be pinned to the same cores
         }
-        return self._graphs.core.compile_model(graph, "CPU", properties)
+        compiled = self._graphs.core.compile_model(graph, "CPU", properties)
+        # Where a CPU has no bfloat16, OpenVINO takes float32 without a word: then that is not what it is called.
+        if (
+            self.precision == "bf16"
+            and compiled.get_property("INFERENCE_PRECISION_HINT") != openvino.Type.bf16
+        ):
+            raise ValueError("this CPU computes it in float32")
+        return compiled
 
 
 def filled(patches: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:

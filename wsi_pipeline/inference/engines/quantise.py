@@ -8,9 +8,9 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
-import openvino
 from numpy.typing import NDArray
-from openvino import opset13 as ops
+
+from wsi_pipeline.inference.engines.quiet_openvino import openvino, ops
 
 LEVELS = 256
 

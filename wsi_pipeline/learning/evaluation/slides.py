@@ -109,7 +109,7 @@ def evaluate_slide(
     classifier: "Classifier",
     run: RunOptions = DEFAULT_RUN,
 ) -> EvaluatedSlide:
-    """The map of the slide, made by `infer_slide` into `out` (one of the same recipe is used again), and its labels.
+    """The map of the slide, made by `infer_slide` into `out` (one of the same map key is used again), and its labels.
 
     `known` is its label picture or its outlines. Raises what `infer_slide` raises, and DataError where the
     labels do not fit the slide.
