@@ -55,13 +55,14 @@ def read_plane(path: Path, mpp: float | None) -> tuple[RgbImage, tuple[float, fl
     if path.suffix.lower() in (".jpg", ".jpeg"):
         if mpp is None:
             raise SystemExit(f"{path}: a picture has no scale, give --mpp")
+        Image.MAX_IMAGE_PIXELS = None
         with Image.open(path) as picture:
             size = (round(picture.width * mpp / wanted), round(picture.height * mpp / wanted))
             return np.asarray(picture.convert("RGB").resize(size, Image.Resampling.BOX)), (wanted, wanted)
-    with open_slide(path, mpp) as slide:
-        plane = slide.plane_at(wanted)
-        rgb = slide.read_whole(plane).rgb
-        return rgb, (plane.downsample_x * slide.mpp[0], plane.downsample_y * slide.mpp[1])
+    slide = open_slide(path, mpp)
+    plane = slide.plane_at(wanted)
+    rgb = slide.read_whole(plane).rgb
+    return rgb, (plane.downsample_x * slide.mpp[0], plane.downsample_y * slide.mpp[1])
 
 
 def tissue_under(rgb: RgbImage, mpp: tuple[float, float], lamp: tuple[float, ...]) -> Tissue:
