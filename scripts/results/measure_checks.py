@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageEnhance
 
-from wsi_pipeline.inference.stain_check import StainCheck, check_stain, slide_densities
+from wsi_pipeline.inference.stain_check import HUE_PATCHES, StainCheck, check_stain, slide_densities
 from wsi_pipeline.learning.datasets import LabelledPatches, SplitOptions, load_split
 from wsi_pipeline.learning.datasets.duplicates import near_pairs
 from wsi_pipeline.learning.datasets.image_stats import thumbnail
@@ -55,11 +55,12 @@ def main() -> int:
     measure_normalisation(model, val)
     measure_other_stains(model, val)
     for name, side in (("training", train), ("validation", val)):
-        patients = [
-            check_stain(patch_densities(side.pixels[side.patients == p]), card.stain)
-            for p in np.unique(side.patients)
-        ]
+        densities = [patch_densities(side.pixels[side.patients == p]) for p in np.unique(side.patients)]
+        patients = [check_stain(one, card.stain) for one in densities]
         tell_drift(f"{len(patients)} {name} patients", patients)
+        exchanged = [check_stain(one[:, ::-1], card.stain) for one in densities if len(one) >= HUE_PATCHES]
+        tell_swapped(f"{len(patients)} {name} patients", patients)
+        tell_swapped(f"{len(exchanged)} of them with red and blue exchanged", exchanged)
     if args.slides:
         mounts = [drift_of(path, card) for path in sorted(args.slides.glob("*.tiff"))]
         tell_drift(f"{len(mounts)} whole mounts", mounts)
@@ -135,6 +136,11 @@ def tell_drift(name: str, found: list[StainCheck | None]) -> None:
     print(
         f"stain, {name}: {flagged} flagged; furthest {spreads:.1f} spreads, {fold:.1f}-fold hue", flush=True
     )
+
+
+def tell_swapped(name: str, found: list[StainCheck | None]) -> None:
+    """Print of how many red and blue look swapped."""
+    print(f"red and blue, {name}: {sum(bool(one and one.swapped) for one in found)} look swapped", flush=True)
 
 
 def _as_jpeg(quality: int) -> Callable[[Image.Image], Image.Image]:

@@ -144,7 +144,7 @@ def test_without_openvino_torch_computes(
 ) -> None:
     caplog.set_level("INFO")
     monkeypatch.setitem(sys.modules, "openvino", None)  # what an import finds where it is not installed
-    for module in ("openvino_engine", "quantise"):
+    for module in ("openvino_engine", "quantise", "quiet_openvino"):
         monkeypatch.delitem(sys.modules, f"wsi_pipeline.inference.engines.{module}", raising=False)
     scored = adapted(shipped, made_patches(shipped.card, 5), precision="int8")
     assert scored.members[0].chosen.runner.engine.name == "torch"
@@ -239,7 +239,9 @@ def test_each_member_of_an_ensemble_has_its_own_engine(shipped: Model) -> None:
     both = Classifier([shipped, of_the_zoo("cancernet", input_px=50)], CPU, ClassifyOptions()).adapted(
         patch_densities(sample), sample
     )
-    assert [info["precision"] for info in both.engine_info] == [both.members[0].precision, "fp32"]
+    by_model = {member.model.card.name: member.precision for member in both.members}
+    assert by_model["idc_default"] == Classifier([shipped], CPU, ClassifyOptions()).precision
+    assert sorted(info["precision"] for info in both.engine_info) == sorted([by_model["idc_default"], "fp32"])
     scores, spread = both.scores_and_spread(sample)
     assert scores.shape == spread.shape == (20,)
 

@@ -1,5 +1,6 @@
 """A stain like the training data's passes, another is told; a few patches are given the benefit of chance."""
 
+import itertools
 import json
 from dataclasses import replace
 
@@ -108,6 +109,62 @@ def test_validation_patients_pass_and_another_stain_is_flagged(shared):
     stain_check = check_stain(patch_densities(np.asarray(region) for region in regions), stain)
     assert stain_check
     assert stain_check.is_far
+
+
+# What stains absorb of red, green and blue.
+HAEMATOXYLIN, EOSIN, DAB = np.array([(0.54, 0.74, 0.42), (0.09, 0.83, 0.5), (0.45, 0.8, 1.0)])
+
+
+def mixtures(one: np.ndarray, other: np.ndarray, seed: int = 0) -> np.ndarray:
+    """Densities of 64 patches, float [64, 3], each with so much of both stains as chance gives it."""
+    amounts = np.random.default_rng(seed).gamma(2, 0.08, (64, 2))
+    return amounts @ np.stack([one, other])
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_red_and_blue_swapped_are_named(seed):
+    stained = mixtures(HAEMATOXYLIN, EOSIN, seed)
+    right, swapped = check_stain(stained, STAIN), check_stain(stained[:, ::-1], STAIN)
+    assert right
+    assert swapped
+    assert not right.swapped
+    assert swapped.swapped
+    assert swapped.is_far
+    assert "red and blue look swapped" in swapped.warning
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_haematoxylin_and_dab_are_not_taken_for_swapped(seed):
+    stain_check = check_stain(mixtures(HAEMATOXYLIN, DAB, seed), STAIN)
+    assert stain_check
+    assert not stain_check.swapped
+
+
+@pytest.mark.parametrize("lamp", [*itertools.product((0.85, 1.0), repeat=3)])
+def test_the_tint_of_a_lamp_is_not_taken_for_swapped(lamp):
+    stain_check = check_stain(mixtures(HAEMATOXYLIN, EOSIN) - np.log10(lamp), STAIN)
+    assert stain_check
+    assert not stain_check.swapped
+
+
+def test_few_patches_are_never_called_swapped():
+    stain_check = check_stain(mixtures(HAEMATOXYLIN, EOSIN)[:15, ::-1], STAIN)
+    assert stain_check
+    assert not stain_check.swapped
+
+
+def test_a_real_slide_is_called_swapped_when_it_is(shared):
+    stain = load_model(SHIPPED / "idc_default.safetensors").card.stain
+    with OpenSlide(shared / "data/slides/breast_40x.svs") as slide:
+        level = slide.get_best_level_for_downsample(16)
+        places = [(int(x), int(y)) for x in range(1000, 24000, 1600) for y in range(1000, 9600, 1600)]
+        patches = [np.asarray(slide.read_region(at, level, (50, 50)).convert("RGB")) for at in places]
+    right, swapped = (
+        check_stain(patch_densities(p[..., ::step] for p in patches), stain) for step in (1, -1)
+    )
+    assert right
+    assert swapped
+    assert (right.swapped, swapped.swapped) == (False, True)
 
 
 def test_a_slide_is_measured_on_patches_spread_over_its_tissue(tmp_path):

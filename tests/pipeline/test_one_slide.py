@@ -32,7 +32,7 @@ def test_a_slide_is_mapped_by_its_path_and_a_place_alone(slide: Path, tmp_path: 
     made = (out / "a/summary.json").stat().st_mtime_ns
     result = wp.infer_slide(str(slide), str(out))
     assert (out / "a/summary.json").stat().st_mtime_ns == made
-    assert result.summary["recipe"]["model"]["name"] == "idc_default"
+    assert result.summary["map_recipe"]["models"][0]["name"] == "idc_default"
     assert result.folder == out / "a"
 
 

@@ -10,6 +10,7 @@ from wsi_pipeline.pipeline.config import TileConfig, TileGridOptions
 from wsi_pipeline.pipeline.run import RunOptions
 from wsi_pipeline.pipeline.tile import tile_slide
 from wsi_pipeline.results.run_folder import MARKER, Standing, check_outside, find_run, standing_of
+from wsi_pipeline.results.store import SlideStore
 
 OVERWRITE = RunOptions(overwrite=True)
 CONFIG = TileConfig(grid=TileGridOptions(patch_px=50, mpp=4.0))
@@ -57,16 +58,25 @@ def test_a_damaged_store_of_ours_may_be_replaced(slide: Path, tmp_path: Path) ->
     folder = tile_slide(slide, tmp_path / "out", CONFIG).folder
     (folder / "slide.zarr/zarr.json").write_text("{}")
     with pytest.raises(RecipeError, match="not a slide store"):
-        find_run(folder, "x", overwrite=False)
+        find_run(folder, lambda _: [], overwrite=False)
     assert not tile_slide(slide, tmp_path / "out", CONFIG, run=OVERWRITE).skipped
 
 
 def test_what_a_run_would_find_is_known_before_it(slide: Path, tmp_path: Path) -> None:
-    assert standing_of(tmp_path / "out/a", "x", overwrite=False) is Standing.NEW
+    def other(_: SlideStore) -> list[str]:
+        return ["grid.mpp: 4.0 there, 2.0 here"]
+
+    def same(_: SlideStore) -> list[str]:
+        return []
+
+    assert standing_of(tmp_path / "out/a", other, overwrite=False) is Standing.NEW
     folder = tile_slide(slide, tmp_path / "out", CONFIG).folder
-    with pytest.raises(RecipeError, match="another slide, scale, model or options"):
-        standing_of(folder, "x", overwrite=False)
-    assert standing_of(folder, "x", overwrite=True) is Standing.NEW
+    assert standing_of(folder, same, overwrite=False) is Standing.DONE
+    with pytest.raises(RecipeError, match=r"grid\.mpp: 4\.0 there, 2\.0 here"):
+        standing_of(folder, other, overwrite=False)
+    assert standing_of(folder, other, overwrite=True) is Standing.NEW
+    (folder / "summary.json").unlink()
+    assert standing_of(folder, same, overwrite=False) is Standing.BEGUN
 
 
 @pytest.mark.parametrize("place", ["out/a", "out/a/a.tiff", "out/b/export/x.tiff", "link/a/a.tiff"])

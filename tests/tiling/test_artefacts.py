@@ -9,6 +9,7 @@ from PIL import Image
 
 from wsi_pipeline.base.geometry import Plane
 from wsi_pipeline.tiling.artefacts import ArtefactOptions, find_artefacts
+from wsi_pipeline.tiling.tissue import TissueOptions, find_tissue
 
 PLANE = Plane(32, 32)
 MPP = (8.0, 8.0)
@@ -36,7 +37,8 @@ def tissue_of(stains, glass=(243, 243, 243), noise=2.0):
 
 
 def find(rgb, tissue=TISSUE, **switches):
-    return find_artefacts(rgb, PLANE, MPP, tissue, ArtefactOptions(**switches))
+    glass = find_tissue(rgb, PLANE, MPP, TissueOptions()).glass
+    return find_artefacts(rgb, PLANE, MPP, tissue, glass, ArtefactOptions(**switches))
 
 
 class TestFindArtefacts:
@@ -49,6 +51,14 @@ class TestFindArtefacts:
         quality = find(tissue_of(stains, glass))
         assert not quality.rejected.any()
         assert quality.areas_mm2 == {"pen": 0, "dark": 0}
+
+    @laws
+    @given(
+        stains=st.dictionaries(st.sampled_from([*STAINS]), st.floats(0.1, 0.9), min_size=1),
+        lamp=st.tuples(*[st.floats(0.5, 1)] * 3).filter(lambda lamp: min(lamp) >= 0.85 * max(lamp)),
+    )
+    def test_a_lamp_makes_no_ink(self, stains, lamp):
+        assert not find((tissue_of(stains) * lamp).astype(np.uint8)).rejected.any()
 
     @pytest.mark.parametrize("ink", INKS)
     def test_ink_on_tissue_is_rejected_with_a_margin(self, ink):

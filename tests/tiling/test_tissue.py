@@ -7,6 +7,7 @@ from conftest import SHARED
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from scipy import ndimage
 
 from wsi_pipeline.base.geometry import Plane
 from wsi_pipeline.tiling.tissue import Tissue, TissueOptions, find_tissue
@@ -30,6 +31,12 @@ glasses = st.one_of(
     st.builds(lambda level, tint: (level, level, level - tint), st.integers(205, 250), st.integers(0, 20)),
     st.builds(lambda level, tint: (level - tint, level, level), st.integers(205, 250), st.integers(0, 12)),
 )
+# What is left of red, green and blue under a dim lamp with a tint.
+lamps = st.builds(
+    lambda brightness, tint: brightness * np.asarray(tint),
+    st.floats(0.5, 1),
+    st.tuples(*[st.floats(0.85, 1)] * 3),
+)
 laws = settings(max_examples=25)
 
 
@@ -42,6 +49,13 @@ def stained(rgb, where, stain, od=0.3):
     """The picture with the stain laid over the glass at `where`."""
     absorbed = np.exp(-od * np.asarray(STAINS[stain]))
     return np.where(where[..., None], rgb * absorbed, rgb)
+
+
+def structured(rgb, stain, od):
+    """The picture all covered with tissue that has structure, as real tissue has and glass has not."""
+    noise = ndimage.gaussian_filter(np.random.default_rng(1).normal(0, 1, rgb.shape[:2]), 1.5)
+    density = od * (1 + 0.25 * noise / noise.std()).clip(0.3)
+    return rgb * np.exp(-density[..., None] * np.asarray(STAINS[stain]))
 
 
 def ellipse(height, width, mpp, x_um, y_um, radius_x_um, radius_y_um):
@@ -100,9 +114,10 @@ class TestFindTissue:
     @pytest.mark.parametrize("stain", STAINS)
     @pytest.mark.parametrize("od", [0.3, 0.8])
     def test_a_plane_full_of_tissue_is_all_tissue(self, stain, od):
-        full = np.ones((100, 120), bool)
-        rgb = as_picture(stained(empty_glass(100, 120, (243, 243, 243), 3), full, stain, od))
-        assert find(rgb).mask.all()
+        rgb = as_picture(structured(empty_glass(100, 120, (243, 243, 243), 3), stain, od))
+        found = find(rgb)
+        assert found.glass_assumed
+        assert found.mask.all()
 
     @laws
     @given(glass=st.sampled_from(GLASSES), top=st.integers(0, 60), left=st.integers(0, 60))
@@ -141,6 +156,88 @@ class TestFindTissue:
         found = find(np.full((1, 1, 3), 243, np.uint8))
         assert found.mask.shape == (1, 1)
         assert found.reason
+
+
+class TestLamp:
+    """A lamp multiplies each channel of the whole slide: what is tissue stays so."""
+
+    def section(self, stain="eosin", od=0.3):
+        """A scene whose tissue has structure, and where it is."""
+        glass = empty_glass(200, 300, (243, 243, 243), 1.5)
+        where = scene()[1]
+        return np.where(where[..., None], structured(glass, stain, od), glass), where
+
+    def check(self, rgb, where):
+        found = find(as_picture(rgb))
+        assert not found.glass_assumed
+        assert abs(found.mask.mean() - where.mean()) < 0.03
+        assert overlap(found.mask, where) > 0.9
+
+    @laws
+    @given(lamp=lamps, stain=st.sampled_from([*STAINS]), od=st.floats(0.2, 1.2))
+    @example(lamp=(0.6, 0.6, 0.6), stain="eosin", od=0.3)
+    @example(lamp=(1, 1, 0.85), stain="eosin", od=0.3)
+    @example(lamp=(1, 0.85, 1), stain="eosin", od=0.3)
+    def test_tissue_beside_glass_is_found_under_any_lamp(self, lamp, stain, od):
+        rgb, where = self.section(stain, od)
+        self.check(rgb * lamp, where)
+
+    @laws
+    @given(lamp=lamps)
+    def test_the_glass_found_is_that_of_the_lamp(self, lamp):
+        rgb, _ = self.section()
+        (glass,) = find(as_picture(rgb * lamp)).glass
+        assert np.abs(glass.rgb - 243 * np.asarray(lamp)).max() < 2.5
+
+    @laws
+    @given(lamp=lamps)
+    def test_empty_glass_holds_no_tissue_under_any_lamp(self, lamp):
+        found = find(as_picture(empty_glass(90, 120, (243, 243, 243), 1.5) * lamp))
+        assert not found.mask.any()
+        assert not found.glass_assumed
+
+    @laws
+    @given(lamp=lamps, x_um=st.floats(100, 2300))
+    def test_a_bright_spot_is_not_taken_for_the_glass(self, lamp, x_um):
+        rgb, where = self.section()
+        spot = ellipse(*where.shape, MPP, x_um, 150, 90, 90)
+        rgb = np.where(spot[..., None], 255, rgb * lamp)
+        found = find(as_picture(rgb))
+        assert not found.glass_assumed
+        assert overlap(found.mask & ~spot, where & ~spot) > 0.9
+
+    @laws
+    @given(lamp=lamps, level=st.integers(0, 30), width=st.integers(1, 60))
+    def test_a_black_frame_changes_nothing(self, lamp, level, width):
+        rgb, where = self.section()
+        framed = np.full((200 + 2 * width, 300 + 2 * width, 3), 0.6 * level)
+        framed[width:-width, width:-width] = rgb * lamp
+        found = find(as_picture(framed)).mask
+        inside = found[width:-width, width:-width]
+        assert found.sum() == inside.sum()
+        assert overlap(inside, where) > 0.9
+
+    @laws
+    @given(lamp=lamps, stain=st.sampled_from([*STAINS]), od=st.floats(0.3, 1.2))
+    @example(lamp=(0.85, 1, 0.85), stain="eosin", od=0.3)
+    def test_without_glass_all_is_tissue_and_the_glass_is_said_to_be_assumed(self, lamp, stain, od):
+        rgb = structured(empty_glass(100, 120, (243, 243, 243), 1.5), stain, od) * lamp
+        found = find(as_picture(rgb))
+        assert found.glass_assumed
+        assert found.mask.mean() > 0.97
+
+    def test_a_lamp_that_dims_bit_by_bit_changes_the_share_bit_by_bit(self):
+        rgb, _ = self.section(od=0.2)
+        shares = [find(as_picture(rgb * lamp)).mask.mean() for lamp in np.arange(1, 0.5, -0.02)]
+        assert np.abs(np.diff(shares)).max() < 0.01
+
+    def test_a_small_gap_in_a_slide_full_of_tissue_is_enough_glass(self):
+        glass = empty_glass(200, 300, (243, 243, 243), 1.5)
+        gap = ellipse(200, 300, MPP, 1000, 700, 160, 160)
+        rgb = np.where(gap[..., None], glass, structured(glass, "eosin", 0.4)) * (0.7, 0.6, 0.7)
+        found = find(as_picture(rgb))
+        assert not found.glass_assumed
+        assert overlap(found.mask, ~gap) > 0.98
 
 
 class TestWhatIsNoTissue:
@@ -254,6 +351,37 @@ class TestRealSlides:
         assert found.reason is None
         least_mm2, most_mm2 = expected_mm2
         assert least_mm2 < found.mask.sum() * mpp[0] * mpp[1] / 1e6 < most_mm2
+
+    @pytest.mark.parametrize(
+        "lamp", [(0.78, 0.78, 0.78), (0.5, 0.5, 0.5), (1, 1, 0.85), (1, 0.85, 1), (0.6, 0.7, 0.7)]
+    )
+    @pytest.mark.parametrize(("name", "mpp_x"), [("breast_40x.svs", 0.26), ("cmu_1_small_region.svs", 0.499)])
+    def test_the_lamp_changes_the_share_by_less_than_a_hundredth(self, name, mpp_x, lamp):
+        rgb, mpp = read_plane(SHARED / "data/slides" / name, mpp_x)
+        share = find(rgb, mpp).mask.mean()
+        assert abs(find(as_picture(rgb * lamp), mpp).mask.mean() - share) < 0.01
+
+    @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+    @pytest.mark.parametrize("lamp", [(1, 1, 1), (0.7, 0.7, 0.7), (1, 0.85, 1)])
+    @pytest.mark.parametrize(
+        ("name", "least", "most"), [("frozen_section", 0.2, 0.3), ("frozen_tinted_glass", 0.28, 0.38)]
+    )
+    def test_tissue_on_tinted_glass_is_found(self, name, least, most, lamp):
+        with Image.open(SHARED / f"data/frozen/{name}.jpg") as picture:
+            size = [round(n * 0.687 / OPTIONS.mpp) for n in picture.size]
+            picture.draft("RGB", (picture.width // 8, picture.height // 8))
+            picture.load()
+        found = find(as_picture(np.asarray(picture.resize(size, Image.Resampling.BOX)) * np.asarray(lamp)))
+        assert not found.glass_assumed
+        assert least < found.mask.mean() < most
+
+    def test_a_field_inside_tissue_is_all_tissue(self):
+        rgb, mpp = read_plane(SHARED / "data/slides/breast_40x.svs", 0.26)
+        field = rgb[100:180, 430:530]
+        for lamp in [(1, 1, 1), (0.6, 0.6, 0.6), (0.85, 1, 0.85)]:
+            found = find(as_picture(field * lamp), mpp)
+            assert found.glass_assumed
+            assert found.mask.mean() > 0.97
 
     def test_dust_out_of_focus_and_hair_stay_out(self):
         rgb, mpp = read_plane(SHARED / "data/slides/breast_40x.svs", 0.26)

@@ -23,6 +23,14 @@ MAX_SPREADS = 2.5
 MAX_HUE_FOLD = 2.0
 # The hue of fewer patches is that of what they happen to show.
 HUE_PATCHES = 16
+# Below this optical density in green a patch is mostly glass, and its hue is noise.
+MIN_HUE_OD = 0.05
+# Red and blue are swapped where the channels exchanged fit so many times better; slides of H&E as they are fit twice
+# as well as exchanged, or more.
+SWAPPED_FIT = 0.7
+# And where the tenth patch least blue is as far as this below the card's blue, as a logarithm of the ratio to green:
+# DAB beside haematoxylin varies as much, but towards more blue.
+SWAPPED_BLUE = -0.2
 
 
 @dataclass(frozen=True)
@@ -38,17 +46,24 @@ class StainCheck:
     # How many times the ratio of red (or blue) to green density is that of the card, or the card's is it; the
     # larger of the two. None of fewer than 16 patches.
     hue_fold: float | None
+    # Whether red and blue look exchanged.
+    swapped: bool = False
 
     @property
     def is_far(self) -> bool:
-        """Whether it is further off than patients of the training set are from one another."""
-        return self.spreads > MAX_SPREADS or (self.hue_fold or 1) > MAX_HUE_FOLD
+        """Whether it is further off than patients of the training set are from one another, or swapped."""
+        return self.swapped or self.spreads > MAX_SPREADS or (self.hue_fold or 1) > MAX_HUE_FOLD
 
     @property
     def warning(self) -> str:
         """A sentence for people; empty where the stain is near enough."""
         if not self.is_far:
             return ""
+        if self.swapped:
+            return (
+                "red and blue look swapped: exchanged, the stain fits the model's training data, as it is it does "
+                "not. Was the file written from BGR pixels? Write it again as RGB; these probabilities mean nothing"
+            )
         found = [f"its optical density lies {self.spreads:.1f} times the spread among training patients off"]
         if self.hue_fold and self.hue_fold > MAX_HUE_FOLD:
             found.append(f"its hue is {self.hue_fold:.1f}-fold off")
@@ -71,7 +86,27 @@ def check_stain(densities: NDArray[np.float64], stain: "Stain") -> StainCheck | 
         ratios = np.maximum(found, 1e-3) / mean
         hue = float(np.exp(np.abs(np.log(ratios / ratios[1])).max()))
     red, green, blue = (float(value) for value in found)
-    return StainCheck((red, green, blue), n, float((np.abs(found - mean) / spread).max()), hue)
+    spreads = float((np.abs(found - mean) / spread).max())
+    return StainCheck((red, green, blue), n, spreads, hue, _is_swapped(densities, stain))
+
+
+def _is_swapped(densities: NDArray[np.float64], stain: "Stain") -> bool:
+    """Whether red and blue of these densities, float [N, 3], look exchanged, by a card of H&E.
+
+    Haematoxylin and eosin absorb blue about equally, beside green; red is what haematoxylin alone absorbs. So the
+    ratio of blue to green is nearly the same in every patch, and the card knows it; the ratio of red varies.
+    """
+    red_mean, green_mean, blue_mean = stain.od_mean
+    coloured = np.maximum(densities[densities[:, 1] >= MIN_HUE_OD], 1e-3)  # [n, 3]
+    if len(coloured) < HUE_PATCHES or red_mean >= blue_mean:
+        return False
+    expected = np.log(blue_mean / green_mean)
+    red, blue = (np.log(coloured[:, c] / coloured[:, 1]) - expected for c in (0, 2))  # [n]
+    fits = np.sqrt((red**2).mean()) < SWAPPED_FIT * np.sqrt((blue**2).mean())
+    steadier = (
+        red.std() < SWAPPED_FIT * blue.std()
+    )  # the lamp's tint shifts a ratio, and leaves how it varies
+    return bool(fits and steadier and np.percentile(blue, 10) < SWAPPED_BLUE)
 
 
 def slide_densities(slide: Slide, plan: Plan) -> NDArray[np.float64]:

@@ -9,6 +9,7 @@ and blood do), folds (as dark as dense carcinoma beside them), and blur (docs/ti
 """
 
 from dataclasses import dataclass
+from itertools import product
 from typing import Annotated
 
 import numpy as np
@@ -18,7 +19,7 @@ from scipy import ndimage
 from wsi_pipeline.base.geometry import Plane
 from wsi_pipeline.base.options import Field, options
 from wsi_pipeline.base.types import Mask, RgbImage
-from wsi_pipeline.tiling.tissue import channel_od, find_glass, strips, without_small
+from wsi_pipeline.tiling.tissue import Glass, channel_od, strips, without_small
 
 
 @options
@@ -61,25 +62,30 @@ class Artefacts:
 
 
 def find_artefacts(
-    rgb: RgbImage, plane: Plane, mpp: tuple[float, float], tissue: Mask, options: ArtefactOptions
+    rgb: RgbImage,
+    plane: Plane,
+    mpp: tuple[float, float],
+    tissue: Mask,
+    glass: tuple[Glass, ...],
+    options: ArtefactOptions,
 ) -> Artefacts:
     """The tissue on a low-power plane that should not be scored.
 
     rgb: the whole plane, uint8 [row, col, 3]. plane: where it lies on the slide.
     mpp: micrometres per pixel of `rgb`, along x and along y.
     tissue: what was found to be tissue, and could be read; nothing else is rejected.
+    glass: what the glass may be (tissue.py); what is spoilt is so relative to each.
     """
-    glass = find_glass(rgb, np.ones_like(tissue))
     checked = {"pen": options.check_pen, "dark": options.check_dark}
-    found = {reason: np.zeros_like(tissue) for reason, wanted in checked.items() if wanted}
-    for rows in strips(len(rgb)):
-        red, green, blue = channel_od(rgb[rows], glass)
+    found = {reason: np.ones_like(tissue) for reason, wanted in checked.items() if wanted}
+    for rows, one in product(strips(len(rgb)), glass):
+        red, green, blue = channel_od(rgb[rows], one)
         if options.check_pen:
-            found["pen"][rows] = red - green > options.min_pen_od
+            found["pen"][rows] &= red - green > options.min_pen_od
         if options.check_dark:
             mean = (red + green + blue) / 3
             spread = np.maximum(np.maximum(red, green), blue) - np.minimum(np.minimum(red, green), blue)
-            found["dark"][rows] = (mean > options.min_dark_od) & (spread <= options.max_grey_share * mean)
+            found["dark"][rows] &= (mean > options.min_dark_od) & (spread <= options.max_grey_share * mean)
 
     rejected = np.zeros_like(tissue)
     areas_mm2 = {}

@@ -92,7 +92,9 @@ def make_overview(slide: Slide, options: OverviewOptions, grid: GridOptions) -> 
     mpp = (mask_plane.downsample_x * slide.mpp[0], mask_plane.downsample_y * slide.mpp[1])
     thumbnail, plane = _no_larger(thumbnail, plane, slide)
     tissue = find_tissue(seen.rgb, mask_plane, mpp, options.tissue, seen.readable)
-    artefacts = find_artefacts(seen.rgb, mask_plane, mpp, tissue.mask & seen.readable, options.quality)
+    artefacts = find_artefacts(
+        seen.rgb, mask_plane, mpp, tissue.mask & seen.readable, tissue.glass, options.quality
+    )
     plan = plan_patches(slide, tissue.mask, artefacts.rejected, mask_plane, grid)
     warnings = [*slide.warnings]
     if slide.scale_note:
@@ -101,6 +103,11 @@ def make_overview(slide: Slide, options: OverviewOptions, grid: GridOptions) -> 
         warnings.append(
             f"patches are enlarged {max(slide.mpp) / grid.mpp:.2f} times: the slide has {max(slide.mpp):g} "
             f"um per pixel, the grid wants {grid.mpp:g}"
+        )
+    if tissue.glass_assumed:
+        colours = " or ".join("rgb({:.0f}, {:.0f}, {:.0f})".format(*glass.rgb) for glass in tissue.glass)
+        warnings.append(
+            f"no empty glass was seen: tissue was found as if the glass were {colours}; look at tissue.png"
         )
     if tissue.reason:
         warnings.append(f"no tissue: {tissue.reason}")

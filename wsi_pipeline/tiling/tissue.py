@@ -16,6 +16,7 @@ What this makes of fat: the thin walls of fat cells are stained and the cells ar
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 from typing import Annotated
 
 import numpy as np
@@ -30,14 +31,35 @@ from wsi_pipeline.base.types import Mask, RgbImage
 
 Floats = NDArray[np.float32]
 
-# Taken for the glass where no pixel looks like any: what scanners make of clear glass.
-USUAL_GLASS = np.array([243, 243, 243], np.float32)
-# Added to every value before the logarithm: near black, the scanner's noise would look like colour.
+# What scanners make of clear glass under a white lamp.
+USUAL_GLASS = 243.0
+# Added to every value before the logarithm, on a slide of the usual brightness: near black, the scanner's noise would
+# look like colour.
 DARK_NOISE = 10.0
 # Rows of the plane looked at together: what is worked out on the way takes several times the memory of the picture.
 STRIP_ROWS = 256
+# As many pixels, evenly over the plane, say what the glass is.
+SAMPLED_PIXELS = 250_000
 # Fewer pixels like glass than this, of all, may be anything.
 MIN_GLASS_SHARE = 0.002
+# A pixel is flat where no channel changes by more than this, as a logarithm, to any of the eight pixels so far from it:
+# on real slides so are nine in ten pixels of glass, and two in a hundred of tissue.
+FLAT_UM = 16.0
+MAX_GLASS_CHANGE = 0.02
+# A level of brightness is that of glass where at least this share of its pixels is flat: in narrow gaps half are.
+MIN_FLAT_SHARE = 0.3
+# The brightest channel of the dimmest glass; and the darkest channel of the most tinted glass, beside its brightest:
+# tinted glass under a tinted lamp.
+MIN_GLASS_LEVEL = 90.0
+MIN_GLASS_TINT = 0.75
+# Darker than this, on a slide of the usual brightness, is the black around a scan.
+BLACK_LEVEL = 40.0
+# Scanners pad with pure white.
+PADDING_LEVEL = 253.5
+# The brightest pixels, less those that a speck of dust lights up.
+BRIGHT_PERCENTILE = 99.5
+# Pixels are counted by brightness in steps of this, as a logarithm.
+LEVEL_STEP = 0.005
 
 
 @options
@@ -79,15 +101,6 @@ class TissueOptions:
 
 
 @dataclass(frozen=True)
-class Tissue:
-    """Where tissue lies on `plane`; `reason` says why nothing was found, and is None where something was."""
-
-    mask: Mask
-    plane: Plane
-    reason: str | None
-
-
-@dataclass(frozen=True)
 class Glass:
     """Colour of the empty glass, and its noise: how far a channel's optical density strays from their mean.
 
@@ -96,6 +109,25 @@ class Glass:
 
     rgb: Floats  # [3]
     noise_od: float
+
+
+@dataclass(frozen=True)
+class Tissue:
+    """Where tissue lies on `plane`; `reason` says why nothing was found, and is None where something was.
+
+    `glass` is what the glass may be: one colour where it was seen, two where it was assumed, none where no pixel
+    holds a picture.
+    """
+
+    mask: Mask
+    plane: Plane
+    reason: str | None
+    glass: tuple[Glass, ...]
+
+    @property
+    def glass_assumed(self) -> bool:
+        """Whether no empty glass was seen on the slide."""
+        return len(self.glass) > 1
 
 
 def find_tissue(
@@ -116,40 +148,53 @@ def find_tissue(
     seen = readable & ~_outside_scan(rgb, readable, mpp, options)
     if not seen.any():
         empty = np.zeros(rgb.shape[:2], np.bool_)
-        return Tissue(empty, plane, f"none of the {seen.size} pixels of the low-power plane holds a picture")
+        return Tissue(
+            empty, plane, f"none of the {seen.size} pixels of the low-power plane holds a picture", ()
+        )
 
     smooth = _smoothed(rgb, seen, mpp, options)
-    glass = find_glass(smooth, seen)
-    by_noise_od = min(options.noise_sigmas * glass.noise_od, options.max_stain_od)
+    glass = find_glass(smooth, seen, mpp)
+    by_noise_od = min(options.noise_sigmas * glass[0].noise_od, options.max_stain_od)
     threshold_od = max(by_noise_od, options.min_stain_od)
     stained = _is_stained(smooth, glass, threshold_od, options) & seen
     del smooth  # of a large slide the most that an overview holds
     mask = _tidied(stained, mpp, options)
     mask[~seen] = False
     mask |= _surrounded(mask, readable)
-    return Tissue(mask, plane, None if mask.any() else _why_empty(stained, glass, threshold_od, mpp, options))
+    reason = None if mask.any() else _why_empty(stained, glass[0], threshold_od, mpp, options)
+    return Tissue(mask, plane, reason, glass)
 
 
-def find_glass(rgb: RgbImage | Floats, seen: Mask) -> Glass:
-    """The colour of the empty glass and its noise, from a plane [row, col, 3], 0 to 255, where `seen`.
+def find_glass(rgb: Floats, seen: Mask, mpp: tuple[float, float]) -> tuple[Glass, ...]:
+    """What the empty glass may be: one colour where glass is seen, two that are assumed where there is none.
 
-    Glass is bright and nearly colourless; a tint is yellow, grey or blue, never the pink or purple of a stain
-    that absorbs green most. Of such pixels the brightest common level is the glass: what is paler than tissue
-    and fills the slide is still darker than what lies beside it. Pure white is padding that scanners add, and
-    counts as glass only where there is no other.
+    rgb: a smoothed plane [row, col, 3], 0 to 255. seen: which pixels count, at least one.
+    mpp: micrometres per pixel, along x and along y.
+
+    How bright the lamp is, and its tint, is the slide's own affair: every step here gives the same when a channel
+    of the whole plane is multiplied. Glass is flat: over 16 um it changes by its noise only, where tissue has
+    structure. Of the flat pixels the brightest common level is the glass: what is paler than tissue and fills
+    the slide is still darker than what lies beside it. Pure white is padding that scanners add, and counts as
+    glass only where there is no other that is nearly grey.
+
+    Where nothing is flat, bright and common, all that is seen may be tissue. Then the glass is assumed: grey, as
+    bright as the brightest pixels are in their brightest channel (right under a white lamp); or as bright in each
+    channel as the brightest pixels are there (right where the lamp has a tint, but blind to tissue of one colour).
     """
-    every = seen.size // 500_000 + 1
-    sample = rgb.reshape(-1, 3)[::every][seen.ravel()[::every]].astype(np.float32)  # [n, 3]
-    if len(sample) == 0:
-        return Glass(USUAL_GLASS, 0.0)
+    sample, flat = _sampled(rgb, seen, mpp)
     brightest, darkest = sample.max(axis=1), sample.min(axis=1)
-    not_pink = sample[:, 1] >= (sample[:, 0] + sample[:, 2]) / 2 - 6
-    not_pink &= sample[:, 1] >= sample[:, 0] - 9  # nor the brown of pale DAB
-    like_glass = (brightest >= 190) & (brightest - darkest <= 28) & not_pink
-    for candidates in (like_glass & (darkest < 253.5), like_glass):
-        if candidates.sum() >= MIN_GLASS_SHARE * len(sample):
-            return _brightest_common(sample[candidates])
-    return Glass(USUAL_GLASS, 0.0)
+    lamp_colour = (brightest >= MIN_GLASS_LEVEL) & (darkest >= MIN_GLASS_TINT * brightest)
+    white = darkest >= PADDING_LEVEL
+    beside_padding = lamp_colour & ~white
+    if white.mean() >= MIN_GLASS_SHARE:  # or it is overexposed glass, and what is pink beside it is tissue
+        beside_padding &= _nearly_grey(sample)
+    for candidates in (beside_padding, lamp_colour):
+        glass = _brightest_common(sample, candidates, flat)
+        if glass:
+            return (glass,)
+    grey = np.full(3, np.percentile(brightest, BRIGHT_PERCENTILE), np.float32)
+    by_channel = np.percentile(sample, BRIGHT_PERCENTILE, axis=0).astype(np.float32)
+    return Glass(grey, 0.0), Glass(by_channel, 0.0)
 
 
 def strips(rows: int) -> Iterator[slice]:
@@ -160,34 +205,72 @@ def strips(rows: int) -> Iterator[slice]:
 
 def channel_od(rgb: RgbImage | Floats, glass: Glass) -> tuple[Floats, Floats, Floats]:
     """Optical density of red, green and blue relative to the glass, each [row, col]; 0 where brighter."""
+    noise = glass.rgb * np.float32(DARK_NOISE / USUAL_GLASS)
     red, green, blue = (
-        np.maximum(np.log((glass.rgb[c] + DARK_NOISE) / (rgb[..., c] + np.float32(DARK_NOISE))), 0)
-        for c in range(3)
+        np.maximum(np.log((glass.rgb[c] + noise[c]) / (rgb[..., c] + noise[c])), 0) for c in range(3)
     )
     return red, green, blue
 
 
-def _is_stained(rgb: Floats, glass: Glass, threshold_od: float, options: TissueOptions) -> Mask:
-    stained = np.empty(rgb.shape[:2], np.bool_)
-    for rows in strips(len(rgb)):
-        red, green, blue = channel_od(rgb[rows], glass)
+def _is_stained(rgb: Floats, glass: tuple[Glass, ...], threshold_od: float, options: TissueOptions) -> Mask:
+    """Where the plane is stained relative to any colour that the glass may have."""
+    stained = np.zeros(rgb.shape[:2], np.bool_)
+    for rows, one in product(strips(len(rgb)), glass):
+        red, green, blue = channel_od(rgb[rows], one)
         spread = np.maximum(np.maximum(red, green), blue) - np.minimum(np.minimum(red, green), blue)
         share = options.min_stain_share / 3 * (red + green + blue)
-        stained[rows] = spread > np.maximum(share, threshold_od)
+        stained[rows] |= spread > np.maximum(share, threshold_od)
     return stained
 
 
-def _brightest_common(sample: Floats) -> Glass:
-    level = sample.mean(axis=1)  # [n]
-    counts = ndimage.uniform_filter1d(np.bincount(np.rint(level).astype(int), minlength=256).astype(float), 3)
+def _sampled(rgb: Floats, seen: Mask, mpp: tuple[float, float]) -> tuple[Floats, Mask]:
+    """Pixels evenly over those seen [n, 3], and which of them are flat [n]."""
+    every = seen.size // SAMPLED_PIXELS + 1
+    height, width = seen.shape
+    at = np.flatnonzero(seen.ravel()[::every]) * every
+    if not len(at):
+        at = np.flatnonzero(seen)
+    pixels = rgb.reshape(-1, 3)
+    sample = np.maximum(pixels[at], 1).astype(np.float32)
+    row, column = at // width, at % width
+    down, right = (max(1, round(FLAT_UM / size_um)) for size_um in (mpp[1], mpp[0]))
+    flat = np.ones(len(at), np.bool_)
+    for rows, columns in product((-down, 0, down), (-right, 0, right)):
+        beside = np.clip(row + rows, 0, height - 1) * width + np.clip(column + columns, 0, width - 1)
+        change = np.abs(np.log(np.maximum(pixels[beside], 1) / sample)).max(axis=1)
+        flat &= seen.ravel()[beside] & (change <= MAX_GLASS_CHANGE)
+    return sample, flat
+
+
+def _nearly_grey(sample: Floats) -> Mask:
+    """Which pixels [n, 3] have a slight tint of yellow, grey or blue, not the pink or brown of a pale stain."""
+    red, green, blue = sample.T
+    grey = sample.min(axis=1) >= 0.885 * sample.max(axis=1)
+    return np.asarray(grey & (green >= 0.975 * (red + blue) / 2) & (green >= 0.963 * red))
+
+
+def _brightest_common(sample: Floats, lamp_colour: Mask, flat: Mask) -> Glass | None:
+    """The glass among pixels [n, 3], or None where there is none."""
+    level = np.log(sample).mean(axis=1)  # [n]
+    bins = np.rint(level / LEVEL_STEP).astype(int)
+    size = round(np.log(256) / LEVEL_STEP) + 2
+    of_lamp_colour, counts = (
+        ndimage.uniform_filter1d(np.bincount(bins[chosen], minlength=size).astype(float), 3)
+        for chosen in (lamp_colour, lamp_colour & flat)
+    )
+    mostly_flat = counts >= MIN_FLAT_SHARE * of_lamp_colour
+    candidates = lamp_colour & flat & mostly_flat[bins]
+    if candidates.sum() < max(1, MIN_GLASS_SHARE * len(sample)):
+        return None
+    counts *= mostly_flat
     common = np.flatnonzero(counts >= 0.2 * counts.max())[-1]
     while counts[common - 1] > counts[common]:  # from the peak's bright foot up to its top
         common -= 1
-    colour = np.median(sample[np.abs(level - common) <= 2], axis=0)
+    colour = np.median(sample[candidates & (np.abs(level / LEVEL_STEP - common) <= 1.6)], axis=0)
     # On the bright side of the peak there is noise only, no pale tissue; a median absolute deviation of noise
     # is 1 / 1.4826 of its standard deviation.
-    brighter = sample[level >= colour.mean()]
-    od = np.log((brighter + DARK_NOISE) / (colour + DARK_NOISE))
+    brighter = sample[candidates & (level >= np.log(colour).mean())]
+    od = np.log(brighter / colour)
     tint_od = od - od.mean(axis=1, keepdims=True)  # [n, 3]
     return Glass(colour.astype(np.float32), 1.4826 * float(np.median(np.abs(tint_od))))
 
@@ -214,7 +297,11 @@ def _smoothed(rgb: RgbImage, seen: Mask, mpp: tuple[float, float], options: Tiss
 
 def _outside_scan(rgb: RgbImage, readable: Mask, mpp: tuple[float, float], options: TissueOptions) -> Mask:
     """Black that reaches in from an edge of the plane, and frames of one colour along its edges."""
-    black = readable & (rgb[..., 0] < 40) & (rgb[..., 1] < 40) & (rgb[..., 2] < 40)
+    every = readable.size // SAMPLED_PIXELS + 1
+    sample = rgb.reshape(-1, 3)[::every][readable.ravel()[::every]]
+    brightest = np.percentile(sample.max(axis=1), BRIGHT_PERCENTILE) if len(sample) else USUAL_GLASS
+    black_level = BLACK_LEVEL * min(1, brightest / USUAL_GLASS)
+    black = readable & (rgb[..., 0] < black_level) & (rgb[..., 1] < black_level) & (rgb[..., 2] < black_level)
     labels = label(black, connectivity=1)
     at_edge = np.unique(np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]]))
     outside: Mask = black & np.isin(labels, at_edge)
