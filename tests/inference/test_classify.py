@@ -17,7 +17,7 @@ from wsi_pipeline.inference.classifier import Classifier
 from wsi_pipeline.inference.classify import ClassifyOptions, classify_blocks
 from wsi_pipeline.inference.device import choose_device, reader_threads
 from wsi_pipeline.inference.engines.batching import BatchRunner
-from wsi_pipeline.inference.engines.choice import Chosen
+from wsi_pipeline.inference.engines.choice import Chosen, Engines
 from wsi_pipeline.models.card import Stain
 from wsi_pipeline.models.stain import normalise_stain, patch_densities, stain_tables
 
@@ -231,3 +231,26 @@ def test_more_threads_decode_before_a_gpu_unless_a_number_is_asked_for() -> None
     assert reader_threads(ClassifyOptions(), torch.device("cpu")) == 2
     assert reader_threads(ClassifyOptions(), gpu) == len(os.sched_getaffinity(0))
     assert reader_threads(ClassifyOptions(reader_threads=3), gpu) == 3
+
+
+def test_every_engine_is_ready_before_any_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+    # While torch.fx follows one network to fold it, networks that compute on other threads fail.
+    seen: list[str] = []
+    choose, start = Engines.choose, BatchRunner.start
+
+    def choosing(self, *args):  # type: ignore[no-untyped-def]
+        chosen = choose(self, *args)
+        seen.append("ready")
+        return chosen
+
+    def starting(self, *args):  # type: ignore[no-untyped-def]
+        seen.append("computes")
+        return start(self, *args)
+
+    classifier = Classifier([brightness_model(), dimmer_model()], CPU, ClassifyOptions(precision="fp32"))
+    monkeypatch.setattr(Engines, "choose", choosing)
+    monkeypatch.setattr(BatchRunner, "start", starting)
+    classifier.scores(grey(10, 77))
+    assert [word for word in seen if word == "ready"] == ["ready", "ready"]
+    last_ready = len(seen) - 1 - seen[::-1].index("ready")
+    assert seen[last_ready + 1 :] == ["computes", "computes"]

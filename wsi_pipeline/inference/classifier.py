@@ -190,6 +190,9 @@ class Classifier:
 
     def start(self, patches: NDArray[np.uint8]) -> PendingScores:
         """Begin on patches, uint8 [n, patch_px, patch_px, 3], which must stay as they are until they are scored."""
+        for member in self.members:
+            # Before any computes: while torch.fx follows one network, those on other threads fail.
+            _ = member.chosen
         return PendingScores([member.start(patches) for member in self.members])
 
     def scores(self, patches: NDArray[np.uint8]) -> NDArray[np.float32]:
