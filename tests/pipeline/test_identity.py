@@ -22,6 +22,7 @@ from wsi_pipeline.models.context import ContextCard, ContextStep
 from wsi_pipeline.pipeline import infer as pipeline
 from wsi_pipeline.pipeline import run as pipeline_run
 from wsi_pipeline.pipeline.config import InferConfig, TileConfig, TileGridOptions
+from wsi_pipeline.pipeline.estimate import estimator_of_inference, estimator_of_tiling
 from wsi_pipeline.pipeline.identity import (
     DECIDES_NOTHING,
     map_report,
@@ -32,6 +33,7 @@ from wsi_pipeline.pipeline.identity import (
 from wsi_pipeline.pipeline.infer import infer_slide
 from wsi_pipeline.pipeline.maps import choose_map
 from wsi_pipeline.pipeline.run import RunOptions
+from wsi_pipeline.pipeline.slide_jobs import InferJob, TileJob
 from wsi_pipeline.pipeline.tile import tile_slide
 from wsi_pipeline.results.provenance import (
     CARD_DECIDES_NOTHING,
@@ -41,6 +43,7 @@ from wsi_pipeline.results.provenance import (
     key_of,
 )
 from wsi_pipeline.results.regions import DelineateOptions
+from wsi_pipeline.results.run_folder import Standing
 from wsi_pipeline.results.store import PatchTable, SlideStore, StoreLayout, create_store
 from wsi_pipeline.slides.catalog import SlideEntry
 from wsi_pipeline.slides.slide import Slide, open_slide
@@ -679,6 +682,30 @@ def test_a_plan_of_tile_slides_is_compared_before_it_is_gone_on_with(
     with pytest.raises(RecipeError, match=r"plan\.chunk_cells"):
         tile_slide(path, tmp_path, TILES, export=True)
     assert pipeline_run.same_plan(None, PLAN, tmp_path, RunOptions()) is None
+
+
+def test_a_dry_run_says_what_would_be_drawn_again_and_what_goes_on(path: Path, tmp_path: Path) -> None:
+    def standing(**options: Any) -> Standing:
+        job = InferJob(tmp_path, InferConfig(**options), ("idc_default",), "cpu")
+        return estimator_of_inference(job)(SlideEntry(path, "a")).standing
+
+    assert standing() is Standing.NEW
+    config, one = InferJob(tmp_path, InferConfig(), ("idc_default",), "cpu").load(0)
+    folder = infer_slide(path, tmp_path, config, one).folder
+    assert standing() is Standing.DONE
+    assert standing(delineate=DelineateOptions(threshold=0.72)) is Standing.TO_DRAW
+    (folder / "report.png").unlink()
+    assert standing() is Standing.TO_DRAW
+    with pytest.raises(RecipeError, match=r"grid\.stride_px: 50 there, 25 here"):
+        standing(grid=GridOptions(stride_px=25))
+
+    def tiling(export: bool) -> Standing:
+        job = TileJob(tmp_path / "tiles", TILES, export=export)
+        return estimator_of_tiling(job)(SlideEntry(path, "a")).standing
+
+    tile_slide(path, tmp_path / "tiles", TILES)
+    assert tiling(export=False) is Standing.DONE
+    assert tiling(export=True) is Standing.BEGUN
 
 
 def test_summary_and_store_carry_the_keys(path: Path, tmp_path: Path) -> None:

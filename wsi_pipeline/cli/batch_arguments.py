@@ -33,7 +33,7 @@ def add_batch_arguments(parser: argparse.ArgumentParser, config: str) -> None:
         help="um per level-0 pixel of slides that do not say theirs",
     )
     parser.add_argument(
-        "--overwrite", action="store_true", help="replace results of another recipe (model, options, slide)"
+        "--overwrite", action="store_true", help="replace results of another model, slide, scale or options"
     )
     parser.add_argument(
         "--stage-to", type=Path, metavar="DIR", help="copy slides here ahead of use, and remove them after it"

@@ -34,7 +34,8 @@ def dry_run(entries: Sequence[SlideEntry], estimate: Estimator, workers: int | N
         f"{outcomes['new'] + outcomes['begun']} slides, {patches:,} patches: about {span(seconds / count)} with "
         f"{count} {'worker' if count == 1 else 'workers at best'}, up to "
         f"{_size(sum(slide.disk_bytes for slide in slides))} on the disk; {outcomes['begun']} begun before, "
-        f"{outcomes['done']} done already, {outcomes['refused']} refused, {outcomes['would fail']} would fail"
+        f"{outcomes['done'] + outcomes['to draw']} done already, {outcomes['refused']} refused, "
+        f"{outcomes['would fail']} would fail"
     )
     if outcomes["nothing run"] == len(entries):
         return NOTHING_RUN
@@ -44,6 +45,8 @@ def dry_run(entries: Sequence[SlideEntry], estimate: Estimator, workers: int | N
 def _described(slide: Estimate) -> str:
     if slide.standing is Standing.DONE:
         return "done already by the same recipe: would be skipped"
+    if slide.standing is Standing.TO_DRAW:
+        return "mapped already: only its regions, pictures and numbers would be made again"
     begun = "; begun before, a run goes on with it" if slide.standing is Standing.BEGUN else ""
     return (
         f"{slide.patches:,} patches in {slide.blocks:,} blocks, about {span(slide.seconds)}, "

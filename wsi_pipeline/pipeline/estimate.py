@@ -17,11 +17,14 @@ from PIL import Image
 
 from wsi_pipeline.base.files import OutPath
 from wsi_pipeline.pipeline.config import InferConfig, TileConfig
-from wsi_pipeline.pipeline.identity import wanted_map, wanted_patches
+from wsi_pipeline.pipeline.identity import map_key_of, patches_report, wanted_map, wanted_patches
+from wsi_pipeline.pipeline.infer import why_draw_map
 from wsi_pipeline.pipeline.maps import choose_map
 from wsi_pipeline.pipeline.slide_jobs import InferJob, TileJob, check_entry
+from wsi_pipeline.pipeline.tile import why_tile_again
 from wsi_pipeline.results.provenance import file_sha256
 from wsi_pipeline.results.run_folder import Standing, standing_of
+from wsi_pipeline.results.store import SlideStore
 from wsi_pipeline.slides.annotations.cell_labels import outlines_on_slide
 from wsi_pipeline.slides.annotations.files import outlines_of
 from wsi_pipeline.slides.catalog import SlideEntry
@@ -45,7 +48,7 @@ OnPatches = Callable[[NDArray[np.uint8]], int]
 class Estimate:
     """Of one slide: its patches and blocks, the seconds that it takes one worker, and the bytes it leaves.
 
-    `standing`: what an earlier run left of it; where that is all of it, nothing else is estimated.
+    `standing`: what an earlier run left of it; where no patch is left to do, nothing else is estimated.
     """
 
     patches: int
@@ -92,7 +95,7 @@ class Estimator:
         began = time.perf_counter()
         slide = open_slide(entry.path, entry.mpp, entry.name, mpp_if_missing=entry.mpp_if_missing)
         standing = self._standing(slide)
-        if standing is Standing.DONE:
+        if standing in (Standing.DONE, Standing.TO_DRAW):
             return Estimate(0, 0, 0.0, 0, standing)
         overview = make_overview(slide, self._config.overview, self._config.grid)
         if self._check_plan:
@@ -126,7 +129,13 @@ def estimator_of_tiling(job: TileJob) -> Estimator:
     def standing(slide: Slide) -> Standing:
         found = outlines(slide)
         wanted = wanted_patches(slide, config, file_sha256(found) if found else None)
-        return standing_of(job.out / slide.name, wanted.differences, job.overwrite)
+        folder = job.out / slide.name
+
+        def why(store: SlideStore) -> str | None:
+            return why_tile_again(folder, patches_report(map_key_of(store), slide, config, job.export))
+
+        standing = standing_of(folder, wanted.differences, job.overwrite, why)
+        return Standing.BEGUN if standing is Standing.TO_DRAW else standing  # there may be patches to export
 
     def check_labels(slide: Slide, plan: Plan) -> None:
         if found := outlines(slide):
@@ -144,8 +153,14 @@ def estimator_of_inference(job: InferJob) -> Estimator:
     config, classifier = job.load(0)
 
     def standing(slide: Slide) -> Standing:
-        wanted = wanted_map(slide, classifier.models, config, choose_map(classifier.models, config))
-        return standing_of(job.out / slide.name, wanted.differences, job.overwrite)
+        models, folder = classifier.models, job.out / slide.name
+        shown = choose_map(models, config)
+
+        def why(store: SlideStore) -> str | None:
+            return why_draw_map(folder, store, slide, models, (config, shown))
+
+        differs = wanted_map(slide, models, config, shown).differences
+        return standing_of(folder, differs, job.overwrite, why)
 
     def classify(patches: NDArray[np.uint8]) -> int:
         classifier.scores_and_spread(patches)

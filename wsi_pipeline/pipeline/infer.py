@@ -80,8 +80,7 @@ def infer_slide(
         wanted, folder = wanted_map(opened, models, config, shown), out / opened.name
         store, drawn_again = find_run(folder, wanted.differences, run.overwrite), ""
         if store and store.is_complete:
-            report = map_report(map_key_of(store), opened, config, shown)
-            why = why_draw(folder, report, _outputs(models))
+            why = why_draw_map(folder, store, opened, models, (config, shown))
             if why is None:
                 return finished_result(folder)
             drawn_again = why
@@ -212,9 +211,16 @@ def fill_store(
             progress(done, total)
 
 
-def _outputs(models: "Sequence[Model]") -> list[str]:
-    """The files that lie beside a finished map."""
-    return [name for name in OUTPUTS if name != "uncertainty.png" or len(models) > 1]
+def why_draw_map(
+    folder: OutPath,
+    store: SlideStore,
+    slide: Slide,
+    models: "Sequence[Model]",
+    how: tuple[InferConfig, ShownMap],
+) -> str | None:
+    """Why what lies beside a whole map is to be made again, as `why_draw`; how: its config and which map is shown."""
+    needed = [name for name in OUTPUTS if name != "uncertainty.png" or len(models) > 1]
+    return why_draw(folder, map_report(map_key_of(store), slide, *how), needed)
 
 
 def _maps_of(shown: ShownMap, models: "Sequence[Model]") -> tuple[str, ...]:

@@ -60,7 +60,7 @@ def tile_slide(
         wanted, folder = wanted_patches(opened, config, _hash_of(outlines)), out / opened.name
         store, drawn_again = find_run(folder, wanted.differences, run.overwrite), ""
         if store:
-            why = _why_draw(folder, patches_report(map_key_of(store), opened, config, export))
+            why = why_tile_again(folder, patches_report(map_key_of(store), opened, config, export))
             if why is None:
                 return finished_result(folder)
             drawn_again = why
@@ -103,8 +103,8 @@ def _hash_of(outlines: Path | None) -> str | None:
     return file_sha256(outlines) if outlines else None
 
 
-def _why_draw(folder: OutPath, report: dict[str, Any]) -> str | None:
-    """As `why_draw`; PNGs that nobody asks for may lie there, and those asked for must."""
+def why_tile_again(folder: OutPath, report: dict[str, Any]) -> str | None:
+    """As `why_draw` says of a map; PNGs that nobody asks for may lie there, and those asked for must."""
     found = read_summary(folder) if is_finished(folder) else {}
     exported = bool(found.get("report_recipe", {}).get("export"))
     wanted = bool(report["export"])

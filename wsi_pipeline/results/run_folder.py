@@ -30,12 +30,16 @@ OUTPUTS = (
 Differences = Callable[[SlideStore], Sequence[str]]
 """What of a store's recipe is not as it is wanted now, value by value; nothing where all is."""
 
+WhyDraw = Callable[[SlideStore], str | None]
+"""Why what lies beside a finished store is to be made again, as `why_draw` says."""
+
 
 class Standing(enum.Enum):
-    """What lies in a run folder of a recipe: nothing of it, its beginning, or all of it."""
+    """What lies in a run folder of what is wanted: nothing, its beginning, the map but not its report, or all of it."""
 
     NEW = "new"
     BEGUN = "begun"
+    TO_DRAW = "to draw"
     DONE = "done"
 
 
@@ -87,8 +91,13 @@ def find_run(folder: OutPath, differs: Differences, overwrite: bool) -> SlideSto
     return store
 
 
-def standing_of(folder: OutPath, differs: Differences, overwrite: bool) -> Standing:
-    """What a run would find in the folder. Raises RecipeError where it would."""
+def standing_of(
+    folder: OutPath, differs: Differences, overwrite: bool, why: WhyDraw | None = None
+) -> Standing:
+    """What a run would find in the folder, before the slide is looked at. Raises RecipeError where it would.
+
+    Without `why`, what lies beside a finished store is taken as what is wanted.
+    """
     path = folder / STORE_NAME
     if not tree_exists(path, ROOT_FILE):
         _check_ours(folder)
@@ -101,7 +110,9 @@ def standing_of(folder: OutPath, differs: Differences, overwrite: bool) -> Stand
         if overwrite:
             return Standing.NEW
         raise
-    return Standing.DONE if store.is_complete and is_finished(folder) else Standing.BEGUN
+    if not (store.is_complete and is_finished(folder)):
+        return Standing.BEGUN
+    return Standing.TO_DRAW if why and why(store) else Standing.DONE
 
 
 def claim(folder: OutPath) -> None:
