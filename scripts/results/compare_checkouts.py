@@ -74,17 +74,17 @@ CONFIGS: dict[str, dict[str, object]] = {
 
 @dataclass(frozen=True)
 class Case:
-    """Commands that run one after another in one folder; `told` where what they print is compared."""
+    """Commands that run one after another in one folder; `printed` where what they print is compared."""
 
     name: str
     commands: tuple[tuple[str, ...], ...]
-    told: bool = True
+    printed: bool = True
 
     @property
     def described(self) -> str:
         """Its commands, and the configs that they read."""
         files = {word for command in self.commands for word in command if word.endswith(".yaml")}
-        return json.dumps([self.commands, self.told, [Path(file).read_text() for file in sorted(files)]])
+        return json.dumps([self.commands, self.printed, [Path(file).read_text() for file in sorted(files)]])
 
 
 def main() -> int:
@@ -254,7 +254,7 @@ def slide_cases(inputs: Path, shared: Path, given: Path) -> list[Case]:
         Case("half_overlap", (("infer-slide", small, first, "--out", "maps", *config("half_overlap")),)),
         Case("int8", ((*infer, *config("int8")),)),
         Case("bf16", ((*infer, *config("bf16")),)),
-        Case("workers", (("infer-slide", first, second, small, "--out", "maps", "--workers", "2"),), told=False),
+        Case("workers", (("infer-slide", first, second, small, "--out", "maps", "--workers", "2"),), printed=False),
         Case("staged", ((*infer, "--stage-to", "copies"),)),
         Case("shard", ((*tile, small, "--shard", "2/2"),)),
         Case(
@@ -283,7 +283,7 @@ def model_cases(inputs: Path, given: Path) -> list[Case]:
     some = [str(path) for path in sorted((inputs / "patches").rglob("*.png"))[::20]]
     return [
         Case("train", (train, (*train, "--epochs", "4"))),  # another training in its folder is refused
-        Case("tune", ((*tune, "--trials", "2", "--epochs", "1"),), told=False),
+        Case("tune", ((*tune, "--trials", "2", "--epochs", "1"),), printed=False),
         Case(
             "train_context",
             (("train-context", "--model", "idc_default", "--slides", str(mounts), *config("context"),
@@ -299,7 +299,7 @@ def model_cases(inputs: Path, given: Path) -> list[Case]:
              ("classify-images", frozen, "--mpp", "0.687", "--json", "field.json"),
              ("classify-images", str(given.parent / "nuclei" / "tnbc"), "--resize", "--csv", "resized.csv")),
         ),
-        Case("evaluate", (("evaluate-model", "--data", patches, "--split", "all", *slides, "--out", "judged"),)),
+        Case("evaluate", (("evaluate-model", "--data", patches, "--split", "all", *slides, "--out", "evaluation"),)),
         Case("explore", (("explore-patches", patches, *config("train"), "--out", "patches.html"),)),
     ]  # fmt: skip
 
@@ -334,7 +334,7 @@ def run_cases(side: str, checkout: Path, cases: Sequence[Case], folder: Path, ke
 def run_step(checkout: Path, case: Case, index: int, place: Path) -> int:
     """Run one command of a case; beside its files lie its exit code and what it printed."""
     done = run_command(checkout, case.commands[index], place)
-    if case.told:
+    if case.printed:
         text = f"{done.stdout}--- stderr\n{done.stderr}"
         text = text.replace(str(place), "<case>").replace(str(checkout), "<checkout>")
         (place / f"{index}.printed").write_text(text)

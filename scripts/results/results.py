@@ -191,7 +191,7 @@ def page(val: list[Mapped], every: list[Mapped], classifier: Classifier) -> str:
 
 
 def map_thresholds(card: ModelCard) -> dict[str, float]:
-    """The threshold of each kind of map, none of them chosen on the whole mounts judged here."""
+    """The threshold of each kind of map, none of them chosen on the slides evaluated here."""
     if card.context is None:
         return {ALONE: card.threshold}
     chosen = card.context.metrics["thresholds"]

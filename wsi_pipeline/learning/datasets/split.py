@@ -100,7 +100,7 @@ def _drawn(listing: Listing, pool: NDArray[np.bool_], split: SplitOptions) -> ND
         if len(names) < 2:
             raise DataError(
                 f"{listing.folder}: found labelled patches of one {listing.by} alone, {', '.join(names) or 'none'}, "
-                f"expected two at least: one to train on and one to judge on; add a {listing.by}"
+                f"expected two at least: one to train on and one to evaluate on; add a {listing.by}"
             )
         count = min(max(1, round(split.val_share * len(names))), len(names) - 1)
         return np.asarray(pool & np.isin(listing.patients, rng.permutation(names)[:count]))
