@@ -321,7 +321,11 @@ def _cell(text: str) -> str:
 
 
 def main() -> int:
-    """Write the page."""
+    """Write the page; gives the exit code."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.parse_args()
     PAGE.write_text(options_page(), encoding="utf-8")
     print(PAGE)
     return 0

@@ -85,7 +85,7 @@ class EagerEngine:
 
 
 def input_table(card: ModelCard, tables: Tables | None) -> NDArray[np.float32]:
-    """float32 [768], of R, then G, then B: each value's, stain-normalised by `tables` and normalised as the card says."""
+    """float32 [768], of R, then G, then B: each value, stain-normalised by `tables`, then scaled as the card says."""
     values = np.tile(np.arange(256, dtype=np.uint8), (3, 1)) if tables is None else tables  # [3, 256]
     pixels = torch.from_numpy(np.ascontiguousarray(values.T)).view(1, 1, 256, 3)
     return normalised(pixels, card.mean, card.std)[0, :, 0].contiguous().numpy().ravel()

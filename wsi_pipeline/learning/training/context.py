@@ -90,7 +90,7 @@ class ContextTrainOptions:
     """A slide of n cells weighs as if of n ** (1 - balance): 0 every cell alike, 1 every slide alike."""
 
     folds: Annotated[int, Field(ge=2)] = 7
-    """Parts of the training patients, each scored by a step trained on the others."""
+    """Groups of the training patients, each scored by a step trained on the others."""
 
     compared_sigma: Annotated[float, Field(gt=0)] = 1.0
     """Deviation in patches of the plain mean that the step is measured against."""
