@@ -1,4 +1,4 @@
-"""Training the context step: it learns what neighbours tell, and never from the patients it is judged on."""
+"""Training the context step: it learns what neighbours tell, and never from the patients it is evaluated on."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -63,7 +63,7 @@ def test_the_step_learns_more_than_a_plain_mean_and_is_calibrated():
     assert set(metrics["dice_by_slide"]) == {"4", "5"}
 
 
-def test_the_same_seed_gives_the_same_step_and_the_judged_patients_do_not_matter():
+def test_the_same_seed_gives_the_same_step_and_the_evaluated_patients_do_not_matter():
     first, _ = fit_and_evaluate(SMALL, MOUNTS[:3], MOUNTS[4:5], 0.5)
     again, _ = fit_and_evaluate(SMALL, MOUNTS[:3], MOUNTS[5:], 0.3)
     assert first.card == again.card

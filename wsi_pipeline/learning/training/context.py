@@ -73,16 +73,26 @@ class ContextTrainOptions:
     """Shares of cells that are taken out of a drawn map; one of them is drawn: tissue has other holes elsewhere."""
 
     members: Annotated[int, Field(gt=0)] = 3
-    """Perceptrons, each trained by itself and then averaged, and hidden values in each of their two layers."""
+    """Perceptrons, each trained by itself; their log odds are averaged."""
 
     hidden: Annotated[int, Field(gt=0)] = 16
+    """Hidden values in each of a perceptron's two layers."""
+
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Share of what a perceptron sees, and of its hidden values, that is left out at each step."""
 
     steps: Annotated[int, Field(gt=0)] = 300
+    """Steps of the optimiser, AdamW."""
+
     batch_size: Annotated[int, Field(gt=0)] = 2048
+    """Cells that each perceptron sees at a step."""
+
     learning_rate: Annotated[float, Field(gt=0)] = 0.005
+    """The highest of the schedule, which rises to it and falls to nothing."""
+
     weight_decay: Annotated[float, Field(ge=0)] = 0.05
+    """Of AdamW."""
+
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.02
     """Outlines are coarse: no cell of a region's edge is certain."""
 
@@ -96,6 +106,8 @@ class ContextTrainOptions:
     """Deviation in patches of the plain mean that the step is measured against."""
 
     seed: int = 0
+    """Of the drawn maps, the folds and the first weights."""
+
     limits: str = ""
     """What the model's card says of its limits from now on; empty: what it says today."""
 
