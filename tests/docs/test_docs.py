@@ -44,8 +44,13 @@ FORBIDDEN = (
     *("told", "said", "judge", "judged", "judges", "judging", "judgement", "anew", "lanes", "appetite"),
     *("drift", "survey", "surveyed", "surveys", "mounts", "sections", "parts", "by wish", "hires"),
 )
-# Options of dask and of pip, and files that are not of this repository.
-OF_OTHER_PROGRAMS = frozenset({"--nthreads", "--resources", "--constraint"})
+# Options of dask, pip, docker and apptainer, and files that are not of this repository.
+OF_OTHER_PROGRAMS = frozenset(
+    {
+        *("--nthreads", "--resources", "--constraint", "--extra-index-url"),
+        *("--build-arg", "--nv", "--bind"),
+    }
+)
 OF_OTHERS = frozenset({"make_idc.py", "night.py"})
 # The line above a block that is not run says so by one of these.
 NEEDS = re.compile(r"\b(your|yours|you have|needs?|PATCHES|SLIDES|DATA|examples|by hand)\b")
@@ -150,9 +155,10 @@ def test_every_page_is_linked_from_the_readme_and_knows_the_glossary() -> None:
 def test_files_and_modules_that_a_page_names_are_there(page: Path) -> None:
     text = SCRIPT_SECTION.sub("", page.read_text(encoding="utf-8"))
     if page != WRITTEN_BY_SCRIPT:
-        for path in re.findall(r"\b(?:wsi_pipeline|scripts|tests|configs|docs)/[\w/.-]*[\w/]", text):
+        for path in re.findall(r"\b(?:wsi_pipeline|scripts|tests|configs|docs|docker)/[\w/.-]*[\w/]", text):
             assert (ROOT / path).exists(), f"{path}: no such file"
-    for module in re.findall(r"\b(?:wsi_pipeline|scripts)(?:\.[a-zA-Z_]\w*)+", text):
+    # After a slash it is a file, as docker/wsi_pipeline.def; wsi_pipeline.sif is the image that is built from that.
+    for module in re.findall(r"(?<!/)\b(?:wsi_pipeline(?!\.sif\b)|scripts)(?:\.[a-zA-Z_]\w*)+", text):
         path = ROOT / module.replace(".", "/")
         assert path.is_dir() or path.with_suffix(".py").exists(), f"{module}: no such module"
     for path in re.findall(r"\b[a-z_]+(?:/[a-z_]+)*\.py\b", " ".join(spans(page)) + prose(page)):
