@@ -42,7 +42,7 @@ INTRODUCTION = """# Options
 
 `--config` takes a YAML file, or the name of a config that is shipped. What the file leaves out keeps its default. A key
 that does not exist, a value of another type and a value out of its range end the command with exit code 2 and the
-key's name, before anything is run. Nested keys are written here with a dot: `grid.mpp` is
+key's name, before anything is run. [Glossary](glossary.md). Nested keys are written here with a dot: `grid.mpp` is
 
 ```yaml
 grid:

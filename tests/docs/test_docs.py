@@ -48,7 +48,7 @@ FORBIDDEN = (
 OF_OTHER_PROGRAMS = frozenset(
     {
         *("--nthreads", "--resources", "--constraint", "--extra-index-url"),
-        *("--build-arg", "--nv", "--bind"),
+        *("--build-arg", "--gpus", "--nv", "--bind"),
     }
 )
 OF_OTHERS = frozenset({"make_idc.py", "night.py"})
