@@ -23,5 +23,5 @@ def busy_share(device: torch.device) -> Iterator[list[float]]:
             yield samples
         finally:
             sampler.terminate()
-            told, _ = sampler.communicate()
-            samples += [float(line) / 100 for line in told.splitlines() if line.strip().isdigit()]
+            printed, _ = sampler.communicate()
+            samples += [float(line) / 100 for line in printed.splitlines() if line.strip().isdigit()]

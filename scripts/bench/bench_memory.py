@@ -51,8 +51,8 @@ def measure_peak(
         command.append("--no-network")
     if patches:
         command += ["--patches", str(patches)]
-    told = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, cwd=ROOT).stdout.split()
-    return Peak(*map(float, told))
+    printed = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, cwd=ROOT).stdout.split()
+    return Peak(*map(float, printed))
 
 
 def resident_mb(field: str) -> float:

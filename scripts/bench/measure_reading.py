@@ -2,7 +2,7 @@
 
     python -m scripts.bench.measure_reading ../shared/data/slides/breast_40x.svs --doc docs/performance.md
 
-Each way reads the same patches of the slide's tissue, taking turns; medians of several turns are told. With --large,
+Each way reads the same patches of the slide's tissue, taking turns; medians of several turns are printed. With --large,
 slides from small to large, that repeat a part of the same slide (tiled_slide.py), are opened, looked at and read as
 infer-slide does instead, each by a process of its own, for its seconds and its memory.
 """

@@ -180,7 +180,7 @@ def per_second(work: Callable[[], object], device: torch.device, seconds: float)
 def count_waits(run: Run, batches: Iterator[Batch]) -> int:
     """How often the host waited for the GPU in some steps."""
     before = torch.cuda.get_sync_debug_mode()
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         torch.cuda.set_sync_debug_mode("warn")
         try:
@@ -188,7 +188,7 @@ def count_waits(run: Run, batches: Iterator[Batch]) -> int:
                 take_step(run, batch, 1e-4)
         finally:
             torch.cuda.set_sync_debug_mode(before)
-    return sum("synchroniz" in str(warning.message) for warning in told)
+    return sum("synchroniz" in str(warning.message) for warning in caught)
 
 
 def finish(device: torch.device) -> None:

@@ -42,7 +42,7 @@ INTRODUCTION = """# Options
 
 `--config` takes a YAML file, or the name of a config that is shipped. What the file leaves out keeps its default. A key
 that does not exist, a value of another type and a value out of its range end the command with exit code 2 and the
-key's name, before anything is run. Nested keys are written here with a dot: `grid.mpp` is
+key's name, before anything is run. [Glossary](glossary.md). Nested keys are written here with a dot: `grid.mpp` is
 
 ```yaml
 grid:
@@ -321,7 +321,11 @@ def _cell(text: str) -> str:
 
 
 def main() -> int:
-    """Write the page."""
+    """Write the page; gives the exit code."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.parse_args()
     PAGE.write_text(options_page(), encoding="utf-8")
     print(PAGE)
     return 0

@@ -1,4 +1,4 @@
-"""Train every network of configs/train within a budget, judge all on the same patients, and write it down.
+"""Train every network of configs/train within a budget, evaluate all on the same patients, and write it down.
 
     python -m scripts.results.compare ../shared/data/idc --minutes 60 --work runs/compare
 
@@ -6,7 +6,7 @@ The time that a network takes is measured first, on a few batches; then it is gi
 as the budget holds, with a whole learning rate schedule, or, where not one fits, as many patches as do. A training
 that takes longer all the same ends with the epoch that passes the budget. On processors their own time counts, for
 each thread, so that it may be paused and other work may run beside. What is finished is kept: the same call
-goes on. Then one network once more, with patches of the judged patients among those trained on: how far a split by
+goes on. Then one network once more, with patches of the evaluated patients among those trained on: how far a split by
 patch flatters.
 """
 
@@ -38,7 +38,7 @@ CONFIGS = Path(__file__).parents[2] / "configs" / "train"
 SHIPPED = "idc_default"
 PATCH_PX = 50
 PROBE_BATCHES = 4
-# Of the judged patients' patches, this share is judged on in the experiment of the two splits; the split by patch
+# Of the evaluated patients' patches, this share is evaluated in the experiment of the two splits; the split by patch
 # trains on the others.
 TEST_SHARE = 0.2
 
@@ -93,7 +93,7 @@ def main() -> int:
             continue
         models[options.name] = model
         logits = kept_logits(model, val, folder / "logits.npz", device)
-        rows.append(Row(options.name, model, logits, told(allowance, history, options, device)))
+        rows.append(Row(options.name, model, logits, in_words(allowance, history, options, device)))
     shipped = load_model(SHIPPED)
     models["as shipped"] = shipped
     logits = kept_logits(shipped, val, args.work / "shipped_logits.npz", device)
@@ -161,7 +161,7 @@ def allowed(
     logging.info("%s: an epoch takes about %.1f minutes", options.name, epoch_s / 60)
     if epoch_s <= minutes * 60:
         return Allowance(min(options.epochs, int(minutes * 60 / epoch_s)), None, minutes)
-    # As many are then judged on in training; at the end all are.
+    # As many are then evaluated in training; at the end all are.
     fitting = int(minutes * 60 / (train_s + val_s))
     return Allowance(1, max(fitting, 2 * options.batch_size), minutes)
 
@@ -173,7 +173,7 @@ def spent_s(epochs: list[dict[str, Any]], device: torch.device) -> float:
     return sum(row["seconds"] for row in epochs)
 
 
-def told(
+def in_words(
     allowance: Allowance, history: list[dict[str, Any]], options: TrainOptions, device: torch.device
 ) -> str:
     """What the network got, in words."""
@@ -206,9 +206,9 @@ def kept_logits(model: Model, side: LabelledPatches, path: Path, device: torch.d
 def split_experiment(
     options: TrainOptions, data: Path, work: Path, minutes: float, device: torch.device
 ) -> tuple[LabelledPatches, dict[str, NDArray[np.float32]], dict[str, str], str]:
-    """The patches judged on, logits of them after either split, what each training got, and of which network.
+    """The patches evaluated, logits of them after either split, what each training got, and of which network.
 
-    Both trainings have as many patches and are judged on the very same ones.
+    Both trainings have as many patches and are evaluated on the very same ones.
     """
     logits, got, test = {}, {}, None
     rng = np.random.default_rng(0)
@@ -230,7 +230,7 @@ def split_experiment(
         model, first, history = trained(own, folder / "data", folder, minutes, device)
         test = load_side(folder / "data", options.patch_px, "val", own.split)
         logits[name] = kept_logits(model, test, folder / "logits.npz", device)
-        got[name] = told(first, history, options, device)
+        got[name] = in_words(first, history, options, device)
     assert test is not None
     return test, logits, got, options.name
 
@@ -244,7 +244,7 @@ def write_split(
 ) -> None:
     """A folder of the same sheets, whose manifest says another split.
 
-    Patches trained on of a patient who is judged as well get another patient's name: training refuses such a split,
+    Patches trained on of a patient who is evaluated as well get another patient's name: training refuses such a split,
     and rightly so.
     """
     tested = set(test_rows.tolist())

@@ -74,17 +74,17 @@ CONFIGS: dict[str, dict[str, object]] = {
 
 @dataclass(frozen=True)
 class Case:
-    """Commands that run one after another in one folder; `told` where what they print is compared."""
+    """Commands that run one after another in one folder; `printed` where what they print is compared."""
 
     name: str
     commands: tuple[tuple[str, ...], ...]
-    told: bool = True
+    printed: bool = True
 
     @property
     def described(self) -> str:
         """Its commands, and the configs that they read."""
         files = {word for command in self.commands for word in command if word.endswith(".yaml")}
-        return json.dumps([self.commands, self.told, [Path(file).read_text() for file in sorted(files)]])
+        return json.dumps([self.commands, self.printed, [Path(file).read_text() for file in sorted(files)]])
 
 
 def main() -> int:
@@ -148,17 +148,17 @@ def _arguments() -> argparse.Namespace:
 
 
 def make_inputs(before: Path, shared: Path, inputs: Path) -> Path:
-    """The folder of what both sides read: slides, mounts with labels, patches, configs; made once."""
-    slides, mounts, patches = inputs / "slides", inputs / "mounts", inputs / "patches"
+    """The folder of what both sides read: slides, slides with labels, patches, configs; made once."""
+    slides, labelled, patches = inputs / "slides", inputs / "labelled", inputs / "patches"
     slides.mkdir(parents=True, exist_ok=True)
     if not (slides / "sample.svs").exists():
         print("making the sample slide (half a minute)", flush=True)
         done = run_command(before, ("make_sample_slide.py", str(slides / "sample.svs")), slides)
         if done.returncode:
             raise SystemExit(done.stderr)
-    if not all((mounts / f"{patient}.tiff").exists() for patient in WHOLE_MOUNTS):
-        print("making whole mounts", flush=True)
-        make = [sys.executable, str(shared / "data" / "make_idc.py"), "slides", str(mounts)]
+    if not all((labelled / f"{patient}.tiff").exists() for patient in WHOLE_MOUNTS):
+        print("making slides with labels", flush=True)
+        make = [sys.executable, str(shared / "data" / "make_idc.py"), "slides", str(labelled)]
         subprocess.run([*make, "--patients", *WHOLE_MOUNTS], check=True, stdout=subprocess.DEVNULL)
     if not patches.exists():
         print("making patches", flush=True)
@@ -221,7 +221,7 @@ def find_slide(name: str, inputs: Path, given: Path) -> Path:
     """The file of a slide given by its name or path."""
     if Path(name).is_file():
         return Path(name).resolve()
-    folders = (inputs / "slides", inputs / "mounts", given)
+    folders = (inputs / "slides", inputs / "labelled", given)
     found = [
         path
         for folder in folders
@@ -235,8 +235,8 @@ def find_slide(name: str, inputs: Path, given: Path) -> Path:
 
 def slide_cases(inputs: Path, shared: Path, given: Path) -> list[Case]:
     """Other options, formats, workers, runs that go on or are refused, and slides that fail."""
-    mounts, small = inputs / "mounts", str(given / "cmu_1_small_region.svs")
-    first, second = str(mounts / "9023.tiff"), str(mounts / "9078.tiff")
+    labelled, small = inputs / "labelled", str(given / "cmu_1_small_region.svs")
+    first, second = str(labelled / "9023.tiff"), str(labelled / "9078.tiff")
     odd, bad = str(given / "jp2k_no_mpp.svs"), str(shared / "data" / "bad")
     ihc, absent = str(given / "ihc_sparse_jp2k.svs"), str(inputs / "nowhere.svs")
 
@@ -254,7 +254,7 @@ def slide_cases(inputs: Path, shared: Path, given: Path) -> list[Case]:
         Case("half_overlap", (("infer-slide", small, first, "--out", "maps", *config("half_overlap")),)),
         Case("int8", ((*infer, *config("int8")),)),
         Case("bf16", ((*infer, *config("bf16")),)),
-        Case("workers", (("infer-slide", first, second, small, "--out", "maps", "--workers", "2"),), told=False),
+        Case("workers", (("infer-slide", first, second, small, "--out", "maps", "--workers", "2"),), printed=False),
         Case("staged", ((*infer, "--stage-to", "copies"),)),
         Case("shard", ((*tile, small, "--shard", "2/2"),)),
         Case(
@@ -269,8 +269,8 @@ def slide_cases(inputs: Path, shared: Path, given: Path) -> list[Case]:
 
 def model_cases(inputs: Path, given: Path) -> list[Case]:
     """Training, and what is done with models beside mapping."""
-    patches, mounts = str(inputs / "patches"), inputs / "mounts"
-    small, first = str(given / "cmu_1_small_region.svs"), str(mounts / "9023.tiff")
+    patches, labelled = str(inputs / "patches"), inputs / "labelled"
+    small, first = str(given / "cmu_1_small_region.svs"), str(labelled / "9023.tiff")
     trained, frozen = "../train/model/tiny.safetensors", str(given.parent / "frozen" / "frozen_section.jpg")
 
     def config(name: str) -> tuple[str, str]:
@@ -278,15 +278,15 @@ def model_cases(inputs: Path, given: Path) -> list[Case]:
 
     train = ("train-model", *config("train"), "--data", patches, "--device", "cpu", "--out", "model")
     tune = ("tune-model", *config("tune"), "--data", patches, "--device", "cpu", "--out", "tuned")
-    slides = ("--slides", str(mounts))
+    slides = ("--slides", str(labelled))
     both = ("--model", "idc_default", "--model", trained)
     some = [str(path) for path in sorted((inputs / "patches").rglob("*.png"))[::20]]
     return [
         Case("train", (train, (*train, "--epochs", "4"))),  # another training in its folder is refused
-        Case("tune", ((*tune, "--trials", "2", "--epochs", "1"),), told=False),
+        Case("tune", ((*tune, "--trials", "2", "--epochs", "1"),), printed=False),
         Case(
             "train_context",
-            (("train-context", "--model", "idc_default", "--slides", str(mounts), *config("context"),
+            (("train-context", "--model", "idc_default", "--slides", str(labelled), *config("context"),
               "--out", "context"),
              ("infer-slide", small, "--out", "maps", "--model", "context/idc_default.safetensors")),
         ),
@@ -299,7 +299,7 @@ def model_cases(inputs: Path, given: Path) -> list[Case]:
              ("classify-images", frozen, "--mpp", "0.687", "--json", "field.json"),
              ("classify-images", str(given.parent / "nuclei" / "tnbc"), "--resize", "--csv", "resized.csv")),
         ),
-        Case("evaluate", (("evaluate-model", "--data", patches, "--split", "all", *slides, "--out", "judged"),)),
+        Case("evaluate", (("evaluate-model", "--data", patches, "--split", "all", *slides, "--out", "evaluation"),)),
         Case("explore", (("explore-patches", patches, *config("train"), "--out", "patches.html"),)),
     ]  # fmt: skip
 
@@ -334,7 +334,7 @@ def run_cases(side: str, checkout: Path, cases: Sequence[Case], folder: Path, ke
 def run_step(checkout: Path, case: Case, index: int, place: Path) -> int:
     """Run one command of a case; beside its files lie its exit code and what it printed."""
     done = run_command(checkout, case.commands[index], place)
-    if case.told:
+    if case.printed:
         text = f"{done.stdout}--- stderr\n{done.stderr}"
         text = text.replace(str(place), "<case>").replace(str(checkout), "<checkout>")
         (place / f"{index}.printed").write_text(text)

@@ -24,7 +24,7 @@ from wsi_pipeline.models.model import Model
 
 @dataclass(frozen=True)
 class Row:
-    """A network as it was trained, and its logits, float32 [N, classes], of the patches judged on."""
+    """A network as it was trained, and its logits, float32 [N, classes], of the patches evaluated."""
 
     name: str
     model: Model
@@ -123,7 +123,7 @@ def leak_text(
         [
             "## How far a split by patch flatters",
             "",
-            f"`{network}` twice, on as many patches, judged on the very same {len(test):,} patches of "
+            f"`{network}` twice, on as many patches, evaluated on the very same {len(test):,} patches of "
             f"{len(set(test.patients))} patients: once trained on patches of other patients alone, once on the other "
             "patches of these patients as well, as a random split of patches would have it. Nothing else differs; "
             "what the second gains over the first it will not have on a new patient.",

@@ -4,8 +4,8 @@
 
 Copies of patches of the IDC set, changed in several ways, are planted among their originals and looked for. The
 stain of each patient of the set, of its whole mounts and of other slides is compared with the shipped model's card.
-The network of `--model` judges the validation patients with their stain brought more or less near that of training,
-and as it does after each patient has been stained anew.
+The network of `--model` scores the validation patients with their stain brought more or less near that of training,
+and as it does after the stain of each patient has been changed.
 """
 
 import argparse
@@ -57,15 +57,15 @@ def main() -> int:
     for name, side in (("training", train), ("validation", val)):
         densities = [patch_densities(side.pixels[side.patients == p]) for p in np.unique(side.patients)]
         patients = [check_stain(one, card.stain) for one in densities]
-        tell_drift(f"{len(patients)} {name} patients", patients)
+        print_stain(f"{len(patients)} {name} patients", patients)
         exchanged = [check_stain(one[:, ::-1], card.stain) for one in densities if len(one) >= HUE_PATCHES]
-        tell_swapped(f"{len(patients)} {name} patients", patients)
-        tell_swapped(f"{len(exchanged)} of them with red and blue exchanged", exchanged)
+        print_swapped(f"{len(patients)} {name} patients", patients)
+        print_swapped(f"{len(exchanged)} of them with red and blue exchanged", exchanged)
     if args.slides:
-        mounts = [drift_of(path, card) for path in sorted(args.slides.glob("*.tiff"))]
-        tell_drift(f"{len(mounts)} whole mounts", mounts)
+        checks = [stain_of(path, card) for path in sorted(args.slides.glob("*.tiff"))]
+        print_stain(f"{len(checks)} whole mounts", checks)
     for path in sorted((args.data / "slides").glob("*.svs")):
-        tell_drift(path.name, [drift_of(path, card, 0.5 if "no_mpp" in path.name else None)])
+        print_stain(path.name, [stain_of(path, card, 0.5 if "no_mpp" in path.name else None)])
     return 0
 
 
@@ -84,14 +84,14 @@ def measure_duplicates(side: LabelledPatches) -> None:
 
 
 def measure_normalisation(model: Model, val: LabelledPatches) -> None:
-    """Print how well the network judges the patches at each strength."""
+    """Print how good the network's scores of the patches are at each strength."""
     for strength in STRENGTHS:
         card = replace(model.card, stain_normalisation=strength)
-        tell_judgement(f"stain normalised by {strength:g}", replace(model, card=card), val)
+        print_measures(f"stain normalised by {strength:g}", replace(model, card=card), val)
 
 
 def measure_other_stains(model: Model, val: LabelledPatches) -> None:
-    """Print how well the model judges patients whose channels' densities are each multiplied by chance."""
+    """Print how good the model's scores are of patients whose channels' densities are each multiplied by chance."""
     for spread in SPREADS:
         rng = np.random.default_rng(0)
         pixels = val.pixels.copy()
@@ -99,11 +99,11 @@ def measure_other_stains(model: Model, val: LabelledPatches) -> None:
             gain = np.exp(spread * rng.standard_normal(3))
             rows = val.patients == patient
             pixels[rows] = normalise_stain(pixels[rows], tables_of(gain))
-        tell_judgement(f"each patient stained anew, spread {spread:g}", model, replace(val, pixels=pixels))
+        print_measures(f"each patient's stain changed, spread {spread:g}", model, replace(val, pixels=pixels))
 
 
-def tell_judgement(name: str, model: Model, side: LabelledPatches) -> None:
-    """Print how well the model judges the patches, calibrated anew by the other patients."""
+def print_measures(name: str, model: Model, side: LabelledPatches) -> None:
+    """Print how good the model's scores of the patches are, calibrated on the other patients."""
     idc = model.card.classes.index("idc")
     logits = evaluate_patches(model, side, torch.device("cpu")).logits
     reached = crossfitted(logits, side.labels, side.patients, idc)
@@ -115,7 +115,7 @@ def tell_judgement(name: str, model: Model, side: LabelledPatches) -> None:
     )
 
 
-def drift_of(path: Path, card: ModelCard, mpp: float | None = None) -> StainCheck | None:
+def stain_of(path: Path, card: ModelCard, mpp: float | None = None) -> StainCheck | None:
     """A slide's stain against the card's, as infer-slide measures it."""
     config = InferConfig()
     config = replace(config, grid=grid_for_model(config.grid, card.patch_px, card.mpp))
@@ -125,7 +125,7 @@ def drift_of(path: Path, card: ModelCard, mpp: float | None = None) -> StainChec
     )
 
 
-def tell_drift(name: str, found: list[StainCheck | None]) -> None:
+def print_stain(name: str, found: list[StainCheck | None]) -> None:
     """Print the furthest of them, and how many are flagged."""
     known = [stain_check for stain_check in found if stain_check]
     flagged = sum(stain_check.is_far for stain_check in known)
@@ -138,7 +138,7 @@ def tell_drift(name: str, found: list[StainCheck | None]) -> None:
     )
 
 
-def tell_swapped(name: str, found: list[StainCheck | None]) -> None:
+def print_swapped(name: str, found: list[StainCheck | None]) -> None:
     """Print of how many red and blue look swapped."""
     print(f"red and blue, {name}: {sum(bool(one and one.swapped) for one in found)} look swapped", flush=True)
 

@@ -44,7 +44,7 @@ from wsi_pipeline.tiling.overview import make_overview
 ALONE, GAUSSIAN, CONTEXT = "each patch alone", "Gaussian of one patch", "context step"
 GAUSSIAN_SIGMA = 1.0  # patches
 CELL_MM2 = 0.04
-# Validation mounts with little IDC: what is called there is mostly false.
+# Validation slides with little IDC: what is called there is mostly false.
 LITTLE_IDC = ("9036", "9078", "8914")
 COVERS = (0.05, 0.1, 0.2, 0.3, 0.5)
 
@@ -191,7 +191,7 @@ def page(val: list[Mapped], every: list[Mapped], classifier: Classifier) -> str:
 
 
 def map_thresholds(card: ModelCard) -> dict[str, float]:
-    """The threshold of each kind of map, none of them chosen on the whole mounts judged here."""
+    """The threshold of each kind of map, none of them chosen on the slides evaluated here."""
     if card.context is None:
         return {ALONE: card.threshold}
     chosen = card.context.metrics["thresholds"]
@@ -206,12 +206,12 @@ def context_part(card: ModelCard, val: list[Mapped], thresholds: dict[str, float
     return [
         "## What the context step does",
         "",
-        f"The same mounts: each patch alone; the plain mean of its neighbours' probabilities (Gaussian of one patch, "
+        f"The same slides: each patch alone; the plain mean of its neighbours' probabilities (Gaussian of one patch, "
         f"over scored cells); the context step, trained on {len(trained['slides'])} other whole mounts "
         f"({trained['patches']:,} patches, {trained['idc']:,} IDC). The thresholds of the Gaussian and of the step, "
-        "and the step's calibration, were chosen by cross-validation among those other mounts; that of each patch "
+        "and the step's calibration, were chosen by cross-validation among those other slides; that of each patch "
         "alone is the model's, chosen on the validation patients. The two columns at the right take, for each map, "
-        "the threshold that is best on these very mounts (highest mean of F1 and balanced accuracy): they flatter "
+        "the threshold that is best on these very slides (highest mean of F1 and balanced accuracy): they flatter "
         "all three alike.",
         "",
         "| map | threshold | F1 (Dice) | balanced accuracy | AUROC | ECE | F1, best threshold | balanced accuracy |",

@@ -26,6 +26,8 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
 # All of it is written by a script (`make results`).
 WRITTEN_BY_SCRIPT = ROOT / "docs/results.md"
+# The long description that goes into the package: an index shows it by itself, away from the other pages.
+OF_AN_INDEX = ROOT / "docs/index_page.md"
 COMMANDS = (
     "tile-slides",
     "infer-slide",
@@ -42,8 +44,13 @@ FORBIDDEN = (
     *("told", "said", "judge", "judged", "judges", "judging", "judgement", "anew", "lanes", "appetite"),
     *("drift", "survey", "surveyed", "surveys", "mounts", "sections", "parts", "by wish", "hires"),
 )
-# Options of dask, and files that are not of this repository.
-OF_OTHER_PROGRAMS = frozenset({"--nthreads", "--resources"})
+# Options of dask, pip, docker and apptainer, and files that are not of this repository.
+OF_OTHER_PROGRAMS = frozenset(
+    {
+        *("--nthreads", "--resources", "--constraint", "--extra-index-url"),
+        *("--build-arg", "--gpus", "--nv", "--bind"),
+    }
+)
 OF_OTHERS = frozenset({"make_idc.py", "night.py"})
 # The line above a block that is not run says so by one of these.
 NEEDS = re.compile(r"\b(your|yours|you have|needs?|PATCHES|SLIDES|DATA|examples|by hand)\b")
@@ -138,9 +145,9 @@ def test_links_and_anchors_lead_somewhere(page: Path) -> None:
 def test_every_page_is_linked_from_the_readme_and_knows_the_glossary() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     for page in PAGES:
-        if page.name != "README.md":
+        if page not in (ROOT / "README.md", OF_AN_INDEX):
             assert f"({ident(page)}" in readme, f"README.md: no link to {page.name}"
-        if page not in (WRITTEN_BY_SCRIPT, ROOT / "docs/glossary.md"):
+        if page not in (WRITTEN_BY_SCRIPT, OF_AN_INDEX, ROOT / "docs/glossary.md"):
             assert "glossary.md" in page.read_text(encoding="utf-8"), f"{page.name}: no link to the glossary"
 
 
@@ -148,9 +155,10 @@ def test_every_page_is_linked_from_the_readme_and_knows_the_glossary() -> None:
 def test_files_and_modules_that_a_page_names_are_there(page: Path) -> None:
     text = SCRIPT_SECTION.sub("", page.read_text(encoding="utf-8"))
     if page != WRITTEN_BY_SCRIPT:
-        for path in re.findall(r"\b(?:wsi_pipeline|scripts|tests|configs|docs)/[\w/.-]*[\w/]", text):
+        for path in re.findall(r"\b(?:wsi_pipeline|scripts|tests|configs|docs|docker)/[\w/.-]*[\w/]", text):
             assert (ROOT / path).exists(), f"{path}: no such file"
-    for module in re.findall(r"\b(?:wsi_pipeline|scripts)(?:\.[a-zA-Z_]\w*)+", text):
+    # After a slash it is a file, as docker/wsi_pipeline.def; wsi_pipeline.sif is the image that is built from that.
+    for module in re.findall(r"(?<!/)\b(?:wsi_pipeline(?!\.sif\b)|scripts)(?:\.[a-zA-Z_]\w*)+", text):
         path = ROOT / module.replace(".", "/")
         assert path.is_dir() or path.with_suffix(".py").exists(), f"{module}: no such module"
     for path in re.findall(r"\b[a-z_]+(?:/[a-z_]+)*\.py\b", " ".join(spans(page)) + prose(page)):
@@ -212,7 +220,7 @@ def test_config_keys_that_a_page_names_are_known(page: Path) -> None:
 
 @pytest.mark.parametrize("page", [p for p in PAGES if p != WRITTEN_BY_SCRIPT], ids=ident)
 def test_pages_keep_to_plain_words(page: Path) -> None:
-    text = re.sub(r"[Ww]hole mounts", "", prose(page))
+    text = re.sub(r"[Ww]hole mounts|[Ff]rozen sections", "", prose(page))  # pathology's own
     found = re.findall(rf"\b(?:{'|'.join(FORBIDDEN)})\b", text, re.I)
     assert not found, (
         f"{page.name}: {', '.join(sorted(set(found)))}: see docs/glossary.md for the word to use"

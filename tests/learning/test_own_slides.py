@@ -53,7 +53,7 @@ def test_each_command_of_the_page_runs_and_the_model_knows_the_outlined_tumour(t
     assert card.training["pretrained"][0]["file"] == "idc_default.safetensors"
     assert "nothing is cross-fitted: one slide alone" in card.metrics["note"]
     assert card.metrics["val"]["auroc"] > 0.9
-    assert "No intervals: 1 slide" in (tmp_path / "judged/index.html").read_text()
+    assert "No intervals: 1 slide" in (tmp_path / "evaluation/index.html").read_text()
     for seed in (1, 2, 3):
         folder = tmp_path / "maps" / f"s{seed}"
         assert '"own_slides"' in (folder / "summary.json").read_text()

@@ -1,4 +1,4 @@
-"""Training the context step: it learns what neighbours tell, and never from the patients it is judged on."""
+"""Training the context step: it learns what neighbours tell, and never from the patients it is evaluated on."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +18,7 @@ from wsi_pipeline.base.options import options_to_dict
 from wsi_pipeline.cli.train_context import main
 from wsi_pipeline.learning.datasets import SplitOptions
 from wsi_pipeline.learning.datasets.labelled_slides import LabelledSlide, score_slide, turned
-from wsi_pipeline.learning.training.context import ContextTrainOptions, fit_and_judge, split_mounts
+from wsi_pipeline.learning.training.context import ContextTrainOptions, fit_and_evaluate, split_slides
 from wsi_pipeline.models.context import RingOptions
 from wsi_pipeline.models.model import build_network, load_model, save_model
 from wsi_pipeline.pipeline.config import InferConfig, load_config
@@ -54,7 +54,7 @@ MOUNTS = [mount(seed) for seed in range(6)]
 
 
 def test_the_step_learns_more_than_a_plain_mean_and_is_calibrated():
-    step, metrics = fit_and_judge(SMALL, MOUNTS[:4], MOUNTS[4:], 0.5)
+    step, metrics = fit_and_evaluate(SMALL, MOUNTS[:4], MOUNTS[4:], 0.5)
     for side in ("crossfitted", "val"):
         found = metrics[side]
         assert found["context"]["auroc"] > found["gaussian"]["auroc"] > found["alone"]["auroc"] + 0.05
@@ -63,9 +63,9 @@ def test_the_step_learns_more_than_a_plain_mean_and_is_calibrated():
     assert set(metrics["dice_by_slide"]) == {"4", "5"}
 
 
-def test_the_same_seed_gives_the_same_step_and_the_judged_patients_do_not_matter():
-    first, _ = fit_and_judge(SMALL, MOUNTS[:3], MOUNTS[4:5], 0.5)
-    again, _ = fit_and_judge(SMALL, MOUNTS[:3], MOUNTS[5:], 0.3)
+def test_the_same_seed_gives_the_same_step_and_the_evaluated_patients_do_not_matter():
+    first, _ = fit_and_evaluate(SMALL, MOUNTS[:3], MOUNTS[4:5], 0.5)
+    again, _ = fit_and_evaluate(SMALL, MOUNTS[:3], MOUNTS[5:], 0.3)
     assert first.card == again.card
     assert all(np.array_equal(first.weights[name], again.weights[name]) for name in first.weights)
 
@@ -73,17 +73,17 @@ def test_the_same_seed_gives_the_same_step_and_the_judged_patients_do_not_matter
 def test_mounts_are_split_by_patient_and_what_is_unknown_is_refused(tmp_path: Path):
     manifest = tmp_path / "manifest.csv"
     manifest.write_text("patient,split\na,train\nb,extra\nc,val\nd,test\n")
-    assert split_mounts(list("abcd"), SplitOptions(), manifest) == (["a", "b"], ["c"])
+    assert split_slides(list("abcd"), SplitOptions(), manifest) == (["a", "b"], ["c"])
     named = SplitOptions(val_patients=("b",))
-    assert split_mounts(list("abc"), named, None) == (["a", "c"], ["b"])
+    assert split_slides(list("abc"), named, None) == (["a", "c"], ["b"])
     with pytest.raises(DataError, match="found no patient x"):
-        split_mounts(["a", "x"], SplitOptions(), manifest)
-    with pytest.raises(DataError, match="1 whole mounts to train on and 0 to judge on"):
-        split_mounts(["a"], SplitOptions(), None)
+        split_slides(["a", "x"], SplitOptions(), manifest)
+    with pytest.raises(DataError, match="1 slides to train on and 0 to evaluate on"):
+        split_slides(["a"], SplitOptions(), None)
     with pytest.raises(DataError, match="both sides"):
-        split_mounts(list("abc"), SplitOptions(train=("train", "val"), val=("val",)), manifest)
+        split_slides(list("abc"), SplitOptions(train=("train", "val"), val=("val",)), manifest)
     with pytest.raises(DataError, match="columns patient and split"):
-        split_mounts(["a"], SplitOptions(), tmp_path / "none.csv")
+        split_slides(["a"], SplitOptions(), tmp_path / "none.csv")
 
 
 def test_the_command_gives_a_model_its_step_and_says_in_a_line_what_is_missing(tmp_path: Path, capsys):
@@ -135,7 +135,7 @@ def test_a_mount_is_scored_as_its_map_is_and_labelled_by_the_picture_beside_it(t
     slide, known = tmp_path / "p1.tiff", tmp_path / "p1_labels.png"
     classifier = Classifier([brightness_model()], choose_device("cpu"), ClassifyOptions())
     scored = score_slide(slide, known, classifier, InferConfig(), AnnotationOptions(), views=3)
-    assert scored.alone.shape == (3, 12, 14)
+    assert scored.patch_probability.shape == (3, 12, 14)
     assert (scored.labels[2:4, 1:3] == 1).all()
     assert (scored.labels[4:6, 1:3] == 0).all()
     assert (scored.labels != 255).sum() == 8
@@ -144,9 +144,9 @@ def test_a_mount_is_scored_as_its_map_is_and_labelled_by_the_picture_beside_it(t
         again = score_slide(slide, known, classifier, InferConfig(), AnnotationOptions(), views=1)
         assert np.array_equal(again.labels, scored.labels)
     bright = image.reshape(12, 50, 14, 50, 3).mean(axis=(1, 3, 4)) / 255
-    here = ~np.isnan(scored.alone[0])
+    here = ~np.isnan(scored.patch_probability[0])
     assert here.sum() > 100
-    for view in scored.alone:  # brightness is the same however a patch is turned
+    for view in scored.patch_probability:  # brightness is the same however a patch is turned
         assert np.abs(view - bright)[here].max() < 1e-3
 
 

@@ -1,4 +1,4 @@
-"""How a command runs its batch of slides: who works, what is recorded and told, and how it ends."""
+"""How a command runs its batch of slides: who works, what is recorded and printed, and how it ends."""
 
 import argparse
 import multiprocessing

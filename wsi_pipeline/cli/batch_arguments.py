@@ -66,7 +66,7 @@ def add_batch_arguments(parser: argparse.ArgumentParser, config: str) -> None:
         help="look at every slide and print patches, time (from a short probe) and disk; write nothing",
     )
     parser.add_argument(
-        "--shard", metavar="I/N", help="only the I-th of N parts of the slides, for array jobs"
+        "--shard", metavar="I/N", help="only the I-th of N equal shares of the slides, for array jobs"
     )
 
 

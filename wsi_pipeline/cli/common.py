@@ -18,12 +18,11 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TextIO
 
 import wsi_pipeline
 from wsi_pipeline.base.errors import UsageError, WsiError
 from wsi_pipeline.base.text import on_one_line
-from wsi_pipeline.cli.streams import write_spelt
+from wsi_pipeline.cli.streams import WatchedStream
 
 ALL_DONE, SOME_FAILED, NOTHING_RUN, INTERRUPTED = 0, 1, 2, 130
 
@@ -140,31 +139,6 @@ def _exit_code(
         return SOME_FAILED
 
 
-class _WatchedStdout:
-    """stdout that remembers why it could not be written, which tells that from trouble with other files."""
-
-    def __init__(self, stream: TextIO):
-        self.stream = stream
-        self.failure: OSError | None = None
-
-    def write(self, text: str) -> int:
-        try:
-            return write_spelt(self.stream, text)
-        except OSError as error:
-            self.failure = error
-            raise
-
-    def flush(self) -> None:
-        try:
-            self.stream.flush()
-        except OSError as error:
-            self.failure = error
-            raise
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.stream, name)
-
-
 @contextmanager
 def _watched_streams() -> Iterator[None]:
     """stdout watched; the null device for one that was closed when the command was started (`>&-`)."""
@@ -172,7 +146,7 @@ def _watched_streams() -> Iterator[None]:
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: PTH123, SIM115
     before = sys.stdout
-    sys.stdout = _WatchedStdout(before)
+    sys.stdout = WatchedStream(before)
     try:
         yield
     finally:
@@ -183,17 +157,15 @@ def stdout_failure() -> OSError | None:
     """Why what was printed did not get out: a reader that has gone (`| head`), a full disk; None where it did."""
     with suppress(OSError):
         sys.stdout.flush()
-    return getattr(sys.stdout, "failure", None)
+    failure = sys.stdout.failure if isinstance(sys.stdout, WatchedStream) else None
+    return failure if isinstance(failure, OSError) else None
 
 
 def _end(code: int) -> int:
     """The exit code, once what was printed is out; 1 for 0 where it cannot be, unless its reader has gone."""
     if (failure := stdout_failure()) is None:
         return code
-    # Else Python would fail on the rest once more, when it ends.
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, sys.stdout.fileno())
-    os.close(nowhere)
+    WatchedStream(sys.stdout).discard()
     if code == ALL_DONE and not isinstance(failure, BrokenPipeError):
         print(f"error: what it says cannot be written to stdout: {failure.strerror}", file=sys.stderr)
         return SOME_FAILED

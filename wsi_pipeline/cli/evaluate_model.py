@@ -1,4 +1,4 @@
-"""evaluate-model: how good a model is on labelled patches and whole sections."""
+"""evaluate-model: how good a model is on labelled patches and whole slides."""
 
 import argparse
 import sys
@@ -8,17 +8,17 @@ from pathlib import Path
 from wsi_pipeline.base.errors import WsiError
 from wsi_pipeline.cli.common import ALL_DONE, SOME_FAILED, command_parser, run_command
 
-EXAMPLE = """  evaluate-model --model idc_default --data idc --out judged
-  evaluate-model --model runs/mine/mine.safetensors --data patches --split all --out judged
-  evaluate-model --data idc --slides sections --out judged
+EXAMPLE = """  evaluate-model --model idc_default --data idc --out evaluation
+  evaluate-model --model runs/mine/mine.safetensors --data patches --split all --out evaluation
+  evaluate-model --data idc --slides slides --out evaluation
 
-writes judged/index.html, a page to read, and judged/metrics.json, the same numbers."""
+writes evaluation/index.html, a page to read, and evaluation/metrics.json, the same numbers."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; gives the exit code."""
     parser = command_parser(
-        "evaluate-model", "Judge a model on labelled patches and on whole sections.", EXAMPLE, device=True
+        "evaluate-model", "Evaluate a model on labelled patches and on whole slides.", EXAMPLE, device=True
     )
     parser.add_argument(
         "--model",

@@ -19,46 +19,67 @@ def write_spelt(stream: TextIO, text: str) -> int:
     return len(text)
 
 
-class LastingStream:
-    """A stream of text that never fails: what it cannot write any more is dropped, what it cannot spell is escaped."""
+class WatchedStream:
+    """A stream of text that remembers why it could not be written, and escapes what it cannot spell."""
 
-    def __init__(self, stream: TextIO | None):
-        """`stream` is None where the command was started with it closed; one that is watched is taken from within."""
-        self._stream: TextIO | None = getattr(stream, "stream", stream)
-        self._lost = stream is None
-        self.failure: Exception | None = None  # why it cannot be written any more
+    def __init__(self, stream: "TextIO | WatchedStream"):
+        """`stream`: one that is watched already is taken from within."""
+        self.stream: TextIO = stream.stream if isinstance(stream, WatchedStream) else stream
+        self.failure: OSError | ValueError | None = None  # full, closed, or its reader is gone
+
+    def write(self, text: str) -> int:
+        """Write the text; raises what the stream raises."""
+        try:
+            return write_spelt(self.stream, text)
+        except (OSError, ValueError) as error:
+            self.failure = error
+            raise
+
+    def flush(self) -> None:
+        """Let it be read now; raises what the stream raises."""
+        try:
+            self.stream.flush()
+        except (OSError, ValueError) as error:
+            self.failure = error
+            raise
+
+    def discard(self) -> None:
+        """Send what the stream still holds nowhere: Python would fail on it at the end and change the exit code."""
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self.stream.fileno())
+        os.close(nowhere)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+
+class LastingStream(WatchedStream):
+    """A watched stream that never fails: what it cannot write any more is dropped."""
 
     def write(self, text: str) -> int:
         """Write the text, if anybody reads it."""
-        if self._stream is not None and not self._lost:
-            try:
-                write_spelt(self._stream, text)
-            except (OSError, ValueError) as error:  # full, closed, or its reader is gone
-                self._give_up(self._stream, error)
+        if not self.failure:
+            with self._going_on():
+                super().write(text)
         return len(text)
 
     def flush(self) -> None:
         """Let it be read now."""
-        if self._stream is not None and not self._lost:
-            try:
-                self._stream.flush()
-            except (OSError, ValueError) as error:
-                self._give_up(self._stream, error)
+        if not self.failure:
+            with self._going_on():
+                super().flush()
 
     def isatty(self) -> bool:
         """Whether it is a terminal that is still there."""
-        return self._stream is not None and not self._lost and self._stream.isatty()
+        return self.failure is None and self.stream.isatty()
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
-
-    def _give_up(self, stream: TextIO, error: Exception) -> None:
-        self._lost, self.failure = True, error
-        # What it still holds goes nowhere, or Python would complain of it at the end and change the exit code.
-        with suppress(OSError, ValueError):
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, stream.fileno())
-            os.close(nowhere)
+    @contextmanager
+    def _going_on(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, ValueError):
+            with suppress(OSError, ValueError):
+                self.discard()
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""train-context: whole mounts with labels in, the model with a context step out."""
+"""train-context: labelled slides in, the model with a context step out."""
 
 import argparse
 import sys
@@ -9,7 +9,7 @@ from wsi_pipeline.cli.common import ALL_DONE, command_parser, run_command
 
 EXAMPLE = """  train-context --model idc_default --slides slides --manifest idc/manifest.csv --out runs/idc_context
 
-writes runs/idc_context/NAME.safetensors and NAME.json: the same network, with a step that judges each patch
+writes runs/idc_context/NAME.safetensors and NAME.json: the same network, with a step that scores each patch
 among its neighbours. Then: infer-slide --model runs/idc_context/NAME.safetensors. A step that the model had
 before is replaced. Slides are named by their patient, and NAME_labels.png lies beside each."""
 
@@ -17,7 +17,7 @@ before is replaced. Slides are named by their patient, and NAME_labels.png lies 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; gives the exit code."""
     parser = command_parser(
-        "train-context", "Teach a model to judge each patch among its neighbours.", EXAMPLE, device=True
+        "train-context", "Teach a model to score each patch among its neighbours.", EXAMPLE, device=True
     )
     parser.add_argument(
         "--model", required=True, metavar="NAME|FILE", help="a shipped model, or a .safetensors"

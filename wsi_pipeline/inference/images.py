@@ -32,14 +32,17 @@ How = Literal["patch", "tiled", "squeezed"]
 class CutImage:
     """A picture's patches at the model's scale."""
 
-    # "patch": it is one as it is; "tiled": patches cover all of it; "squeezed": all of it was made one.
     how: How
-    # Width and height of the picture itself.
+    """"patch": it is one as it is; "tiled": patches cover all of it; "squeezed": all of it was made one."""
+
     size_px: tuple[int, int]
-    # uint8 [n, patch_px, patch_px, 3]; none once scored.
+    """Width and height of the picture itself."""
+
     patches: NDArray[np.uint8]
-    # float [n, 4]: x, y, width and height of each patch in the picture's own pixels.
+    """uint8 [n, patch_px, patch_px, 3]; none once scored."""
+
     boxes: NDArray[np.float64]
+    """float [n, 4]: x, y, width and height of each patch in the picture's own pixels."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,14 +51,17 @@ class ImageScore:
 
     path: Path
     cut: CutImage
-    # float32 [n], calibrated probability of IDC of each patch.
     probabilities: NDArray[np.float32]
-    # Of the patches at or above the card's threshold.
+    """float32 [n], calibrated probability of IDC of each patch."""
+
     share_above: float
-    # float [n, 3], mean optical density of each patch.
+    """Of the patches at or above the card's threshold."""
+
     densities: NDArray[np.float64]
-    # How far its stain is from the model's training data; none where the card does not know that.
+    """float [n, 3], mean optical density of each patch."""
+
     stain_check: StainCheck | None
+    """How far its stain is from the model's training data; none where the card does not know that."""
 
     @property
     def mean(self) -> float:

@@ -37,17 +37,21 @@ SWAPPED_BLUE = -0.2
 class StainCheck:
     """How far a stain is from a model's training data."""
 
-    # Mean optical density, R, G, B.
     od_mean: tuple[float, float, float]
-    # Patches it was measured on.
+    """Mean optical density, R, G, B."""
+
     patches: int
-    # Distance of that mean from the card's, in the spread usual among patients, of the channel furthest off.
+    """Patches it was measured on."""
+
     spreads: float
-    # How many times the ratio of red (or blue) to green density is that of the card, or the card's is it; the
-    # larger of the two. None of fewer than 16 patches.
+    """Distance of that mean from the card's, in the spread usual among patients, of the channel furthest off."""
+
     hue_fold: float | None
-    # Whether red and blue look exchanged.
+    """How many times the ratio of red (or blue) to green density is that of the card, or the card's is it; the larger
+    of the two. None of fewer than 16 patches."""
+
     swapped: bool = False
+    """Whether red and blue look exchanged."""
 
     @property
     def is_far(self) -> bool:

@@ -203,7 +203,7 @@ def accelerator_of(device: torch.device) -> Accelerator:
 
 
 def exact_float32() -> None:
-    """Compute float32 as float32: torch takes TF32, three digits, for cuDNN's convolutions unless it is told not to."""
+    """Compute float32 as float32: by default torch takes TF32, three digits, for cuDNN's convolutions."""
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False
 

@@ -275,7 +275,7 @@ class Engines:
         return OpenVinoEngine(self._proven_graphs(), precision, torch.get_num_threads())
 
     def _calibrated(self, sample: NDArray[np.uint8] | None, tables: Tables | None) -> BatchRunner:
-        """OpenVINO in int8, its steps told by these patches, their stain by `tables`."""
+        """OpenVINO in int8, its steps of quantisation measured on these patches, their stain normalised by `tables`."""
         if sample is None:
             raise ValueError("needs patches of a slide to be calibrated on; found none")
         graphs = self._proven_graphs()

@@ -1,4 +1,4 @@
-"""Patches cut out of pixels on the device, restained, normalised and cast, in one step: by Triton where it is there.
+"""Patches cut out of pixels on the device, stain-normalised, scaled and cast, in one step: by Triton where it is there.
 
 And images resampled. Both ways look each byte up in the same table, so that they give the same bits.
 """

@@ -66,7 +66,7 @@ class EagerEngine:
             return idc_probability(self._network, self._model.card, patches).float().cpu().numpy()
 
     def _on_device(self, batch: NDArray[np.uint8], tables: Tables | None) -> torch.Tensor:
-        """The patches, brought as uint8 and restained there."""
+        """The patches, brought as uint8 and stain-normalised there."""
         patches = torch.from_numpy(np.ascontiguousarray(batch)).to(self._device)
         if tables is None:
             return patches
@@ -85,7 +85,7 @@ class EagerEngine:
 
 
 def input_table(card: ModelCard, tables: Tables | None) -> NDArray[np.float32]:
-    """float32 [768], of R, then G, then B: each value's, restained by `tables` and normalised as the card says."""
+    """float32 [768], of R, then G, then B: each value, stain-normalised by `tables`, then scaled as the card says."""
     values = np.tile(np.arange(256, dtype=np.uint8), (3, 1)) if tables is None else tables  # [3, 256]
     pixels = torch.from_numpy(np.ascontiguousarray(values.T)).view(1, 1, 256, 3)
     return normalised(pixels, card.mean, card.std)[0, :, 0].contiguous().numpy().ravel()

@@ -28,7 +28,7 @@ from wsi_pipeline.learning.datasets.listing import Listing, decode_each
 from wsi_pipeline.learning.datasets.sharing import ONE_READER, Readers, share_of, shared_zeros
 from wsi_pipeline.slides.resample import resample
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 # Part of every cache's name: caches of code that decoded otherwise are not taken for this one's.
 FORMAT = 2
@@ -98,7 +98,7 @@ def _alone(place: Path, readers: Readers) -> Iterator[None]:
                 try:
                     stack.enter_context(hold(place.with_name(f".{place.name}.lock")))
                 except Busy as busy:
-                    logger.debug("%s: waiting: %s", place, busy)
+                    log.debug("%s: waiting: %s", place, busy)
                     time.sleep(POLL_S)
                 else:
                     clear_leftovers_of(place)
@@ -134,7 +134,7 @@ def _make(place: Path, listing: Listing, patch_px: int, squeeze: bool, readers: 
     if readers.rank == 0:
         seconds = time.monotonic() - began
         count = len(listing)
-        logger.info("decoded %d images in %.1f s (%.0f/s) into %s", count, seconds, count / seconds, place)
+        log.info("decoded %d images in %.1f s (%.0f/s) into %s", count, seconds, count / seconds, place)
     return made
 
 

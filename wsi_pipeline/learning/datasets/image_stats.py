@@ -39,7 +39,7 @@ class ImageStats:
 
 
 def measure_images(listing: Listing) -> ImageStats:
-    """The facts of every image, each decoded once."""
+    """The statistics of every image, each decoded once."""
     n = len(listing)
     info = ImageStats(
         np.zeros((n, 2), np.int32),

@@ -30,19 +30,21 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class LabelledSlide:
-    """One whole mount, cell by cell; `patient` is the slide's name."""
+    """One slide, cell by cell; `patient` is the slide's name."""
 
     patient: str
-    # float32 [views, row, column], each patch alone, NaN where not scored. The first view is the map; the
-    # others are of the same patches turned and flipped: what the network might as well have said.
-    alone: NDArray[np.float32]
-    # uint8 [row, column]: 1 IDC, 0 not, 255 no label.
+
+    patch_probability: NDArray[np.float32]
+    """float32 [views, row, column], of each patch alone, NaN where not scored. The first view is the map; the others
+    are of the same patches turned and flipped, which the network might as well have been given."""
+
     labels: NDArray[np.uint8]
+    """uint8 [row, column]: 1 IDC, 0 not, 255 no label."""
 
     @property
     def evaluated(self) -> NDArray[np.bool_]:
         """[row, column] both scored and labelled."""
-        return np.asarray((self.labels != UNLABELLED) & ~np.isnan(self.alone[0]))
+        return np.asarray((self.labels != UNLABELLED) & ~np.isnan(self.patch_probability[0]))
 
 
 def find_labelled_slides(folder: Path) -> list[tuple[Path, Path]]:
@@ -101,15 +103,15 @@ def score_slide(
     slide = open_slide(path)
     plan = make_overview(slide, config.overview, grid).plan
     classifier = classifier.adapted(slide_densities(slide, plan))
-    alone = np.full((views, *plan.kept.shape), np.nan, np.float32)
+    probability = np.full((views, *plan.kept.shape), np.nan, np.float32)
     for block, cut in read_blocks(
         plan.blocks(), plan.grid, lambda box: slide.read_readable(box, plan.grid.plane), 1
     ):
         columns, rows = block.patches[cut.readable].T
         for view in range(views):
-            alone[view, rows, columns] = classifier.scores(turned(cut.rgb[cut.readable], view))
+            probability[view, rows, columns] = classifier.scores(turned(cut.rgb[cut.readable], view))
     labels = labels_of_slide(known, slide, plan.grid.map_plane, plan.kept, annotations)
-    return LabelledSlide(slide.name, alone, labels)
+    return LabelledSlide(slide.name, probability, labels)
 
 
 def turned(patches: NDArray[np.uint8], view: int) -> NDArray[np.uint8]:

@@ -20,17 +20,17 @@ class SplitOptions:
     """Which patients a network is trained on, and which it is chosen and evaluated on; how their images are read."""
 
     train: tuple[str, ...] = ("train", "extra")
-    """The set's own parts to train on: values of a manifest's column `split`, or folders train, val, test."""
+    """The set's own subsets to train on: values of a manifest's column `split`, or folders train, val, test."""
 
     val: tuple[str, ...] = ("val",)
-    """The set's own parts to evaluate on."""
+    """The set's own subsets to evaluate on."""
 
     val_patients: tuple[str, ...] = ()
     """Patients to evaluate on, by name; all others are trained on. Set, it replaces the two above."""
 
     val_share: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Above 0, this share of the patients (of a set without patients: of each class's images), drawn by `val_seed`, is
-    evaluated on. Of a set with parts, they are drawn from those that `train` names."""
+    evaluated on. Of a set with subsets, they are drawn from those that `train` names."""
 
     val_seed: Annotated[int, Field(ge=0)] = 0
     """Another seed draws another share."""
@@ -100,7 +100,7 @@ def _drawn(listing: Listing, pool: NDArray[np.bool_], split: SplitOptions) -> ND
         if len(names) < 2:
             raise DataError(
                 f"{listing.folder}: found labelled patches of one {listing.by} alone, {', '.join(names) or 'none'}, "
-                f"expected two at least: one to train on and one to judge on; add a {listing.by}"
+                f"expected two at least: one to train on and one to evaluate on; add a {listing.by}"
             )
         count = min(max(1, round(split.val_share * len(names))), len(names) - 1)
         return np.asarray(pool & np.isin(listing.patients, rng.permutation(names)[:count]))

@@ -20,28 +20,38 @@ Share = Annotated[float, Field(ge=0, le=1)]
 class AugmentOptions:
     """How far a training patch may wander from what was scanned. All zero leaves patches as they are."""
 
-    # Flipped and turned by quarters: a section has no upper side.
     turns: bool = True
-    # Where there are no turns: flipped left to right and up to down, never turned.
+    """Flipped and turned by quarters: a section has no upper side."""
+
     flips: bool = False
-    # Share of the patches resampled: turned, scaled, sheared, shifted. The rest stay sharp.
+    """Where there are no turns: flipped left to right and up to down, never turned."""
+
     resampled: Share = 0.5
-    # Turned by up to so many degrees either way.
+    """Share of the patches resampled: turned, scaled, sheared, shifted. The rest stay sharp."""
+
     angle_deg: Annotated[float, Field(ge=0, le=180)] = 180.0
-    # Scaled by up to this factor either way: a slide's scale is known to a few percent, nuclei vary more.
+    """Turned by up to so many degrees either way."""
+
     scale: Share = 0.15
-    # Sheared by up to so many degrees either way.
+    """Scaled by up to this factor either way: a slide's scale is known to a few percent, nuclei vary more."""
+
     shear_deg: Annotated[float, Field(ge=0, le=45)] = 0.0
-    # Shifted by up to so many pixels: a map's grid falls anywhere on the tissue.
+    """Sheared by up to so many degrees either way."""
+
     shift_px: Annotated[float, Field(ge=0)] = 4.0
-    # Each stain's strength changes by up to this share.
+    """Shifted by up to so many pixels: a map's grid falls anywhere on the tissue."""
+
     stain_strength: Share = 0.3
-    # Each stain gains or loses up to this optical density everywhere.
+    """Each stain's strength changes by up to this share."""
+
     stain_tint: Share = 0.03
-    # Each of R, G, B gains or loses up to this optical density: the scanner's lamp and white balance.
+    """Each stain gains or loses up to this optical density everywhere."""
+
     colour: Share = 0.03
-    # All of R, G, B together gain or lose up to this optical density.
+    """Each of R, G, B gains or loses up to this optical density: the scanner's lamp and white balance."""
+
     brightness: Share = 0.04
+    """All of R, G, B together gain or lose up to this optical density."""
 
 
 class Views(NamedTuple):

@@ -9,7 +9,7 @@ import torch
 from wsi_pipeline.base.errors import RecipeError
 from wsi_pipeline.base.files import new_file
 
-REMEDY = "give another --out, or remove it to start anew"
+REMEDY = "give another --out, or remove it to start from the beginning"
 
 
 def load_checkpoint(path: Path, recipe: dict[str, Any], device: torch.device) -> dict[str, Any] | None:

@@ -1,7 +1,7 @@
-"""Train a model's context step on labelled whole mounts, and judge it on patients kept apart.
+"""Train a model's context step on labelled slides, and evaluate it on patients kept apart.
 
 Everything that is chosen (calibration, threshold) is chosen by cross-validation among the training patients;
-the validation patients are judged and nothing else.
+the validation patients are evaluated and nothing else.
 """
 
 import csv
@@ -41,49 +41,75 @@ from wsi_pipeline.slides.annotations.cell_labels import UNLABELLED
 from wsi_pipeline.slides.annotations.geojson import AnnotationOptions
 from wsi_pipeline.slides.names import slide_name
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 
 @options
 class ContextTrainOptions:
-    """All that decides what a training of the context step makes of its whole mounts."""
+    """All that decides what a training of the context step makes of its slides."""
 
     rings: RingOptions = Field(default_factory=RingOptions)
-    # Who is trained on: values of the manifest's column `split`, or val_patients by name.
     split: SplitOptions = Field(default_factory=SplitOptions)
-    # What outlines mean, of slides that are labelled by outlines.
+    """Who is trained on: values of the manifest's column `split`, or val_patients by name."""
+
     annotations: AnnotationOptions = Field(default_factory=AnnotationOptions)
-    # Views of each training patch, turned and flipped, 1 to 8: how much the network's answers waver.
+    """What outlines mean, of slides that are labelled by outlines."""
+
     views: Annotated[int, Field(ge=1, le=8)] = 8
-    # Maps drawn of each mount, each of another view, its scores jittered as below; the first is the map itself.
+    """Views of each training patch, turned and flipped, 1 to 8: how much the network's answers waver."""
+
     draws: Annotated[int, Field(ge=1)] = 6
-    # Of each drawn map, the log odds are multiplied by exp of a normal value of this deviation ...
+    """Maps drawn of each slide, each of another view, its scores jittered as below; the first is the map itself."""
+
     temperature_jitter: Annotated[float, Field(ge=0)] = 0.04
-    # ... and shifted by one of this. Little of both: how high a section's log odds lie as a whole says how far to
-    # believe them, and four times as much blurs that (docs/training.md).
+    """Of each drawn map, the log odds are multiplied by exp of a normal value of this deviation."""
+
     shift_jitter: Annotated[float, Field(ge=0)] = 0.1
-    # Shares of cells that are taken out of a drawn map; one of them is drawn: tissue has other holes elsewhere.
+    """The log odds of a drawn map are also shifted by a normal value of this deviation. Little of both: how high a
+    slide's log odds lie as a whole says how far to believe them, and four times as much blurs that
+    (docs/training.md)."""
+
     dropped: tuple[Annotated[float, Field(ge=0, lt=1)], ...] = (0.0, 0.05, 0.15)
-    # Perceptrons, each trained by itself and then averaged, and hidden values in each of their two layers.
+    """Shares of cells that are taken out of a drawn map; one of them is drawn: tissue has other holes elsewhere."""
+
     members: Annotated[int, Field(gt=0)] = 3
+    """Perceptrons, each trained by itself; their log odds are averaged."""
+
     hidden: Annotated[int, Field(gt=0)] = 16
-    # Share of what a perceptron sees, and of its hidden values, that is left out at each step.
+    """Hidden values in each of a perceptron's two layers."""
+
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Share of what a perceptron sees, and of its hidden values, that is left out at each step."""
+
     steps: Annotated[int, Field(gt=0)] = 300
+    """Steps of the optimiser, AdamW."""
+
     batch_size: Annotated[int, Field(gt=0)] = 2048
+    """Cells that each perceptron sees at a step."""
+
     learning_rate: Annotated[float, Field(gt=0)] = 0.005
+    """The highest of the schedule, which rises to it and falls to nothing."""
+
     weight_decay: Annotated[float, Field(ge=0)] = 0.05
-    # Outlines are coarse: no cell of a region's edge is certain.
+    """Of AdamW."""
+
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.02
-    # A mount of n cells weighs as if of n ** (1 - balance): 0 every cell alike, 1 every mount alike.
+    """Outlines are coarse: no cell of a region's edge is certain."""
+
     mount_balance: Annotated[float, Field(ge=0, le=1)] = 0.5
-    # Parts of the training patients, each judged by a step trained on the others.
+    """A slide of n cells weighs as if of n ** (1 - balance): 0 every cell alike, 1 every slide alike."""
+
     folds: Annotated[int, Field(ge=2)] = 7
-    # Deviation in patches of the plain mean that the step is measured against.
+    """Groups of the training patients, each scored by a step trained on the others."""
+
     compared_sigma: Annotated[float, Field(gt=0)] = 1.0
+    """Deviation in patches of the plain mean that the step is measured against."""
+
     seed: int = 0
-    # What the model's card says of its limits from now on; empty: what it said before.
+    """Of the drawn maps, the folds and the first weights."""
+
     limits: str = ""
+    """What the model's card says of its limits from now on; empty: what it says today."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,7 +124,7 @@ class _Examples:
 
 @dataclass(frozen=True, eq=False)
 class Compared:
-    """Labelled cells [n] of some mounts: probabilities of each kind of map, labels, patients."""
+    """Labelled cells [n] of some slides: probabilities of each kind of map, labels, patients."""
 
     maps: dict[str, Floats]
     labels: NDArray[np.int_]
@@ -110,23 +136,23 @@ def train_context(
 ) -> Path:
     """The weights file, `out`/NAME.safetensors, of the classifier's model with a new context step.
 
-    slides: a folder of whole mounts with labels (datasets/labelled_slides.py). manifest: a CSV with the columns
+    slides: a folder of slides with labels (datasets/labelled_slides.py). manifest: a CSV with the columns
     patient and split; none: the config's split names the validation patients. Raises DataError when they do not fit.
     """
     model = classifier.models[0]
     found = {slide_name(path): (path, known) for path, known in find_labelled_slides(slides)}
-    train_names, val_names = split_mounts(list(found), options.split, manifest)
+    train_names, val_names = split_slides(list(found), options.split, manifest)
     config = InferConfig()
 
     def scored(names: Sequence[str], views: int) -> list[LabelledSlide]:
-        mounts = []
+        labelled = []
         for name in names:
-            mounts.append(score_slide(*found[name], classifier, config, options.annotations, views))
-            logger.info("%s: %d labelled patches scored", name, mounts[-1].evaluated.sum())
-        return mounts
+            labelled.append(score_slide(*found[name], classifier, config, options.annotations, views))
+            log.info("%s: %d labelled patches scored", name, labelled[-1].evaluated.sum())
+        return labelled
 
     train, val = scored(train_names, options.views), scored(val_names, 1)
-    step, measured = fit_and_judge(options, train, val, model.card.threshold)
+    step, measured = fit_and_evaluate(options, train, val, model.card.threshold)
     card = replace(
         step.card,
         training={
@@ -139,7 +165,7 @@ def train_context(
     )
     for side in ("crossfitted", "val"):
         for kind, numbers in measured[side].items():
-            logger.info(
+            log.info(
                 "%s, %s: F1 %.3f, balanced accuracy %.3f, AUROC %.4f, ECE %.3f",
                 *(side, kind, numbers["f1"], numbers["balanced_accuracy"], numbers["auroc"], numbers["ece"]),
             )
@@ -150,23 +176,23 @@ def train_context(
     return path
 
 
-def fit_and_judge(
+def fit_and_evaluate(
     options: ContextTrainOptions,
     train: Sequence[LabelledSlide],
     val: Sequence[LabelledSlide],
     patch_threshold: float,
 ) -> tuple[ContextStep, dict[str, Any]]:
-    """The step of all training mounts, calibrated, and its measures beside those of the maps without it.
+    """The step of all training slides, calibrated, and its measures beside those of the maps without it.
 
-    Calibration and threshold are of the training mounts, each judged by a step that was trained on others.
+    Calibration and threshold are of the training slides, each scored by a step that was trained on others.
     patch_threshold: the model's, for each patch alone.
     """
     held_out = _crossfitted_log_odds(options, train)
     logits = np.stack([np.zeros_like(held_out), held_out], axis=1)
-    labels = _cells(train, lambda mount: mount.labels).astype(int)
+    labels = _cells(train, lambda slide: slide.labels).astype(int)
     calibration = metrics.fit_calibration(logits, labels)
     probability = metrics.calibrated(logits, calibration).astype(np.float64)
-    weights = _fit([_examples(mount, options, i) for i, mount in enumerate(train)], options, options.seed)
+    weights = _fit([_examples(slide, options, i) for i, slide in enumerate(train)], options, options.seed)
     card = ContextCard(
         options=options.rings,
         temperature=calibration.temperature,
@@ -177,7 +203,9 @@ def fit_and_judge(
     sides = {
         "crossfitted": _compared(train, options.compared_sigma, probability),
         "val": _compared(
-            val, options.compared_sigma, _cells(val, lambda mount: apply_context(mount.alone[0], step))
+            val,
+            options.compared_sigma,
+            _cells(val, lambda slide: apply_context(slide.patch_probability[0], step)),
         ),
     }
     chosen = sides["crossfitted"]
@@ -211,12 +239,12 @@ def fit_and_judge(
     return step, measured
 
 
-def split_mounts(
+def split_slides(
     names: Sequence[str], split: SplitOptions, manifest: Path | None
 ) -> tuple[list[str], list[str]]:
-    """The names of the mounts to train on and of those to judge on.
+    """The names of the slides to train on and of those to evaluate on.
 
-    Raises DataError when the manifest cannot be read or does not know a mount, or a side is empty.
+    Raises DataError when the manifest cannot be read or does not know a slide, or a side is empty.
     """
     if split.val_patients or manifest is None:
         train = [name for name in names if name not in split.val_patients]
@@ -238,56 +266,58 @@ def split_mounts(
     check_no_leak(set(train), set(val))
     if len(train) < 2 or not val:
         raise DataError(
-            f"found {len(train)} whole mounts to train on and {len(val)} to judge on, expected 2 and 1 at least; "
+            f"found {len(train)} slides to train on and {len(val)} to evaluate on, expected 2 and 1 at least; "
             f"give --manifest, or split.val_patients in the config"
         )
     return train, val
 
 
-def _cells(mounts: Sequence[LabelledSlide], values: Callable[[LabelledSlide], NDArray[Any]]) -> NDArray[Any]:
-    """The values [row, column] of the judged cells of all mounts, one after another."""
-    return np.concatenate([values(mount)[mount.evaluated] for mount in mounts])
+def _cells(slides: Sequence[LabelledSlide], values: Callable[[LabelledSlide], NDArray[Any]]) -> NDArray[Any]:
+    """The values [row, column] of the evaluated cells of all slides, one after another."""
+    return np.concatenate([values(slide)[slide.evaluated] for slide in slides])
 
 
-def _crossfitted_log_odds(options: ContextTrainOptions, mounts: Sequence[LabelledSlide]) -> Floats:
-    """Log odds after the step of all judged cells, each mount's by a step that was trained on other patients."""
-    examples = [_examples(mount, options, i) for i, mount in enumerate(mounts)]
-    folds = min(options.folds, len(mounts))
-    fold_of = np.random.default_rng(options.seed).permutation(len(mounts)) % folds
+def _crossfitted_log_odds(options: ContextTrainOptions, slides: Sequence[LabelledSlide]) -> Floats:
+    """Log odds after the step of all evaluated cells, each slide's by a step that was trained on other patients."""
+    examples = [_examples(slide, options, i) for i, slide in enumerate(slides)]
+    folds = min(options.folds, len(slides))
+    fold_of = np.random.default_rng(options.seed).permutation(len(slides)) % folds
     odds: dict[int, Floats] = {}
     for fold in range(folds):
         weights = _fit([e for e, f in zip(examples, fold_of, strict=True) if f != fold], options, fold)
         step = ContextStep(ContextCard(options=options.rings), weights)
         for i in np.flatnonzero(fold_of == fold).tolist():
-            mount = mounts[i]
-            scored = ~np.isnan(mount.alone[0])
-            odds[i] = step_log_odds(log_odds_of(mount.alone[0], options.rings), step)[mount.evaluated[scored]]
-        logger.info("cross-validation: fold %d of %d", fold + 1, folds)
-    return np.concatenate([odds[i] for i in range(len(mounts))])
+            slide = slides[i]
+            scored = ~np.isnan(slide.patch_probability[0])
+            odds[i] = step_log_odds(log_odds_of(slide.patch_probability[0], options.rings), step)[
+                slide.evaluated[scored]
+            ]
+        log.info("cross-validation: fold %d of %d", fold + 1, folds)
+    return np.concatenate([odds[i] for i in range(len(slides))])
 
 
-def _compared(mounts: Sequence[LabelledSlide], sigma: float, context: Floats) -> Compared:
-    def smoothed(mount: LabelledSlide) -> Floats:
-        alone = mount.alone[0]
-        return neighbour_mean(np.nan_to_num(alone).astype(np.float64), ~np.isnan(alone), sigma)
+def _compared(slides: Sequence[LabelledSlide], sigma: float, context: Floats) -> Compared:
+    def smoothed(slide: LabelledSlide) -> Floats:
+        probability = slide.patch_probability[0]
+        return neighbour_mean(np.nan_to_num(probability).astype(np.float64), ~np.isnan(probability), sigma)
 
     return Compared(
         {
-            "alone": _cells(mounts, lambda mount: mount.alone[0]).astype(np.float64),
-            "gaussian": _cells(mounts, smoothed),
+            "alone": _cells(slides, lambda slide: slide.patch_probability[0]).astype(np.float64),
+            "gaussian": _cells(slides, smoothed),
             "context": context.astype(np.float64),
         },
-        _cells(mounts, lambda mount: mount.labels).astype(int),
-        np.concatenate([np.full(mount.evaluated.sum(), mount.patient) for mount in mounts]),
+        _cells(slides, lambda slide: slide.labels).astype(int),
+        np.concatenate([np.full(slide.evaluated.sum(), slide.patient) for slide in slides]),
     )
 
 
-def _examples(mount: LabelledSlide, options: ContextTrainOptions, index: int) -> _Examples:
-    """The labelled cells of the mount's drawn maps."""
+def _examples(slide: LabelledSlide, options: ContextTrainOptions, index: int) -> _Examples:
+    """The labelled cells of the slide's drawn maps."""
     random = np.random.default_rng((options.seed, index))
     seen, bases, labels = [], [], []
     for draw in range(options.draws):
-        odds = log_odds_of(mount.alone[draw % len(mount.alone)], options.rings)
+        odds = log_odds_of(slide.patch_probability[draw % len(slide.patch_probability)], options.rings)
         if draw:
             scale = np.exp(random.normal(0, options.temperature_jitter))
             odds = odds * scale + random.normal(0, options.shift_jitter)
@@ -295,10 +325,10 @@ def _examples(mount: LabelledSlide, options: ContextTrainOptions, index: int) ->
             odds = np.clip(odds, -most, most)
             odds[random.random(odds.shape) < random.choice(options.dropped or (0.0,))] = np.nan
         base, rings = ring_features(odds, options.rings)
-        told = mount.labels[~np.isnan(odds)]
-        seen.append(rings[told != UNLABELLED])
-        bases.append(base[told != UNLABELLED])
-        labels.append(told[told != UNLABELLED] == 1)
+        of_scored = slide.labels[~np.isnan(odds)]
+        seen.append(rings[of_scored != UNLABELLED])
+        bases.append(base[of_scored != UNLABELLED])
+        labels.append(of_scored[of_scored != UNLABELLED] == 1)
     count = max(1, sum(len(part) for part in labels))
     return _Examples(
         np.concatenate(seen).astype(np.float32),
@@ -337,15 +367,15 @@ class _Perceptrons(nn.Module):
 
 
 def _fit(
-    mounts: Sequence[_Examples], options: ContextTrainOptions, seed: int
+    slides: Sequence[_Examples], options: ContextTrainOptions, seed: int
 ) -> dict[str, NDArray[np.float32]]:
-    """The weights of a step (context.py, ContextStep) trained on the examples of these mounts."""
+    """The weights of a step (context.py, ContextStep) trained on the examples of these slides."""
     rings, base, labels, weights = (
-        np.concatenate([getattr(mount, name) for mount in mounts])
+        np.concatenate([getattr(slide, name) for slide in slides])
         for name in ("rings", "base", "labels", "weights")
     )
     if len(np.unique(labels)) < 2:
-        raise DataError("the whole mounts to train on hold labels of one class alone, expected both")
+        raise DataError("the slides to train on hold labels of one class alone, expected both")
     mean, std = rings.mean(axis=0), rings.std(axis=0) + 1e-6
     seen = torch.from_numpy((rings - mean) / std)  # [n, c]
     known = [torch.from_numpy(values) for values in (base, labels, weights / weights.mean())]  # [n] each
@@ -369,9 +399,9 @@ def _fit(
     return {"mean": mean, "std": std, **arrays}
 
 
-def _count(mounts: Sequence[LabelledSlide]) -> dict[str, Any]:
+def _count(slides: Sequence[LabelledSlide]) -> dict[str, Any]:
     return {
-        "slides": [mount.patient for mount in mounts],
-        "patches": int(sum(mount.evaluated.sum() for mount in mounts)),
-        "idc": int(sum((mount.labels[mount.evaluated] == 1).sum() for mount in mounts)),
+        "slides": [slide.patient for slide in slides],
+        "patches": int(sum(slide.evaluated.sum() for slide in slides)),
+        "idc": int(sum((slide.labels[slide.evaluated] == 1).sum() for slide in slides)),
     }

@@ -31,7 +31,7 @@ class HistoryFiles:
     def __init__(self, out: Path, name: str, best_by: str, done: int, tensorboard: bool = False):
         self._out, self._name, self._best_by = out, name, best_by
         self._drawn = time.monotonic()
-        # What an earlier start wrote of the `done` epochs stays; what it wrote beyond them is done anew.
+        # What an earlier start wrote of the `done` epochs stays; what it wrote beyond them is done again.
         self._on_board = done if (out / "tensorboard").exists() else 0
         self._board = _tensorboard(out / "tensorboard", done + 1) if tensorboard else None
 

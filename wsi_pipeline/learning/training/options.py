@@ -69,8 +69,8 @@ class TrainOptions:
     weights), or nothing: values from 0 to 1 (what networks with `clahe` take)."""
 
     stain_normalisation: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """How far each patient's stain is brought to the training mean (stain.py): 0 not at all, 1 all the way. Maps do the
-    same with each slide's. Needs data that names patients or slides."""
+    """How far each patient's stain is brought to the training mean (models/stain.py): 0 not at all, 1 all the way. Maps
+    do the same with each slide's. Needs data that names patients or slides."""
 
     split: SplitOptions = Field(default_factory=SplitOptions)
     """Who is trained on, and who is evaluated on."""

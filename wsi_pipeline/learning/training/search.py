@@ -21,7 +21,7 @@ from wsi_pipeline.learning.training.history import Row, scores
 from wsi_pipeline.learning.training.options import TUNE, TrainOptions, is_marked, put, walk
 from wsi_pipeline.learning.training.train import train
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 _FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 
@@ -39,10 +39,11 @@ class Range:
 
     low: int | float
     high: int | float
-    # Even in its logarithm: 0.0001 to 0.001 is as likely as 0.001 to 0.01.
     log: bool = False
-    # Only every so far from `low`.
+    """Even in its logarithm: 0.0001 to 0.001 is as likely as 0.001 to 0.01."""
+
     step: int | float | None = None
+    """Only every so far from `low`."""
 
     def __post_init__(self) -> None:
         if not self.low < self.high:
@@ -55,12 +56,15 @@ class Range:
 class Tried:
     """What became of one trial."""
 
-    # Its folder's name.
     name: str
-    # done, cut short (by the pruner), or diverged
+    """Its folder's name."""
+
     state: str
-    # The best epoch's, by the config's `best_by`; infinite where there was none.
+    """done, cut short (by the pruner), or diverged"""
+
     reached: float
+    """The best epoch's, by the config's `best_by`; infinite where there was none."""
+
     epochs: int
     seconds: float
     values: dict[str, Any]
@@ -176,16 +180,16 @@ def _try_one(search: _Search, done: int, trials: int) -> None:
     folder = trial.user_attrs.get("folder", f"trial_{trial.number:04d}")
     trial.set_user_attr("folder", folder)
     trial.set_user_attr("values", suggested)
-    logger.info("%s (%d of %d): %s", folder, done + 1, trials, _said(suggested))
+    log.info("%s (%d of %d): %s", folder, done + 1, trials, _said(suggested))
     options = search.options(suggested)
     began = time.monotonic()
-    told: set[int] = set()
+    reported: set[int] = set()
 
     def report(history: list[Row]) -> None:
         for step, score in enumerate(scores(history, options.best_by)):
-            if step not in told:
+            if step not in reported:
                 trial.report(score, step)
-                told.add(step)
+                reported.add(step)
         if trial.should_prune():
             raise optuna.TrialPruned
 
@@ -194,11 +198,11 @@ def _try_one(search: _Search, done: int, trials: int) -> None:
         train(options, search.data, search.out / folder, search.device, after_epoch=report)
     except optuna.TrialPruned:
         state = TrialState.PRUNED
-        logger.info("cut short: below the median of earlier trials")
+        log.info("cut short: below the median of earlier trials")
     except TrainingError as error:
         state = TrialState.FAIL
         trial.set_user_attr("diverged", True)
-        logger.info("%s", error)
+        log.info("%s", error)
     trial.set_user_attr("seconds", time.monotonic() - began)
     if state is TrialState.COMPLETE:
         frozen = search.study.get_trials(deepcopy=False)[trial.number]

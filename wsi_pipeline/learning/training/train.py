@@ -57,7 +57,7 @@ from wsi_pipeline.models.logits import evaluate
 from wsi_pipeline.models.model import Model, build_network, normalised, save_model
 from wsi_pipeline.models.stain import normalise_stain_by_patient
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 SINGLE_PROCESS = ProcessGroup()
 
@@ -126,12 +126,12 @@ def train(
             _save_checkpoint(run, out / "last.pt", history)
         if after_epoch:
             after_epoch(history)
-    logger.info(ending)
+    log.info(ending)
     return weights_path
 
 
 def _one_epoch(run: Run, history: list[Row]) -> tuple[Row, ModelCard]:
-    """Train for one epoch and judge what came of it: its row of the history, and its card."""
+    """Train for one epoch and evaluate the network: its row of the history, and its card."""
     epoch, options, val = len(history), run.options, run.val
     began, worked = time.monotonic(), time.process_time()
     loss, rate = train_one_epoch(run, epoch, scores(history, options.best_by))
@@ -139,7 +139,7 @@ def _one_epoch(run: Run, history: list[Row]) -> tuple[Row, ModelCard]:
     if not math.isfinite(loss):
         raise TrainingError(
             f"epoch {epoch + 1}: the loss is {loss}: the training diverged; lower learning_rate in the config "
-            "and start anew in another --out"
+            "and start again in another --out"
         )
     run.group.settle(run.network, run.average.module)
     logits = _evaluated(run, val.pixels)
@@ -155,7 +155,7 @@ def _one_epoch(run: Run, history: list[Row]) -> tuple[Row, ModelCard]:
         "seconds": time.monotonic() - began,
         "processor_seconds": time.process_time() - worked,
     }
-    logger.info(
+    log.info(
         "epoch %(epoch)d: loss %(loss).4f, val AUROC %(auroc).4f, F1 %(f1).3f, "
         "balanced accuracy %(balanced_accuracy).3f, ECE %(ece).3f, %(patches_per_s).0f patches/s, %(seconds).0f s",
         row,
@@ -251,18 +251,18 @@ def set_up(
     if files := pretrained_files(options.pretrained):
         with_head = load_average(network, options.architecture, files)
         names = " and ".join(map(str, files))
-        logger.info("starting from %s%s", names, "" if with_head else ", with a new last layer")
+        log.info("starting from %s%s", names, "" if with_head else ", with a new last layer")
     cost = network_cost(network, options.patch_px)
     network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    logger.info(
+    log.info(
         "training '%s' (%s, %s parameters, %.1f MFLOP a patch) on %d patches of %d patients, "
-        "judged on %d of %d, on %s",
+        "evaluated on %d of %d, on %s",
         *(options.name, options.architecture, f"{cost.parameters:,}", cost.mflop),
         *(len(train_side), len(set(train_side.patients)), len(val_side), len(set(val_side.patients))),
         device if group.count == 1 else f"{group.count} x {device.type}",
     )
     if impossible := no_crossfit(val_side.labels, val_side.patients, val_side.by):
-        logger.warning(
+        log.warning(
             "nothing will be cross-fitted: %s; how far calibration and threshold flatter stays unknown",
             impossible,
         )
@@ -356,7 +356,7 @@ def _resume(run: Run, path: Path) -> list[Row]:
     run.average.load_state_dict(state["average"])
     resume_optimiser(run.optimiser, state["optimiser"])
     run.scaler.load_state_dict(state["scaler"])
-    logger.info("going on after epoch %d of %d", len(state["history"]), run.options.epochs)
+    log.info("going on after epoch %d of %d", len(state["history"]), run.options.epochs)
     return list(state["history"])
 
 

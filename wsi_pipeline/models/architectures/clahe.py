@@ -22,10 +22,11 @@ _LUMA = (0.299, 0.587, 0.114)
 class ClaheOptions:
     """How far contrast may be raised, and how locally."""
 
-    # A level may hold so many times its even share of a tile's pixels; what is above is spread over all.
     clip: Annotated[float, Field(gt=0)] = 2.0
-    # So many tiles a side, each with a histogram of its own; between their centres, values are interpolated.
+    """A level may hold so many times its even share of a tile's pixels; what is above is spread over all."""
+
     tiles: Annotated[int, Field(gt=0)] = 8
+    """So many tiles a side, each with a histogram of its own; between their centres, values are interpolated."""
 
 
 @torch.no_grad()

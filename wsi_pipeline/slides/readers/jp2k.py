@@ -255,7 +255,7 @@ class _Bits:
 
 
 class _TagTree:
-    """Numbers of code blocks, told bit by bit (annex B.10.2)."""
+    """Numbers of code blocks, read bit by bit (annex B.10.2)."""
 
     def __init__(self, width: int, height: int):
         self._widths = [width]

@@ -1,4 +1,4 @@
-"""The bytes of a slide's files, and trouble told from damage.
+"""The bytes of a slide's files, and how trouble is distinguished from damage.
 
 Damage is in the file: it is the same at each reading. Trouble is on the way to the file: a mount that stumbles, a disk
 that reports an error, a process out of file handles. It may pass, so a read that fails is tried again, here and nowhere

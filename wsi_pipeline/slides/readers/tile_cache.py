@@ -1,4 +1,4 @@
-"""Levels read by whole storage tiles, each decoded once, and what cannot be decoded told apart from the rest.
+"""Levels read by whole storage tiles, each decoded once, and what cannot be decoded kept apart from the rest.
 
 Blocks of patches rarely end where storage tiles end. A tile that blocks share is kept, once decoded, until each of
 them has had it; of a slide read block by block in row order that is a row of tiles. Where a
