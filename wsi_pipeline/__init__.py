@@ -83,13 +83,10 @@ __all__ = sorted(_MODULES)
 
 def __getattr__(name: str) -> object:
     """The name's object, imported now."""
-    from importlib import import_module, metadata
+    from importlib import import_module
 
     if name == "__version__":
-        try:
-            value: object = metadata.version("wsi_pipeline")
-        except metadata.PackageNotFoundError:  # a source tree on the path, never installed
-            value = "0+unknown"
+        value: object = import_module("wsi_pipeline.base.version").VERSION
     elif name in _MODULES:
         value = getattr(import_module(f"wsi_pipeline.{_MODULES[name]}"), name)
     else:

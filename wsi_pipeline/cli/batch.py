@@ -13,10 +13,10 @@ from contextlib import closing, contextmanager
 from dataclasses import replace
 from typing import NoReturn
 
-import wsi_pipeline
 from wsi_pipeline.base.errors import JobError, ListError, RecipeError, ScaleError, UsageError, WsiError
 from wsi_pipeline.base.files import OutPath, check_writable
 from wsi_pipeline.base.text import on_one_line, printable
+from wsi_pipeline.base.version import VERSION
 from wsi_pipeline.cli.common import ALL_DONE, INTERRUPTED, NOTHING_RUN, SOME_FAILED
 from wsi_pipeline.cli.progress import BatchProgress
 from wsi_pipeline.cli.streams import lasting_streams
@@ -211,7 +211,7 @@ class _Batch:
             "batch_started",
             command=sys.argv,
             slides=self._count,
-            version=wsi_pipeline.__version__,
+            version=VERSION,
             host=socket.gethostname(),
             pid=os.getpid(),
         )
@@ -267,7 +267,7 @@ def _row(outcome: SlideOutcome) -> ManifestRow:
         attempt=outcome.attempt,
         worker=outcome.worker,
         finished=now(),
-        version=wsi_pipeline.__version__,
+        version=VERSION,
     )
     if result is None:
         return row

@@ -45,6 +45,11 @@ def add_batch_arguments(parser: argparse.ArgumentParser, config: str) -> None:
         metavar="G",
         help="of copies at once, shared by the workers of this machine (default: %(default)g)",
     )
+    _add_worker_arguments(parser)
+
+
+def _add_worker_arguments(parser: argparse.ArgumentParser) -> None:
+    """Who works on the slides, and on which of them."""
     workers = parser.add_mutually_exclusive_group()
     workers.add_argument(
         "--workers", type=_count, metavar="N", help="processes on this machine (default: this one alone)"

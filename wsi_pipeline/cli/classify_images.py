@@ -10,8 +10,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import wsi_pipeline
 from wsi_pipeline.base.errors import ScaleError, UsageError
+from wsi_pipeline.base.version import VERSION
 from wsi_pipeline.cli.common import ALL_DONE, NOTHING_RUN, SOME_FAILED, command_parser, run_command
 
 if TYPE_CHECKING:  # --help and a wrong argument should not wait for it
@@ -98,7 +98,7 @@ def _run(args: argparse.Namespace) -> int:
         "model": {"name": model.card.name, "sha256": model.sha256, "threshold": model.card.threshold},
         "patch_px": model.card.patch_px,
         "mpp": model.card.mpp,
-        "version": wsi_pipeline.__version__,
+        "version": VERSION,
         "stain": asdict(stain_check) if stain_check else None,
         "warnings": [warning] if warning else [],
         "images": [image_info(score) for score in scores],

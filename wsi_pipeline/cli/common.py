@@ -19,9 +19,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import wsi_pipeline
 from wsi_pipeline.base.errors import UsageError, WsiError
 from wsi_pipeline.base.text import on_one_line
+from wsi_pipeline.base.version import VERSION
 from wsi_pipeline.cli.streams import WatchedStream
 
 ALL_DONE, SOME_FAILED, NOTHING_RUN, INTERRUPTED = 0, 1, 2, 130
@@ -45,7 +45,7 @@ def command_parser(
         epilog=f"example:\n{example}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--version", action="version", version=f"%(prog)s {wsi_pipeline.__version__}")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {VERSION}")
     parser.add_argument("-v", "--verbose", action="store_true", help="say more, with tracebacks of failures")
     if device:
         parser.add_argument(

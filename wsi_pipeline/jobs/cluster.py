@@ -17,9 +17,9 @@ from collections.abc import Generator, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic
 
-import wsi_pipeline
 from wsi_pipeline.base.errors import JobError, UsageError, WorkerLostError, WsiError
 from wsi_pipeline.base.types import Progress
+from wsi_pipeline.base.version import VERSION
 from wsi_pipeline.jobs.protocols import (
     ATTEMPTS,
     BUSY_POLL_S,
@@ -144,11 +144,11 @@ class _Batch(Generic[Item, Result]):
 
     def _check_versions(self) -> None:
         versions = set(self._client.run(_version, on_error="return").values())
-        others = versions - {wsi_pipeline.__version__}
+        others = versions - {VERSION}
         if others:
             raise UsageError(
                 f"--scheduler {self._scheduler}: its workers have {', '.join(map(str, others))} of wsi_pipeline, this "
-                f"process {wsi_pipeline.__version__}; install the same one everywhere"
+                f"process {VERSION}; install the same one everywhere"
             )
 
     def _check_scheduler(self) -> None:
@@ -274,7 +274,7 @@ class _Stopped(BaseException):
 
 
 def _version() -> str:
-    return wsi_pipeline.__version__
+    return VERSION
 
 
 def _stop(batch: str) -> None:

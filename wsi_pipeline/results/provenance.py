@@ -7,8 +7,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import wsi_pipeline
 from wsi_pipeline.base.options import options_to_dict
+from wsi_pipeline.base.version import VERSION
 from wsi_pipeline.models.context import ContextStep
 from wsi_pipeline.slides.slide import Slide
 from wsi_pipeline.tiling.grid import Plan
@@ -75,7 +75,7 @@ def store_attributes(
     from float32, and on how the slide is stained; facts that the summary repeats and that decide nothing.
     """
     return {
-        "version": wsi_pipeline.__version__,
+        "version": VERSION,
         "map_key": key_of(recipe),
         "map_recipe": as_stored(recipe),
         "asked": asked,

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-import wsi_pipeline
 from wsi_pipeline.base.types import Mask
+from wsi_pipeline.base.version import VERSION
 from wsi_pipeline.results.provenance import key_of
 from wsi_pipeline.results.regions import IdcRegion
 from wsi_pipeline.slides.slide import Slide
@@ -133,8 +133,7 @@ def summarise(
         "warnings": warnings,
         "seconds": watch.seconds | {"total": watch.total},
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        "versions": {"wsi_pipeline": wsi_pipeline.__version__}
-        | {name: metadata.version(name) for name in VERSIONED},
+        "versions": {"wsi_pipeline": VERSION} | {name: metadata.version(name) for name in VERSIONED},
         "map_key": key_of(recipes[0]),
         "report_key": key_of(recipes[1]),
         "map_recipe": recipes[0],

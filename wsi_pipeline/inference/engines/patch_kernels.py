@@ -146,7 +146,7 @@ def kernel_works(device: torch.device) -> bool:
 
 
 if triton is not None:
-    # Without annotations: Triton takes them for its own.
+    # Without annotations: Triton takes them for its own. A kernel takes every number by itself, hence so many.
 
     @triton.jit
     def _cut(

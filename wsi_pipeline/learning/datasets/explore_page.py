@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
-import wsi_pipeline
+from wsi_pipeline.base.version import VERSION
 from wsi_pipeline.learning.datasets.duplicates import Duplicates
 from wsi_pipeline.learning.datasets.explore import Exploration, PatientStats, common_size, spans
 from wsi_pipeline.learning.datasets.image_stats import stain_amounts
@@ -41,7 +41,7 @@ def exploration_page(exploration: Exploration) -> Page:
             *_damage(exploration),
             *_every_patient(exploration),
         ],
-        f"explore-patches, wsi_pipeline {wsi_pipeline.__version__}; samples drawn with seed 0",
+        f"explore-patches, wsi_pipeline {VERSION}; samples drawn with seed 0",
     )
 
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import wsi_pipeline
 from wsi_pipeline.base.files import write_json
+from wsi_pipeline.base.version import VERSION
 from wsi_pipeline.learning.evaluation import plots as plots
 from wsi_pipeline.learning.evaluation.patches import (
     MISTAKES_A_PATIENT,
@@ -53,7 +53,7 @@ def write_evaluation(
     `side` of the split of `folder` is what was evaluated, `slides` are those evaluated beside (may be none),
     `failed` says of each slide that could not be, why.
     """
-    metrics = {"schema": SCHEMA, "version": wsi_pipeline.__version__, **metrics_of(evaluated)}
+    metrics = {"schema": SCHEMA, "version": VERSION, **metrics_of(evaluated)}
     metrics["data"] = {"folder": str(folder), "side": side, **metrics["data"]}
     metrics["slides"] = [slide_metrics(slide) for slide in slides]
     metrics["all_slides"] = all_slides_metrics(slides) if slides else None

@@ -176,6 +176,13 @@ def train_context(
     return path
 
 
+MEASURED_NOTE = (
+    "crossfitted: the training mounts, each judged by a step trained on other patients; calibration and "
+    "threshold of the step, and the threshold of the Gaussian, were chosen there. val: nothing was chosen on it "
+    "but the threshold of each patch alone, with the model's"
+)
+
+
 def fit_and_evaluate(
     options: ContextTrainOptions,
     train: Sequence[LabelledSlide],
@@ -215,9 +222,7 @@ def fit_and_evaluate(
         "context": card.threshold,
     }
     measured = {
-        "note": "crossfitted: the training mounts, each judged by a step trained on other patients; calibration and "
-        "threshold of the step, and the threshold of the Gaussian, were chosen there. val: nothing was chosen on it "
-        "but the threshold of each patch alone, with the model's",
+        "note": MEASURED_NOTE,
         "thresholds": thresholds,
         **{
             name: {

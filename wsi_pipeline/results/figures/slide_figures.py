@@ -5,8 +5,8 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-import wsi_pipeline
 from wsi_pipeline.base.files import OutPath
+from wsi_pipeline.base.version import VERSION
 from wsi_pipeline.results.figures.maps import render_heatmap, render_overlay, render_uncertainty
 from wsi_pipeline.results.figures.report import ReportInfo, render_report
 from wsi_pipeline.results.finished_map import FinishedMap
@@ -52,6 +52,6 @@ def _report_info(
         patch_mpp=patch_mpp(slide, overview.plan),
         tissue_mm2=overview.tissue_mm2(slide.mpp),
         warnings=warnings,
-        version=wsi_pipeline.__version__,
+        version=VERSION,
         date=datetime.now(UTC).date().isoformat(),
     )
