@@ -4,7 +4,7 @@ import pytest
 
 from wsi_pipeline.base.configs import config_folder, config_names, find_config
 from wsi_pipeline.base.errors import ConfigError
-from wsi_pipeline.cli.explore_patches import load_split_options
+from wsi_pipeline.cli.explore_patches import load_patch_options
 from wsi_pipeline.learning.training.context import ContextTrainOptions
 from wsi_pipeline.learning.training.options import load_train_options, read_train_config
 from wsi_pipeline.pipeline.config import InferConfig, TileConfig, load_config
@@ -30,7 +30,8 @@ def test_every_command_that_takes_a_config_takes_its_name(monkeypatch, tmp_path)
     assert load_config(TileConfig, "tile_idc").grid.mpp == 4
     assert load_config(TileConfig, "tile_idc_throughout").annotations.annotated_throughout
     assert read_train_config("train/resnet18")["name"] == "resnet18"
-    assert load_split_options("train/resnet18").val == ("val",)
+    split, patches = load_patch_options("train/resnet18")
+    assert (split.val, patches) == (("val",), (50, 4.0))
 
 
 def test_in_a_clone_the_names_are_those_of_the_folder_configs():

@@ -121,7 +121,8 @@ def test_the_command_judges_the_validation_side_that_the_card_names(model, data,
     assert set(metrics["patches"]) == MEASURES
     assert {row["patient"] for row in metrics["patients"]} == {"v", "w"}
     assert metrics["data"] | {"folder": ""} == {
-        "folder": "", "side": "val", "by": "patient", "patches": 32, "idc_patches": 16, "patients": 2
+        "folder": "", "side": "val", "by": "patient", "patches": 32, "idc_patches": 16, "patients": 2,
+        "scale": "not known, taken as the model's",
     }  # fmt: skip
     assert sum(metrics["confusion"].values()) == 32
     page = (out / "index.html").read_text(encoding="utf-8")

@@ -10,10 +10,12 @@ from PIL import Image
 from wsi_pipeline.base.geometry import Box, Plane
 from wsi_pipeline.slides.slide import Pixels, open_slide
 from wsi_pipeline.tiling.export import write_patches
+from wsi_pipeline.tiling.export_info import ExportInfo, export_of, scale_in
 from wsi_pipeline.tiling.grid import GridOptions, plan_patches
 from wsi_pipeline.tiling.patches import patch_positions, read_blocks
 
 MakeSlide = Callable[..., Path]
+INFO = ExportInfo("a", "f", 50, 50, 0.5, (0.2, 0.3, 0.1), 64)
 
 
 def everything(path: Path, **grid: object):
@@ -97,12 +99,14 @@ def test_exported_patches_lie_in_the_idc_layout_each_once(
     slide, plan = everything(make_slide("a.tiff", image, factors=(1,)), stride_px=stride, block_px=256)
     x0, y0, _ = patch_positions(plan)
     labels = (x0 >= 200).astype(np.int8)
-    assert write_patches(slide, plan, labels, tmp_path / "export", None) == 0
+    assert write_patches(slide, plan, labels, tmp_path / "export", INFO, None) == 0
     files = list((tmp_path / "export").rglob("*.png"))
     assert len(files) == plan.scored.sum()
     for x, y, label in zip(x0, y0, labels, strict=True):
         file = tmp_path / "export" / str(label) / f"a_x{x}_y{y}_class{label}.png"
         part = image[y : y + 50, x : x + 50]
+        assert scale_in(file) == (0.5, 50)
+        assert export_of(file.parent) == INFO
         assert np.array_equal(np.asarray(Image.open(file))[: part.shape[0], : part.shape[1]], part)
 
 
@@ -110,6 +114,6 @@ def test_patches_that_cannot_be_decoded_are_counted_not_written(shared: Path, tm
     slide = open_slide(shared / "data/bad/five_tiles_corrupt.svs")
     mask = np.ones((186, 139), np.bool_)
     plan = plan_patches(slide, mask, ~mask, Plane(16, 16), GridOptions(patch_px=120, mpp=0.499))
-    lost = write_patches(slide, plan, None, tmp_path / "out", None)
+    lost = write_patches(slide, plan, None, tmp_path / "out", INFO, None)
     assert lost == 20  # five storage tiles of 240 px, four patches of 120 px in each
     assert len(list((tmp_path / "out" / "unlabelled").glob("*.png"))) == plan.scored.sum() - lost

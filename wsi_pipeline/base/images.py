@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
+from PIL.PngImagePlugin import PngInfo
 
 from wsi_pipeline.base.errors import DataError
 
@@ -26,6 +27,10 @@ BITS, COMPRESSION, PLANES, STRIPS, TILES, JPEG_TABLES = 258, 259, 284, (273, 279
 JPEG_IN_TIFF, DEFLATE_IN_TIFF, PLANAR = 7, (8, 32946), 2
 # What is decompressed at once only to see whether it can be.
 PIECE_BYTES = 2**20
+
+# The text in a PNG that says its um per pixel.
+MPP_TEXT = "mpp"
+UM_PER_INCH = 25_400.0
 
 # Of zlib: half the time of its usual 6, for a sixth more bytes.
 PNG_LEVEL = 3
@@ -115,11 +120,30 @@ def _check_deflate(part: bytes, _: bytes) -> None:
         raise ValueError("a strip or tile ends before its data do")
 
 
-def png_bytes(image: Image.Image) -> bytes:
-    """The picture as a PNG file."""
-    file = io.BytesIO()
-    image.save(file, format="PNG", compress_level=PNG_LEVEL)
+def png_bytes(image: Image.Image, mpp: float | None = None) -> bytes:
+    """The picture as a PNG file; `mpp`, um per pixel, is written into it as pixels per metre and as the text "mpp"."""
+    file, scale = io.BytesIO(), {}
+    if mpp is not None:
+        text = PngInfo()
+        text.add_text(MPP_TEXT, f"{mpp:g}")
+        scale = {"pnginfo": text, "dpi": (UM_PER_INCH / mpp,) * 2}
+    image.save(file, format="PNG", compress_level=PNG_LEVEL, **scale)
     return file.getvalue()
+
+
+def png_scale(path: Path) -> tuple[float, int] | None:
+    """Um per pixel that a PNG says, in the text "mpp" or as pixels per metre, and its width; none where it says none.
+
+    Many programs write a screen's or a printer's pixels per metre. What cannot be read, or is no PNG, says none.
+    """
+    try:
+        with Image.open(path, formats=["PNG"]) as image:
+            text = image.info.get(MPP_TEXT)
+            dots = image.info.get("dpi")
+            mpp = float(text) if text else UM_PER_INCH / float(dots[0]) if dots and dots[0] else 0.0
+            return (mpp, image.width) if mpp > 0 else None
+    except (*_FAILURES, Image.DecompressionBombError):
+        return None
 
 
 def _as_rgb(image: Image.Image, path: Path) -> NDArray[np.uint8]:

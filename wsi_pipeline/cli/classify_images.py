@@ -5,6 +5,7 @@ import csv
 import io
 import json
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -29,6 +30,8 @@ COLUMNS = (
     "width_px",
     "height_px",
     "how",
+    "stain_from",
+    "scale_from",
     "warning",
     "failed",
 )
@@ -59,6 +62,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     scale.add_argument(
         "--resize", action="store_true", help="squeeze each picture, as a whole, into one patch"
     )
+    parser.add_argument(
+        "--one-slide",
+        action="store_true",
+        help="all pictures are of one slide, whose stain is measured over them together; exported patches have it in "
+        "their export.json",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all there is to know here")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="write the table here")
     return run_command(parser, _run, argv)
@@ -83,13 +92,19 @@ def _run(args: argparse.Namespace) -> int:
     failures: list[FailedImage] = []
     width = max(len(str(path)) for path in paths)
     print(f"{'file':{width}}  probability  highest  at or above {model.card.threshold:.3f}")
-    for result in score_images(paths, classifier, args.mpp, args.resize):
+    for result in score_images(paths, classifier, args.mpp, args.resize, args.one_slide):
         if isinstance(result, FailedImage):
             failures.append(result)
             print(f"failed: {result.error}", file=sys.stderr)
         else:
             scores.append(result)
             print(f"{result.path!s:{width}}  {_line(result)}", flush=True)
+    for what, values in (
+        ("stain", [s.stain_from for s in scores]),
+        ("scale", [s.cut.scale_from for s in scores]),
+    ):
+        if values:
+            print(f"{what}: {_counted(values)}")
     stain_check = check_stain_of_all(scores, model.card.stain)
     warning = stain_check.warning if stain_check else ""
     if warning:
@@ -129,6 +144,12 @@ def find_images(files: Sequence[Path]) -> list[Path]:
             raise UsageError(f"{file}: found no image in this folder (known: {', '.join(sorted(SUFFIXES))})")
         paths += inside
     return paths
+
+
+def _counted(values: Sequence[str]) -> str:
+    """Each value once, with how many there are of it where they are several."""
+    counts = Counter(values)
+    return "; ".join(value if len(counts) == 1 else f"{value} ({count:,})" for value, count in counts.items())
 
 
 def _line(score: "ImageScore") -> str:

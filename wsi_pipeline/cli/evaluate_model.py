@@ -76,7 +76,8 @@ def _run(args: argparse.Namespace) -> int:
     config = load_config(EvaluateConfig, args.config) if args.config else EvaluateConfig()
     model, device = load_model(args.model), choose_device(args.device)
     pairs = find_labelled_slides(args.slides) if args.slides else []
-    side = load_side(args.data, model.card.patch_px, args.split, split_of(model.card))
+    card = model.card
+    side = load_side(args.data, card.patch_px, args.split, split_of(card), mpp=card.mpp)
     check_writable(args.out)
     evaluated = evaluate_patches(model, side, device)
     classifier, slides, failed = Classifier([model], device, config.classify), [], {}

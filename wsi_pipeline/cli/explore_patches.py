@@ -41,29 +41,34 @@ def _run(args: argparse.Namespace) -> int:
     from wsi_pipeline.learning.datasets.load import list_labelled
     from wsi_pipeline.learning.datasets.split import SplitOptions
 
-    split = load_split_options(args.config) if args.config else None
+    split, patches = load_patch_options(args.config) if args.config else (None, None)
     listing = list_labelled(args.data, split or SplitOptions())
     check_writable(args.out.parent)  # before minutes of work
-    exploration = explore(listing, split)
+    exploration = explore(listing, split, patches)
     from wsi_pipeline.learning.datasets.explore_page import exploration_page  # matplotlib: a second
     from wsi_pipeline.results.figures.html import write_page
 
     write_page(args.out, exploration_page(exploration))
     for finding in exploration.findings:
         print(f"{finding.what}: {finding.count:,}. {finding.advice}")
+    print(f"scale of the images: {listing.scale.words if listing.scale else 'not known'}")
     print(f"{len(exploration.listing):,} images: {args.out}")
     return ALL_DONE
 
 
-def load_split_options(name_or_path: str | Path) -> "SplitOptions":
-    """The options under `split` of a training config; other keys are the training's."""
+def load_patch_options(name_or_path: str | Path) -> "tuple[SplitOptions, tuple[int, float] | None]":
+    """The options under `split` of a training config, and its patch_px and mpp, where both are plain numbers."""
     from wsi_pipeline.base.configs import find_config
     from wsi_pipeline.base.options import options_from_dict, read_yaml_file
     from wsi_pipeline.learning.datasets.split import SplitOptions
+    from wsi_pipeline.learning.training.options import TrainOptions
 
     path = find_config(name_or_path)
     values = read_yaml_file(path)
-    return options_from_dict(SplitOptions, values.get("split", {}), str(path))
+    split = options_from_dict(SplitOptions, values.get("split", {}), str(path))
+    patch_px, mpp = (values.get(key, getattr(TrainOptions, key)) for key in ("patch_px", "mpp"))
+    plain = isinstance(patch_px, int) and isinstance(mpp, int | float) and min(patch_px, mpp) > 0
+    return split, (patch_px, float(mpp)) if plain else None
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Probabilities of single patches and of pictures: each brought to the scale of the model's card, or refused."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from wsi_pipeline.base.errors import DataError, ScaleError, WsiError
+from wsi_pipeline.base.errors import DataError, ScaleError, UsageError, WsiError
 from wsi_pipeline.base.images import read_image
 from wsi_pipeline.inference.classifier import Classifier
 from wsi_pipeline.inference.stain_check import StainCheck, check_stain
-from wsi_pipeline.models.stain import normalise_stain, patch_densities, stain_tables
+from wsi_pipeline.models.stain import FULLY_COUNTED, normalise_stain, patch_densities, stain_tables
 from wsi_pipeline.slides.resample import resample
 from wsi_pipeline.slides.slide import PLAUSIBLE_MPP
+from wsi_pipeline.tiling.export_info import EXPORT_FILE, ExportInfo, export_of, same_scale, scale_in
 from wsi_pipeline.tiling.grid import GridOptions
 
 if TYPE_CHECKING:  # model.py takes torch along
@@ -26,6 +27,8 @@ FILES_AT_ONCE = 256
 DECODING_THREADS = 4
 MAX_ENLARGED = GridOptions().max_upsampling
 How = Literal["patch", "tiled", "squeezed"]
+# On what a picture's stain was measured.
+OF_SLIDE, BY_ITSELF, AS_IT_IS = f"of the slide ({EXPORT_FILE})", "of the picture by itself", "left as it is"
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +46,9 @@ class CutImage:
 
     boxes: NDArray[np.float64]
     """float [n, 4]: x, y, width and height of each patch in the picture's own pixels."""
+
+    scale_from: str = "not known, taken as the model's"
+    """What its scale is known from, for people."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,6 +69,9 @@ class ImageScore:
     stain_check: StainCheck | None
     """How far its stain is from the model's training data; none where the card does not know that."""
 
+    stain_from: str
+    """On what the stain that it was normalised by was measured, for people."""
+
     @property
     def mean(self) -> float:
         """Mean probability of its patches; of one patch, its probability."""
@@ -82,25 +91,126 @@ class FailedImage:
     error: WsiError
 
 
+@dataclass(frozen=True, eq=False)
+class SharedStain:
+    """A stain that several pictures share."""
+
+    # float [n, 3], optical densities whose mean and number are those of its patches.
+    densities: NDArray[np.float64]
+    # On what it was measured, for people.
+    measured: str
+
+
 def score_images(
-    paths: Sequence[Path], classifier: Classifier, mpp: float | None = None, squeeze: bool = False
+    paths: Sequence[Path],
+    classifier: Classifier,
+    mpp: float | None = None,
+    squeeze: bool = False,
+    one_slide: bool = False,
 ) -> Iterator[ImageScore | FailedImage]:
     """The score of each picture, or why it has none, in their order.
 
-    `mpp` is the scale of all of them in um per pixel, `squeeze` makes each one patch whatever its size.
+    `mpp` is the scale of all of them in um per pixel, `squeeze` makes each one patch whatever its size. Exported
+    patches share the stain of their slide, as their export.json says; with `one_slide` all pictures are of one slide
+    and share its stain, else each has its own. Raises UsageError where `one_slide` is said of patches of several.
     """
+    card = classifier.card
+    exports = _exports(paths)
 
     def load(path: Path) -> CutImage | FailedImage:
-        card = classifier.card
         try:
-            return cut_image(read_image(path), str(path), card.patch_px, card.mpp, mpp, squeeze)
+            export = exports[path.parent]
+            if isinstance(export, WsiError):
+                raise export
+            rgb = read_image(path)
+            known_from = _check_scale(path, rgb.shape[1], export, card, mpp, squeeze)
+            cut = cut_image(rgb, str(path), card.patch_px, card.mpp, mpp, squeeze)
+            return replace(cut, scale_from=known_from) if known_from else cut
         except WsiError as error:
             return FailedImage(path, error)
 
     with ThreadPoolExecutor(DECODING_THREADS, thread_name_prefix="decode") as pool:
+        shared = {
+            folder: _stain_of(export) for folder, export in exports.items() if isinstance(export, ExportInfo)
+        }
+        if one_slide:
+            every = _stain_of_all(exports) or _measured(pool.map(load, _spread(paths)), len(paths))
+            shared = dict.fromkeys(exports, every)
         for start in range(0, len(paths), FILES_AT_ONCE):
             chosen = paths[start : start + FILES_AT_ONCE]
-            yield from _score(chosen, list(pool.map(load, chosen)), classifier)
+            stains = [shared.get(path.parent) for path in chosen]
+            yield from _score(chosen, list(pool.map(load, chosen)), stains, classifier)
+
+
+def _exports(paths: Sequence[Path]) -> dict[Path, ExportInfo | WsiError | None]:
+    """Of each folder of pictures, the export that they are of, none, or why that cannot be known."""
+    found: dict[Path, ExportInfo | WsiError | None] = {}
+    for folder in {path.parent: None for path in paths}:
+        try:
+            found[folder] = export_of(folder)
+        except WsiError as error:
+            found[folder] = error
+    return found
+
+
+def _stain_of(export: ExportInfo) -> SharedStain | None:
+    if export.od_mean is None:
+        return None
+    return SharedStain(np.tile(np.array(export.od_mean), (export.od_patches, 1)), OF_SLIDE)
+
+
+def _stain_of_all(exports: dict[Path, ExportInfo | WsiError | None]) -> SharedStain | None:
+    """The stain of the one slide that exports among the folders are of; raises UsageError where they are of several."""
+    known = {e.fingerprint: e for e in exports.values() if isinstance(e, ExportInfo)}
+    if len(known) > 1:
+        names = ", ".join(sorted(export.slide for export in known.values())[:5])
+        raise UsageError(
+            f"--one-slide: found patches of {len(known)} slides ({names}), expected pictures of one; leave it out, "
+            f"their {EXPORT_FILE} says the stain of each"
+        )
+    return next((_stain_of(export) for export in known.values()), None)
+
+
+def _spread(paths: Sequence[Path]) -> list[Path]:
+    """As many pictures as a slide is sampled at, evenly over them."""
+    count = min(FULLY_COUNTED, len(paths))
+    return [paths[i] for i in np.linspace(0, len(paths) - 1, count).astype(int)]
+
+
+def _measured(cuts: Iterable[CutImage | FailedImage], pictures: int) -> SharedStain:
+    densities = [patch_densities(cut.patches) for cut in cuts if isinstance(cut, CutImage)]
+    every = np.concatenate(densities) if densities else np.empty((0, 3))
+    return SharedStain(every, f"of these {pictures:,} pictures")
+
+
+def _check_scale(
+    path: Path, width: int, export: ExportInfo | None, card: "ModelCard", mpp: float | None, squeeze: bool
+) -> str:
+    """What the picture's scale is known from, empty where it is not.
+
+    Raises ScaleError where it is known to be another than the picture would be taken for.
+    """
+    inside = None if export else scale_in(path)
+    if export:
+        found, known_from = export.mpp, EXPORT_FILE
+    elif inside:
+        found, known_from = inside[0], "the PNG itself"
+    else:
+        return "" if mpp is None else "--mpp"
+    if mpp is not None:
+        if not same_scale(found, mpp):
+            raise ScaleError(
+                f"{path}: found {found:g} um/px ({known_from}), expected {mpp:g} as --mpp says; give --mpp {found:g}"
+            )
+        return known_from
+    taken = found * width / card.patch_px if squeeze else found
+    if not same_scale(taken, card.mpp):
+        as_squeezed = f", squeezed to {taken:g}" if squeeze else ""
+        raise ScaleError(
+            f"{path}: found {found:g} um/px ({known_from}{as_squeezed}), expected the model's {card.mpp:g}; give "
+            f"--mpp {found:g} to have it brought there, if it is large enough, or export patches of that scale"
+        )
+    return known_from
 
 
 def cut_image(
@@ -157,15 +267,21 @@ def _starts(length: int, patch_px: int) -> list[int]:
 
 
 def _score(
-    paths: Sequence[Path], cuts: Sequence[CutImage | FailedImage], classifier: Classifier
+    paths: Sequence[Path],
+    cuts: Sequence[CutImage | FailedImage],
+    stains: Sequence[SharedStain | None],
+    classifier: Classifier,
 ) -> Iterator[ImageScore | FailedImage]:
     card = classifier.card
     good = [cut for cut in cuts if isinstance(cut, CutImage)]
-    every = (
-        np.concatenate([_as_taken(cut, card) for cut in good]) if good else np.empty((0, 1, 1, 3), np.uint8)
-    )
+    taken = [
+        _as_taken(cut, card, stain)
+        for cut, stain in zip(cuts, stains, strict=True)
+        if isinstance(cut, CutImage)
+    ]
+    every = np.concatenate(taken) if taken else np.empty((0, 1, 1, 3), np.uint8)
     scores = iter(np.split(classifier.scores(every), np.cumsum([len(cut.patches) for cut in good])))
-    for path, cut in zip(paths, cuts, strict=True):
+    for path, cut, stain in zip(paths, cuts, stains, strict=True):
         if isinstance(cut, FailedImage):
             yield cut
             continue
@@ -174,14 +290,18 @@ def _score(
         stain_check = check_stain(densities, card.stain)
         # The pixels have served: a batch of thousands of pictures should not keep them.
         cut = replace(cut, patches=cut.patches[:0])
-        yield ImageScore(path, cut, own, float((own >= card.threshold).mean()), densities, stain_check)
+        share_above = float((own >= card.threshold).mean())
+        stain_from = stain.measured if stain else BY_ITSELF
+        if not card.stain_normalisation:
+            stain_from = AS_IT_IS
+        yield ImageScore(path, cut, own, share_above, densities, stain_check, stain_from)
 
 
-def _as_taken(cut: CutImage, card: "ModelCard") -> NDArray[np.uint8]:
-    # A picture is a slide of its own: of one patch, hardly anything is known of its stain, and hardly anything changes.
-    return normalise_stain(
-        cut.patches, stain_tables(patch_densities(cut.patches), card.stain, card.stain_normalisation)
-    )
+def _as_taken(cut: CutImage, card: "ModelCard", stain: SharedStain | None) -> NDArray[np.uint8]:
+    # A picture alone is a slide of its own: of one patch, hardly anything is known of its stain, and hardly anything
+    # changes.
+    densities = stain.densities if stain else patch_densities(cut.patches)
+    return normalise_stain(cut.patches, stain_tables(densities, card.stain, card.stain_normalisation))
 
 
 def image_info(score: ImageScore) -> dict[str, Any]:
@@ -196,6 +316,8 @@ def image_info(score: ImageScore) -> dict[str, Any]:
         "probability": score.mean,
         "highest": score.highest,
         "share_above": score.share_above,
+        "stain_from": score.stain_from,
+        "scale_from": score.cut.scale_from,
         "stain": asdict(score.stain_check) if score.stain_check else None,
         "warning": score.stain_check.warning if score.stain_check else "",
         "patch_scores": [{"box_px": box, "probability": value} for box, value in patches],

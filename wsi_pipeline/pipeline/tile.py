@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from wsi_pipeline.base.files import OutPath
+from wsi_pipeline.base.files import OutPath, names
+from wsi_pipeline.inference.stain_check import slide_densities
 from wsi_pipeline.pipeline.config import TileConfig
 from wsi_pipeline.pipeline.identity import map_key_of, patches_report, wanted_patches
 from wsi_pipeline.pipeline.run import (
@@ -28,11 +29,14 @@ from wsi_pipeline.results.run_folder import (
     why_draw,
 )
 from wsi_pipeline.results.store import PatchTable
-from wsi_pipeline.results.summary import Stopwatch, count, summarise
+from wsi_pipeline.results.summary import Stopwatch, count, patch_mpp, summarise
 from wsi_pipeline.slides.annotations.cell_labels import outlines_on_slide
 from wsi_pipeline.slides.annotations.files import outlines_of
 from wsi_pipeline.slides.catalog import SlideEntry
+from wsi_pipeline.slides.slide import Slide
 from wsi_pipeline.tiling.export import count_exported, write_patches
+from wsi_pipeline.tiling.export_info import EXPORT_FILE, ExportInfo
+from wsi_pipeline.tiling.grid import Plan
 from wsi_pipeline.tiling.patch_labels import label_patches
 from wsi_pipeline.tiling.patches import patch_positions
 
@@ -94,9 +98,30 @@ def tile_slide(
     if export:
         with watch("export"), opened.fails_if_changed():
             place = folder / EXPORT_FOLDER / opened.name
-            counts["unreadable"] = write_patches(opened, plan, labels, place, run.progress)
+            counts["unreadable"] = write_patches(
+                opened, plan, labels, place, _export_info(opened, plan), run.progress
+            )
     recipes = (store.map_recipe or {}, patches_report(map_key_of(store), opened, config, export))
     return finish(folder, summarise(opened, overview, recipes, counts, watch, warnings), drawn_again)
+
+
+def _export_info(slide: Slide, plan: Plan) -> ExportInfo:
+    """What the slide's exported patches are; its stain measured as infer-slide measures it."""
+    densities = slide_densities(slide, plan)  # [n, 3]
+    mean = None
+    if len(densities):
+        red, green, blue = densities.mean(axis=0).tolist()
+        mean = (red, green, blue)
+    grid = plan.grid
+    return ExportInfo(
+        slide.name,
+        slide.fingerprint(),
+        grid.patch_px,
+        grid.stride_px,
+        patch_mpp(slide, plan),
+        mean,
+        len(densities),
+    )
 
 
 def _hash_of(outlines: Path | None) -> str | None:
@@ -112,5 +137,7 @@ def why_tile_again(folder: OutPath, report: dict[str, Any]) -> str | None:
     if why is not None or not wanted:
         return why
     counts, place = found["counts"], folder / EXPORT_FOLDER / found["map_recipe"]["slide"]["name"]
+    if EXPORT_FILE not in names(place):
+        return f"missing: {EXPORT_FILE} beside the exported patches"
     missing = counts["patches"] - counts["unreadable"] - count_exported(place)
     return f"missing: {missing} exported patches" if missing > 0 else None

@@ -7,9 +7,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from wsi_pipeline.base.files import OutPath, names, sync_tree, write_many
+from wsi_pipeline.base.files import OutPath, names, sync_tree, write_json, write_many
 from wsi_pipeline.base.images import png_bytes
 from wsi_pipeline.slides.slide import Slide
+from wsi_pipeline.tiling.export_info import EXPORT_FILE, ExportInfo
 from wsi_pipeline.tiling.grid import Plan
 from wsi_pipeline.tiling.patches import patch_positions, read_blocks
 
@@ -29,16 +30,19 @@ def write_patches(
     plan: Plan,
     labels: NDArray[np.int8] | None,
     folder: OutPath,
+    info: ExportInfo,
     progress: Callable[[int, int], None] | None,
 ) -> int:
     """Write each patch as PNG in the IDC set's layout; gives the number that could not be decoded.
 
     The names are <0|1>/<slide>_x<x0>_y<y0>_class<0|1>.png with level-0 pixels, or unlabelled/<slide>_x.._y...png
     where a patch has no label: `labels` are int8 [n] of the kept patches, 1, 0, or -1 for none; None: none has.
+    `info` is written beside them first, as export.json, and its scale into each PNG.
     Blocks whose patches all lie in `folder` already are passed over: they are of a run that was broken off. Raises
     OutputError.
     """
     grid = plan.grid
+    write_json(folder / EXPORT_FILE, info.as_json())
     places = _png_places(slide.name, plan, labels)
     todo = plan.scored.copy()  # a patch on the rim of two blocks is written once
     total, unreadable = int(todo.sum()), 0
@@ -60,7 +64,7 @@ def write_patches(
                 continue
             todo[row, column] = False
             if readable:
-                files[places[row, column]] = png_bytes(Image.fromarray(rgb))
+                files[places[row, column]] = png_bytes(Image.fromarray(rgb), info.mpp)
             else:
                 unreadable += 1
         log.debug("done block %d, %d", block.cells.x, block.cells.y)

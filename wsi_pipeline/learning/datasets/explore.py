@@ -10,6 +10,7 @@ from wsi_pipeline.base.errors import DataError
 from wsi_pipeline.learning.datasets.duplicates import Duplicates, exact_duplicates, near_duplicates
 from wsi_pipeline.learning.datasets.image_stats import THUMBNAIL_PX, ImageStats, measure_images
 from wsi_pipeline.learning.datasets.listing import UNLABELLED, Listing
+from wsi_pipeline.learning.datasets.scale import why_not
 from wsi_pipeline.learning.datasets.split import SplitOptions, split_sides
 
 # A patient this many robust spreads off the others is named; of a normal distribution, one in 2,000 is.
@@ -63,9 +64,12 @@ class Exploration:
     findings: list[Finding]
 
 
-def explore(listing: Listing, split: SplitOptions | None = None) -> Exploration:
+def explore(
+    listing: Listing, split: SplitOptions | None = None, patches: tuple[int, float] | None = None
+) -> Exploration:
     """All that is to be known of the listing's images; `split` says who is on which side, where that is decided.
 
+    `patches` are the side in pixels and the um per pixel that a training would take them for, where that is decided.
     Raises DataError when no image can be decoded.
     """
     info = measure_images(listing)
@@ -83,6 +87,7 @@ def explore(listing: Listing, split: SplitOptions | None = None) -> Exploration:
     patients = [] if listing.by == "image" else _patients(listing, info)
     sides, leak = _sides(listing, split)
     findings = [
+        *_scale(listing, split, patches),
         *leak,
         *_doubles(listing, exact, "pixel for pixel", sides),
         *_doubles(listing, near, "nearly (re-encoded, flipped or turned)", sides),
@@ -176,6 +181,14 @@ def _sides(listing: Listing, split: SplitOptions | None) -> tuple[NDArray[np.str
                 )
             )
     return sides, findings
+
+
+def _scale(listing: Listing, split: SplitOptions | None, patches: tuple[int, float] | None) -> list[Finding]:
+    squeeze = bool(split and split.resize)
+    if not (listing.scale and patches and (reason := why_not(listing.scale, *patches, squeeze))):
+        return []
+    advice = f"{reason}, as the config says: training refuses it. Correct the config, or export that scale"
+    return [Finding("Images of another scale", listing.scale.known, advice)]
 
 
 def _nameless(listing: Listing) -> list[Finding]:

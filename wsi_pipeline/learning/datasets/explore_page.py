@@ -59,6 +59,7 @@ def _lead(exploration: Exploration) -> list[str]:
     if info.readable.any():
         width, height = common_size(info)
         text += f" The usual size is {width} x {height} px."
+    text += f" Scale: {listing.scale.words if listing.scale else 'not known'}."
     lead = [text]
     if listing.by != "patient":
         lead.append(

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from wsi_pipeline.base.errors import DataError
 from wsi_pipeline.base.images import SUFFIXES, read_image
 from wsi_pipeline.learning.datasets.listing import UNLABELLED, By, Listing
+from wsi_pipeline.learning.datasets.scale import scale_of_files
 
 SHEET_COLUMNS = 40
 PARTS = {
@@ -282,6 +283,7 @@ def _of_files(layout: str, folder: Path, found: Iterator[tuple[Path, str, int, s
         np.array([part for _, _, _, part in items]),
         lambda index: read_image(paths[index]),
         fingerprint.hexdigest(),
+        scale_of_files(folder, paths),
     )
 
 

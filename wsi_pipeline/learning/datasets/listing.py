@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsi_pipeline.base.errors import DataError
+from wsi_pipeline.learning.datasets.scale import DataScale
 
 By: TypeAlias = Literal["patient", "slide", "image"]
 UNLABELLED = -1
@@ -41,6 +42,8 @@ class Listing:
     load: Callable[[int], NDArray[np.uint8]]
     # Changes with any image's name, size or time of change; "" where decoding is no work worth keeping.
     fingerprint: str = ""
+    # The scale of the images; none where nothing says it.
+    scale: DataScale | None = None
 
     def __len__(self) -> int:
         return len(self.names)

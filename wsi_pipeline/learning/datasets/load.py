@@ -1,7 +1,7 @@
 """The two sides of a split, in memory, as training and judging take them."""
 
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +11,7 @@ from wsi_pipeline.base.errors import DataError
 from wsi_pipeline.learning.datasets.cache import Decoded, cache_folder, decode
 from wsi_pipeline.learning.datasets.layouts import list_images
 from wsi_pipeline.learning.datasets.listing import UNLABELLED, By, Listing, named_by_pattern
+from wsi_pipeline.learning.datasets.scale import DataScale, check_scale
 from wsi_pipeline.learning.datasets.sharing import ONE_READER, Readers, share_of, shared_zeros
 from wsi_pipeline.learning.datasets.split import Indices, SplitOptions, split_sides
 
@@ -32,6 +33,8 @@ class LabelledPatches:
     by: By = "patient"
     # [N], what each image is called in its set; empty where nobody knows.
     names: NDArray[np.str_] = field(default_factory=lambda: np.empty(0, np.str_))
+    # At what scale the patches are, as their set says; none where it does not.
+    scale: DataScale | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -39,7 +42,13 @@ class LabelledPatches:
     def taken(self, rows: Indices) -> "LabelledPatches":
         """The patches at the indices `rows`, in their order."""
         names = self.names[rows] if len(self.names) else self.names
-        return LabelledPatches(self.pixels[rows], self.labels[rows], self.patients[rows], self.by, names)
+        return replace(
+            self,
+            pixels=self.pixels[rows],
+            labels=self.labels[rows],
+            patients=self.patients[rows],
+            names=names,
+        )
 
 
 def load_split(
@@ -48,6 +57,7 @@ def load_split(
     split: SplitOptions,
     cache: Path | None = None,
     readers: Readers = ONE_READER,
+    mpp: float | None = None,
 ) -> tuple[LabelledPatches, LabelledPatches]:
     """The training and the validation patches under `folder`, decoded; files once, then from `cache`.
 
@@ -57,9 +67,12 @@ def load_split(
     all get the same patches in memory that they share.
 
     Raises DataError when something is missing, unreadable or labelled other than 0 or 1, when a patient would
-    stand on two sides, or a side would lack a class.
+    stand on two sides, or a side would lack a class; ScaleError where the set says that its images are not of `mpp`
+    um per pixel (none: of any).
     """
     listing = list_labelled(folder, split)
+    if mpp:
+        check_scale(listing.scale, folder, patch_px, mpp, split.resize, "config")
     train, val = split_sides(listing, split)
     sides = np.sort(np.concatenate([train, val]))
     decoded = decode(listing, sides, patch_px, split.resize, cache, readers)
@@ -79,13 +92,20 @@ def load_split(
 
 
 def load_side(
-    folder: Path, patch_px: int, side: str, split: SplitOptions, cache: Path | None = None
+    folder: Path,
+    patch_px: int,
+    side: str,
+    split: SplitOptions,
+    cache: Path | None = None,
+    mpp: float | None = None,
 ) -> LabelledPatches:
     """The patches of one side ('train' or 'val') alone, or 'all' that are labelled, whatever the split.
 
-    Otherwise, and in its errors, as `load_split`.
+    `mpp` is the scale of the model that is to see them. Otherwise, and in its errors, as `load_split`.
     """
     listing = list_labelled(folder, split)
+    if mpp:
+        check_scale(listing.scale, folder, patch_px, mpp, split.resize, "model")
     if side == "all":
         rows = np.flatnonzero(listing.labels != UNLABELLED)
     else:
@@ -149,4 +169,5 @@ def _gather(
         listing.patients[rows],
         listing.by,
         np.array([listing.names[row] for row in rows]),
+        listing.scale,
     )

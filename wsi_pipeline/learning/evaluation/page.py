@@ -73,6 +73,7 @@ def page(evaluated: EvaluatedPatches, metrics: dict[str, Any], slides: Sequence[
         f"{data['patches']:,} patches{of}, {data['idc_patches'] / data['patches']:.1%} of them IDC: "
         f"AUROC {_with_interval(patches['auroc'])}, F1 {_with_interval(patches['f1'])}, "
         f"balanced accuracy {_with_interval(patches['balanced_accuracy'])}.",
+        f"Scale of the patches: {data['scale']}.",
         _caveat(data, crossfitted=not metrics["not_crossfitted"]),
     ]
     sections = [

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from wsi_pipeline.base.options import options_from_dict
 from wsi_pipeline.learning.datasets import LabelledPatches, SplitOptions
+from wsi_pipeline.learning.datasets.scale import scale_in_words
 from wsi_pipeline.learning.evaluation import metrics
 from wsi_pipeline.learning.evaluation.bootstrap import (
     DRAWS,
@@ -111,6 +112,7 @@ def metrics_of(evaluated: EvaluatedPatches, draws: int = DRAWS, seed: int = 0) -
             "patches": len(side),
             "idc_patches": int((labels == 1).sum()),
             "patients": len(by_patient) or None,
+            "scale": scale_in_words(side.scale, "model"),
         },
         "threshold": threshold,
         "bootstrap": {

@@ -14,6 +14,7 @@ from scipy.special import logsumexp
 
 from wsi_pipeline.base.options import options_to_dict
 from wsi_pipeline.learning.datasets import LabelledPatches
+from wsi_pipeline.learning.datasets.scale import scale_in_words
 from wsi_pipeline.learning.datasets.sharing import ONE_READER, Readers, share_of
 from wsi_pipeline.learning.evaluation import metrics
 from wsi_pipeline.learning.training.distillation import describe_teachers
@@ -58,6 +59,7 @@ def blank_card(
             "data": options.data,
             # What the split keeps apart: patient, or slide or image where the set knows no patients.
             "by": train.by,
+            "data_scale": scale_in_words(train.scale, "config"),
             "train": count(train),
             "val": count(val),
             "parameters": cost.parameters,

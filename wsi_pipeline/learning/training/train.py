@@ -101,7 +101,7 @@ def train(
     """
     train_side, val_side = (
         limited(side, options.limit_patches, options.seed)
-        for side in load_split(data, options.patch_px, options.split, readers=group.readers)
+        for side in load_split(data, options.patch_px, options.split, readers=group.readers, mpp=options.mpp)
     )
     run = set_up(options, train_side, val_side, device, group)
     out.mkdir(parents=True, exist_ok=True)

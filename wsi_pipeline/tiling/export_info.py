@@ -1,0 +1,109 @@
+"""What exported patches are: a small file beside them, which says their scale, their slide and its stain.
+
+Without it a folder of PNGs is of any scale, and nobody notices when a model takes it for its own.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from wsi_pipeline.base.errors import DataError
+from wsi_pipeline.base.images import png_scale
+from wsi_pipeline.slides.slide import PLAUSIBLE_MPP
+
+EXPORT_FILE = "export.json"
+# Other programs have files of that name too.
+KIND = "patches of tile-slides"
+FORMAT = 1
+# Patches lie in a folder of their label, beside which the file lies; one level more, for those sorted further.
+LEVELS_UP = 3
+# Scales nearer to each other than this are one: scanners of one kind differ by less.
+SAME_SCALE = 0.01
+
+
+@dataclass(frozen=True)
+class ExportInfo:
+    """The patches exported from one slide."""
+
+    # The slide's name, and what tells its content from any other's.
+    slide: str
+    fingerprint: str
+    # Side of a patch and distance of two, in pixels of `mpp` um.
+    patch_px: int
+    stride_px: int
+    mpp: float
+    # Mean optical density R, G, B of patches spread over the slide, as infer-slide measures it; none of no patches.
+    od_mean: tuple[float, float, float] | None
+    # How many patches that is of.
+    od_patches: int
+
+    def as_json(self) -> dict[str, Any]:
+        """As the file has it."""
+        return {
+            "kind": KIND,
+            "format": FORMAT,
+            "slide": {"name": self.slide, "fingerprint": self.fingerprint},
+            "patch_px": self.patch_px,
+            "stride_px": self.stride_px,
+            "mpp": self.mpp,
+            "stain": {"od_mean": self.od_mean, "patches": self.od_patches},
+        }
+
+
+def export_of(folder: Path) -> ExportInfo | None:
+    """The export that pictures in `folder` are of: of the nearest file there or up to two levels above; or none.
+
+    Raises DataError where the file is damaged, or of a later format.
+    """
+    for place in [folder, *folder.absolute().parents][:LEVELS_UP]:
+        if (path := place / EXPORT_FILE).is_file() and (info := _read(path)):
+            return info
+    return None
+
+
+def scale_in(picture: Path) -> tuple[float, int] | None:
+    """Um per pixel that a PNG itself says, where a scan can have it, and its width; none where it says none."""
+    found = png_scale(picture) if picture.suffix.lower() == ".png" else None
+    low, high = PLAUSIBLE_MPP
+    return found if found and low <= found[0] <= high else None
+
+
+def same_scale(mpp: float, other: float) -> bool:
+    """Whether two scales, um per pixel, are one within 1 %.
+
+    >>> same_scale(0.2527, 0.25), same_scale(0.2505, 0.25)
+    (False, True)
+    """
+    return abs(mpp / other - 1) <= SAME_SCALE
+
+
+def _read(path: Path) -> ExportInfo | None:
+    """What the file says; none where it is another program's."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(values, dict) or values.get("kind") != KIND:
+            return None
+        if values["format"] != FORMAT:
+            raise ValueError(f"found format {values['format']}, expected {FORMAT}")
+        mean = values["stain"]["od_mean"]
+        red, green, blue = (float(value) for value in mean or (0, 0, 0))
+        info = ExportInfo(
+            str(values["slide"]["name"]),
+            str(values["slide"]["fingerprint"]),
+            int(values["patch_px"]),
+            int(values["stride_px"]),
+            float(values["mpp"]),
+            (red, green, blue) if mean else None,
+            int(values["stain"]["patches"]),
+        )
+        if min(info.patch_px, info.mpp) <= 0:
+            raise ValueError(
+                f"found patches of {info.patch_px} px at {info.mpp:g} um/px, expected more than 0"
+            )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{path}: does not say what the patches beside it are ({error!r}); export them again with "
+            "tile-slides --export, by this version"
+        ) from error
+    return info
