@@ -88,7 +88,7 @@ class Manifest:
                 for values in csv.DictReader(text):
                     self._add("", values)  # where events say something of a slide, they win
             except (ValueError, csv.Error) as error:
-                log.warning("%s: cannot be read, and is made anew from the events: %s", self._file, error)
+                log.warning("%s: cannot be read, and is made again from the events: %s", self._file, error)
         self._fold()
 
     def _fold(self) -> None:
