@@ -655,6 +655,10 @@ def test_patches_are_exported_after_they_were_planned_and_what_is_missing_is_mad
     assert run(export=False).skipped
     assert run(export=True).drawn_again == "missing: 1 exported patches"
     assert len(list(place.iterdir())) == first.patches
+    info = (place.parent / "export.json").read_bytes()
+    (place.parent / "export.json").unlink()
+    assert run(export=True).drawn_again == "missing: export.json beside the exported patches"
+    assert (place.parent / "export.json").read_bytes() == info
     (out / "a/tissue.png").unlink()
     assert run(export=False).drawn_again == "missing: tissue.png"
     assert (out / "a/tissue.png").exists()

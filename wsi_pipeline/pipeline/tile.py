@@ -88,10 +88,8 @@ def tile_slide(
     with watch("write"):
         if store is None:
             recipe = wanted.recipe | {"plan": plan_info(plan)}
-            store, drawn_again = (
-                new_store(folder, store_attributes(recipe, {}, {}), opened, overview, table),
-                "",
-            )
+            attributes, drawn_again = store_attributes(recipe, {}, {}), ""
+            store = new_store(folder, attributes, opened, overview, table)
         begin_report(folder)
         render_overview(folder, overview)
     counts = count(plan, status=None, labels=labels)
