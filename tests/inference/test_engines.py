@@ -155,6 +155,19 @@ def test_without_openvino_torch_computes(
     assert caplog.text.count("not installed") == 1
 
 
+def test_that_openvino_is_not_installed_is_no_warning(
+    shipped: Model, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("WARNING")
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    for module in ("openvino_engine", "quantise", "quiet_openvino"):
+        monkeypatch.delitem(sys.modules, f"wsi_pipeline.inference.engines.{module}", raising=False)
+    scored = adapted(shipped, made_patches(shipped.card, 5))
+    assert scored.members[0].chosen.runner.engine.name == "torch"
+    assert all("not installed" in reason for reason in scored.engine_info[0]["refused"])
+    assert "openvino" not in caplog.text.lower()
+
+
 def test_int8_needs_a_slide_to_be_calibrated_on(shipped: Model) -> None:
     scored = Classifier([shipped], CPU, ClassifyOptions(precision="int8"))
     assert scored.precision != "int8"

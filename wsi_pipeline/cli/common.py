@@ -68,7 +68,7 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         required=True,
         metavar="DIR",
-        help="manifest.csv with sheets, or <patient>/<0|1>/*.png",
+        help="labelled patches: exports of tile-slides, IDC folders, or another layout of docs/training.md",
     )
     parser.add_argument(
         "--out", type=Path, required=True, metavar="DIR", help="folder for the model and what led to it"

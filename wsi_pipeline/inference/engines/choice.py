@@ -270,9 +270,10 @@ class Engines:
         return EagerEngine(self.model, self.device, precision, self.torch_batch, fold)
 
     def _openvino(self, precision: Precision) -> Engine:
+        graphs = self._proven_graphs()  # first: it says what is missing where OpenVINO is not installed
         from wsi_pipeline.inference.engines.openvino_engine import OpenVinoEngine
 
-        return OpenVinoEngine(self._proven_graphs(), precision, torch.get_num_threads())
+        return OpenVinoEngine(graphs, precision, torch.get_num_threads())
 
     def _calibrated(self, sample: NDArray[np.uint8] | None, tables: Tables | None) -> BatchRunner:
         """OpenVINO in int8, its steps of quantisation measured on these patches, their stain normalised by `tables`."""
