@@ -289,8 +289,12 @@ def run_commands(page: Path, clone: Path, folder: Path) -> None:
         assert "Traceback" not in done.stderr, done.stderr[-2000:]
 
 
+# Pages whose commands need more than the sample slide, and are run by a test of their own.
+RUN_ELSEWHERE = ("training.md", "own_slides.md")
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("page", [p for p in PAGES if runnable(p) and p.name != "training.md"], ids=ident)
+@pytest.mark.parametrize("page", [p for p in PAGES if runnable(p) and p.name not in RUN_ELSEWHERE], ids=ident)
 def test_commands_of_a_page_run_on_the_sample_slide(page: Path, clone: Path, tmp_path: Path) -> None:
     run_commands(page, clone, tmp_path)
 
