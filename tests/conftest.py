@@ -1,5 +1,7 @@
 """Slides that the tests make, and where the shared ones lie."""
 
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -9,6 +11,13 @@ import tifffile
 from hypothesis import settings
 from numpy.typing import NDArray
 from PIL import Image
+
+# In the background Ctrl-C is ignored, and so it is in all that is started there: tests that press it would hang.
+if (
+    signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    and threading.current_thread() is threading.main_thread()
+):
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 settings.register_profile("laws", deadline=None)  # other work on the machine must not fail a law
 settings.load_profile("laws")
