@@ -30,7 +30,7 @@ def built() -> None:
 def not_built(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jpeg_tiles, "_jpeg_tiles", None)
     monkeypatch.setattr(jpeg_tiles, "WHY_NOT", "left out by the test", raising=False)
-    monkeypatch.setattr(jpeg_tiles, "_told", False)
+    monkeypatch.setattr(jpeg_tiles, "_is_logged", False)
 
 
 def pages_of(path: Path) -> Iterator[tuple[TilesOfPage, SourceFile, DecodeTiles]]:
@@ -140,7 +140,7 @@ def test_a_slide_reads_the_same_with_the_c_function_and_without_and_the_log_says
     caplog.set_level(logging.INFO, "wsi_pipeline")
     path, box = shared / "data/slides/cmu_1_small_region.svs", Box(-10, 300, 2300, 1500)
     request.getfixturevalue("built" if built_here else "not_built")
-    monkeypatch.setattr(jpeg_tiles, "_told", False)
+    monkeypatch.setattr(jpeg_tiles, "_is_logged", False)
     rgb, lost = TiledLevels(open_reader(path)).read(0, box)
     assert not lost
     reader = open_reader(path)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from wsi_pipeline.base.errors import SlideOpenError
+from wsi_pipeline.base.errors import SlideError, SlideOpenError
 from wsi_pipeline.base.geometry import Box, Plane, Size
 from wsi_pipeline.slides.levels import downsample
 from wsi_pipeline.slides.slide import open_slide
@@ -234,7 +234,7 @@ def test_a_slide_too_large_to_be_looked_at_is_refused(
 ) -> None:
     monkeypatch.setattr("wsi_pipeline.slides.slide.MAX_WHOLE_PX", 10_000)
     slide = open_slide(write_pages(tmp_path / "a.tiff", [IMAGE]))
-    with pytest.raises(Exception, match=r"a\.tiff: the slide at 4 um per pixel would have 225 x 150 pixels"):
+    with pytest.raises(SlideError, match=r"a\.tiff: the slide at 4 um per pixel would have 225 x 150 pixels"):
         slide.read_whole(slide.plane_at(4.0))
 
 

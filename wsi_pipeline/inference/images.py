@@ -15,7 +15,7 @@ from wsi_pipeline.inference.classifier import Classifier
 from wsi_pipeline.inference.stain_check import StainCheck, check_stain
 from wsi_pipeline.models.stain import FULLY_COUNTED, normalise_stain, patch_densities, stain_tables
 from wsi_pipeline.slides.resample import resample
-from wsi_pipeline.slides.slide import PLAUSIBLE_MPP
+from wsi_pipeline.slides.scale import PLAUSIBLE_MPP
 from wsi_pipeline.tiling.export_info import EXPORT_FILE, ExportInfo, export_of, same_scale, scale_in
 from wsi_pipeline.tiling.grid import GridOptions
 

@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 
 from wsi_pipeline.base.errors import (
     RegionReadError,
-    ScaleError,
     SlideChangedError,
     SlideError,
     SlideOpenError,
@@ -34,13 +33,10 @@ from wsi_pipeline.slides.readers.source import SourceFile, with_retries
 from wsi_pipeline.slides.readers.tiff import open_reader
 from wsi_pipeline.slides.readers.tile_cache import TiledLevels
 from wsi_pipeline.slides.resample import resample
+from wsi_pipeline.slides.scale import scale_of
 
 log = logging.getLogger(__name__)
 
-# No microscope samples below or above; what claims to is a wrong tag (DESIGN.md, section 2).
-PLAUSIBLE_MPP = (0.05, 20.0)
-# Square pixels are the rule, 5 % off is seen, 50 % is a wrong tag.
-PLAUSIBLE_ANISOTROPY = 1.5
 # A level this little off the wanted scale is taken as it is: pyramids round their sizes.
 LEVEL_TOLERANCE = 0.005
 # A level only a little finer than wanted gives each output pixel a share of one or two of its own, by turns
@@ -403,9 +399,9 @@ def open_slide(
         raise SlideOpenError(str(error).replace(str(copy or file), str(file))) from error
     if fault := reader.level_faults.get(0):
         raise SlideOpenError(f"{file}: cannot be read as a slide: {fault}")
-    given, note = _given_scale(reader.properties, mpp, mpp_if_missing)
-    slide = Slide(file, reader, _scale(file, reader.properties, given), given is not None)
-    slide.name, slide.scale_note = name or slide_name(path), note
+    scale = scale_of(file, reader.properties, mpp, mpp_if_missing)
+    slide = Slide(file, reader, scale.mpp, scale.is_given)
+    slide.name, slide.scale_note = name or slide_name(path), scale.note
     if fault := fault_of_name(slide.name):
         raise SlideOpenError(f"{path}: {fault}; rename it, or give it a name of its own")
     if slide.bounds.is_empty:
@@ -453,57 +449,6 @@ def _first_of_dicom(folder: Path) -> Path:
             f"{folder}: a folder {what}{others}; expected the files of one; give the slide files one by one"
         )
     return next(iter(found.series.values()))[0]
-
-
-def _given_scale(
-    properties: dict[str, str], mpp: float | None, mpp_if_missing: float | None
-) -> tuple[float | None, str]:
-    """The scale that overrides the file's, if any, and a line that says so."""
-    own = [properties.get(f"openslide.mpp-{axis}") for axis in "xy"]
-    says = f"the file says {own[0]} x {own[1]} um per pixel" if all(own) else "the file does not say its own"
-    if mpp is not None:
-        return mpp, f"the scale is --mpp {mpp:g}: {says}"
-    if mpp_if_missing is not None and not all(own):
-        return mpp_if_missing, f"the scale is --mpp-if-missing {mpp_if_missing:g}: {says}"
-    return None, ""
-
-
-def _scale(path: Path, properties: dict[str, str], override: float | None) -> tuple[float, float]:
-    low, high = PLAUSIBLE_MPP
-    if override is not None:
-        mpp = (override, override)
-        source = "--mpp"
-    else:
-        try:
-            mpp = (float(properties["openslide.mpp-x"]), float(properties["openslide.mpp-y"]))
-        except (KeyError, ValueError):
-            raise ScaleError(
-                f"{path}: the file does not say its scale (um per pixel){_hint(properties)}; "
-                f"give it with --mpp if you know it"
-            ) from None
-        source = "the file"
-    if not all(low <= value <= high for value in mpp):
-        raise ScaleError(
-            f"{path}: {source} says {mpp[0]:g} x {mpp[1]:g} um per level-0 pixel; expected between {low} and "
-            f"{high:g} (40x is about 0.25); give the true scale with --mpp"
-        )
-    if max(mpp) / min(mpp) > PLAUSIBLE_ANISOTROPY:
-        raise ScaleError(
-            f"{path}: {source} says {mpp[0]:g} x {mpp[1]:g} um per level-0 pixel; expected pixels nearly "
-            f"square; give the true scale with --mpp"
-        )
-    return mpp
-
-
-def _hint(properties: dict[str, str]) -> str:
-    """What the objective says of the scale; nothing where the file names none, or nonsense."""
-    text = properties.get("openslide.objective-power", "")
-    try:
-        power = float(text)
-    except ValueError:
-        return ""
-    sound = math.isfinite(power) and power > 0
-    return f"; it names a {text}x objective, often {10 / power:g} um/px" if sound else ""
 
 
 def _bounds(properties: dict[str, str], size0: Size) -> Box:

@@ -10,7 +10,7 @@ from typing import Any
 
 from wsi_pipeline.base.errors import DataError
 from wsi_pipeline.base.images import png_scale
-from wsi_pipeline.slides.slide import PLAUSIBLE_MPP
+from wsi_pipeline.slides.scale import PLAUSIBLE_MPP
 
 EXPORT_FILE = "export.json"
 # Other programs have files of that name too.

@@ -68,8 +68,8 @@ def is_built() -> bool:
 
 def log_decoder() -> None:
     """Say, once a process, how JPEG tiles are decoded."""
-    global _told
-    if not _told:
+    global _is_logged
+    if not _is_logged:
         how = (
             "many in a call, by our own C function"
             if is_built()
@@ -77,10 +77,10 @@ def log_decoder() -> None:
             "libjpeg's headers are)"
         )
         log.info("JPEG tiles are decoded %s", how)
-    _told = True
+    _is_logged = True
 
 
-_told = False
+_is_logged = False
 
 
 def decoder_of(
