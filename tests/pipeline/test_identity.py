@@ -1,6 +1,7 @@
 """What names a result: every option and every field of a card belongs to a key, and resuming is a look-up."""
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
@@ -720,3 +721,19 @@ def test_summary_and_store_carry_the_keys(path: Path, tmp_path: Path) -> None:
     assert summary["report_key"] == result.report_key == key_of(summary["report_recipe"])
     assert summary["map_recipe"] == attributes["map_recipe"]
     assert summary["report_recipe"]["map_key"] == result.map_key
+
+
+@pytest.mark.parametrize("array", ["heatmap", "patch_heatmap", "labels/status", "patches/x0"])
+def test_a_store_of_which_an_array_is_gone_is_not_taken_as_done(
+    make_slide: MakeSlide, tmp_path: Path, array: str
+) -> None:
+    path = make_slide("a.tiff", section(600, 800), mpp=(4.0, 4.0))
+    one = in_context(0.5)
+    config = InferConfig(grid=GridOptions(block_px=256))
+    folder = infer_slide(path, tmp_path / "out", config, one).folder
+    shutil.rmtree(folder / "slide.zarr" / array)
+    with pytest.raises(RecipeError, match=rf"slide\.zarr is damaged: found no {array}"):
+        infer_slide(path, tmp_path / "out", config, one)
+    again = infer_slide(path, tmp_path / "out", config, one, OVERWRITE)
+    assert not again.skipped
+    assert (folder / "slide.zarr" / array).is_dir()

@@ -216,7 +216,7 @@ def clear_outputs(folder: OutPath) -> None:
 
 
 def _check_known(store: SlideStore, folder: OutPath) -> None:
-    """Raises RecipeError for a store of before there were map keys."""
+    """Raises RecipeError for a store of before there were map keys, and for one of which arrays are gone."""
     if store.map_recipe is None:
         version = store.attributes.get("version", "unknown")
         raise RecipeError(
@@ -224,3 +224,18 @@ def _check_known(store: SlideStore, folder: OutPath) -> None:
             f"that decides a map (it has no map key). They can be read and shown, but not gone on with, nor taken as "
             f"done; choose another --out, or --overwrite to replace them"
         )
+    if lacking := [name for name in _arrays_of(store.map_recipe) if not store.has(name)]:
+        raise RecipeError(
+            f"{folder}: {STORE_NAME} is damaged: found no {', '.join(lacking)}; put the store back whole, or --overwrite "
+            f"to make it again"
+        )
+
+
+def _arrays_of(recipe: Mapping[str, Any]) -> list[str]:
+    """What a store of that recipe holds, the finest level of each."""
+    arrays = ["labels/tissue/0", "patches/x0"]
+    if recipe.get("command") == "infer-slide":
+        arrays += ["heatmap/0", "labels/status/0"]
+        arrays += ["patch_heatmap/0"] if recipe.get("context") else []
+        arrays += ["uncertainty/0"] if len(recipe.get("models", ())) > 1 else []
+    return arrays
