@@ -226,8 +226,8 @@ def _check_known(store: SlideStore, folder: OutPath) -> None:
         )
     if lacking := [name for name in _arrays_of(store.map_recipe) if not store.has(name)]:
         raise RecipeError(
-            f"{folder}: {STORE_NAME} is damaged: found no {', '.join(lacking)}; put the store back whole, or --overwrite "
-            f"to make it again"
+            f"{folder}: {STORE_NAME} is damaged: found no {', '.join(lacking)}; put the store back whole, "
+            f"or --overwrite to make it again"
         )
 
 
