@@ -17,7 +17,8 @@ from wsi_pipeline.inference.engines.batching import BatchRunner
 from wsi_pipeline.inference.engines.choice import Chosen
 from wsi_pipeline.inference.stain_check import sample_patches
 from wsi_pipeline.models.model import Model, load_model, save_model
-from wsi_pipeline.models.stain import Tables, patch_densities
+from wsi_pipeline.models.slide_input import SlideInput
+from wsi_pipeline.models.stain import patch_densities
 from wsi_pipeline.pipeline.config import InferConfig
 from wsi_pipeline.pipeline.infer import fill_store
 from wsi_pipeline.pipeline.maps import grid_for_model
@@ -111,7 +112,7 @@ class _OnePixel:
 
     name, precision, parallel_batches, batch_sizes = "no network", "fp32", 2, (2048,)
 
-    def probabilities(self, batch: NDArray[np.uint8], _: Tables | None) -> NDArray[np.float32]:
+    def probabilities(self, batch: NDArray[np.uint8], _: SlideInput) -> NDArray[np.float32]:
         return batch[:, 0, 0, 0] / np.float32(255)
 
 

@@ -28,6 +28,7 @@ from wsi_pipeline.inference.engines.pixel_ring import PixelRing, Ring
 from wsi_pipeline.inference.engines.torch_engine import EagerEngine
 from wsi_pipeline.inference.engines.wide_network import FloatLinear, device_networks
 from wsi_pipeline.models.model import Model, load_model
+from wsi_pipeline.models.slide_input import UNKNOWN_SLIDE, SlideInput
 from wsi_pipeline.models.stain import tables_of
 from wsi_pipeline.pipeline.config import InferConfig
 from wsi_pipeline.pipeline.infer import infer_slide
@@ -217,7 +218,7 @@ def test_the_batch_is_halved_until_the_device_holds_it(caplog: pytest.LogCapture
     assert "does not hold a batch of 64 patches: 32 are tried" in caplog.text
     patches = made_patches(brightness_model().card, 32)
     np.testing.assert_allclose(
-        engine.probabilities(patches, None), patches.mean(axis=(1, 2, 3)) / 255, rtol=0, atol=1e-5
+        engine.probabilities(patches, UNKNOWN_SLIDE), patches.mean(axis=(1, 2, 3)) / 255, rtol=0, atol=1e-5
     )
 
 
@@ -249,10 +250,10 @@ def test_a_network_whose_scores_hang_on_the_batch_is_refused(network: torch.nn.M
 
 @pytest.mark.parametrize(("precision", "most"), [("fp32", 1e-6), ("fp16", 2e-3), ("bf16", 1e-2)])
 def test_a_network_made_ready_says_what_it_said(shipped: Model, precision: str, most: float) -> None:
-    patches, tables = made_patches(shipped.card, 40), tables_of(np.array([1.2, 0.9, 1.1]))
-    expected = EagerEngine(shipped, CPU, "fp32", 64).probabilities(patches, tables)
+    patches, slide = made_patches(shipped.card, 40), SlideInput(tables_of(np.array([1.2, 0.9, 1.1])))
+    expected = EagerEngine(shipped, CPU, "fp32", 64).probabilities(patches, slide)
     engine = CudaEngine(shipped, PixelRing(HostAccelerator()), precision, 64)  # type: ignore[arg-type]
-    moved = np.abs(engine.probabilities(patches, tables) - expected).max()
+    moved = np.abs(engine.probabilities(patches, slide) - expected).max()
     assert moved <= most
     assert (moved > 1e-6) == (precision != "fp32")  # it is what it says
 

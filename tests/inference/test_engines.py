@@ -22,6 +22,7 @@ from wsi_pipeline.inference.engines.openvino_engine import Graphs, OpenVinoEngin
 from wsi_pipeline.inference.engines.torch_engine import EagerEngine
 from wsi_pipeline.models.card import ModelCard
 from wsi_pipeline.models.model import Model, build_network, load_model
+from wsi_pipeline.models.slide_input import UNKNOWN_SLIDE, SlideInput
 from wsi_pipeline.models.stain import Tables, normalise_stain, patch_densities, tables_of
 
 MakeSlide = Callable[..., Path]
@@ -54,7 +55,7 @@ def shipped() -> Model:
 
 
 def eager(model: Model, patches: NDArray[np.uint8]) -> NDArray[np.float32]:
-    return EagerEngine(model, CPU, "fp32", 512).probabilities(patches, None)
+    return EagerEngine(model, CPU, "fp32", 512).probabilities(patches, UNKNOWN_SLIDE)
 
 
 def adapted(model: Model, sample: NDArray[np.uint8], **options: object) -> Classifier:
@@ -181,9 +182,9 @@ def test_int8_is_never_taken_unasked(shipped: Model) -> None:
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
 def test_batches_side_by_side_change_no_bit(precision: Precision, shipped: Model) -> None:
     graphs, patches = Graphs(shipped, OPENVINO_BATCH), made_patches(shipped.card, 300)
-    ranges = graphs.ranges(patches[:50], None) if precision == "int8" else None
+    ranges = graphs.ranges(patches[:50], UNKNOWN_SLIDE) if precision == "int8" else None
     one, three = (
-        BatchRunner(OpenVinoEngine(graphs, precision, threads, ranges)).start(patches).result()
+        BatchRunner(OpenVinoEngine(graphs, precision, threads, ranges)).start(patches, UNKNOWN_SLIDE).result()
         for threads in (1, 3)
     )
     assert np.array_equal(one, three)
@@ -265,9 +266,9 @@ def test_a_graph_sees_the_stain_that_the_tables_give(precision: Precision, shipp
     patches = made_patches(shipped.card, 80)
     for gain in ((1.3, 0.8, 1.1), (0.9, 1.2, 0.7)):
         tables = tables_of(np.array(gain))
-        stained = runner.start(normalise_stain(patches, tables)).result()
-        assert np.array_equal(runner.start(patches, tables).result(), stained)
-        assert np.abs(runner.start(patches).result() - stained).max() > 0.01
+        stained = runner.start(normalise_stain(patches, tables), UNKNOWN_SLIDE).result()
+        assert np.array_equal(runner.start(patches, SlideInput(tables)).result(), stained)
+        assert np.abs(runner.start(patches, UNKNOWN_SLIDE).result() - stained).max() > 0.01
 
 
 def test_stain_tables_are_looked_up_byte_by_byte() -> None:

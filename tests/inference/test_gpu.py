@@ -30,6 +30,7 @@ from wsi_pipeline.inference.engines.patch_kernels import cut_normalised
 from wsi_pipeline.inference.engines.pixel_ring import ring_of
 from wsi_pipeline.inference.engines.torch_engine import EagerEngine
 from wsi_pipeline.models.model import Model, has_bf16, load_model
+from wsi_pipeline.models.slide_input import SlideInput
 from wsi_pipeline.models.stain import patch_densities, tables_of
 from wsi_pipeline.pipeline.config import InferConfig
 from wsi_pipeline.pipeline.infer import infer_slide
@@ -47,7 +48,7 @@ MakeSlide = Callable[..., Path]
 GPU, CPU = torch.device("cuda"), torch.device("cpu")
 # tifffile writes JPEG by imagecodecs, which a packed machine has not got; the slides are read all the same.
 COMPRESSION = "jpeg" if find_spec("imagecodecs") else None
-TABLES = tables_of(np.array([1.2, 0.9, 1.1]))
+STAINED = SlideInput(tables_of(np.array([1.2, 0.9, 1.1])))
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +59,9 @@ def shipped() -> Model:
 @pytest.fixture(scope="module")
 def on_cpu(shipped: Model) -> NDArray[np.float32]:
     """What float32 on the CPU says of made patches."""
-    return EagerEngine(load_model("idc_default"), CPU, "fp32", 128).probabilities(patches_of(shipped), TABLES)
+    return EagerEngine(load_model("idc_default"), CPU, "fp32", 128).probabilities(
+        patches_of(shipped), STAINED
+    )
 
 
 def patches_of(model: Model, count: int = 300) -> NDArray[np.uint8]:
@@ -89,7 +92,7 @@ def test_each_precision_says_on_the_gpu_what_float32_says_on_the_cpu(
     except ValueError as error:
         assert precision != "fp32"
         pytest.skip(f"this GPU's {precision} is refused: {error}")
-    moved = np.abs(engine.probabilities(patches_of(shipped), TABLES) - on_cpu)
+    moved = np.abs(engine.probabilities(patches_of(shipped), STAINED) - on_cpu)
     assert moved.max() <= (1e-3 if precision in ("fp32", "fp16") else 1e-2)  # law 3
     assert moved.mean() <= TOLERANCES[precision].mean
     assert (moved.max() > 1e-5) == (
@@ -164,9 +167,9 @@ def test_a_network_that_torch_alone_computes_still_goes_through(shipped: Model) 
     model = replace(model, card=replace(card, mean=(0.0,) * 3, std=(1.0,) * 3))
     patches = patches_of(shipped, 70)
     classifier = classifier_of([model], patches, precision="fp32")
-    on_gpu, tables = classifier.scores(patches), classifier.members[0].tables
+    on_gpu, slide = classifier.scores(patches), classifier.members[0].slide
     again = EagerEngine(replace(model, network=model.network.cpu()), CPU, "fp32", 64)
-    np.testing.assert_allclose(on_gpu, again.probabilities(patches, tables), rtol=0, atol=1e-3)
+    np.testing.assert_allclose(on_gpu, again.probabilities(patches, slide), rtol=0, atol=1e-3)
 
 
 def test_blocks_of_overlapping_patches_are_run_whole_on_the_gpu(make_slide: MakeSlide) -> None:
@@ -198,13 +201,13 @@ def test_a_full_gpu_takes_smaller_batches_and_says_the_same(
         assert engine.batch_size < 4096
         assert "does not hold a batch of 4096 patches" in caplog.text
         moved = np.abs(
-            engine.probabilities(patches_of(shipped, 300)[: engine.batch_size], TABLES)
+            engine.probabilities(patches_of(shipped, 300)[: engine.batch_size], STAINED)
             - on_cpu[: engine.batch_size]
         )
         assert moved.max() <= 1e-3
         eager = EagerEngine(shipped, GPU, "fp32", 4096)
         many = np.concatenate([patches_of(shipped)] * 14)[:4096]
-        np.testing.assert_allclose(eager.probabilities(many, TABLES)[:300], on_cpu, rtol=0, atol=1e-3)
+        np.testing.assert_allclose(eager.probabilities(many, STAINED)[:300], on_cpu, rtol=0, atol=1e-3)
     finally:
         del ballast
         torch.cuda.empty_cache()

@@ -157,3 +157,10 @@ def _as_rgb(image: Image.Image, path: Path) -> NDArray[np.uint8]:
         f"{path}: cannot be read as an image of a stain (found Pillow's mode {image.mode}, without 8-bit "
         "colours, expected RGB); get it in colour"
     )
+
+
+def through_jpeg(rgb: NDArray[np.uint8], quality: int, halved_chroma: bool = True) -> NDArray[np.uint8]:
+    """Pixels, uint8 [height, width, 3], as a JPEG gives them back: `quality` 1 to 100, chroma 4:2:0 or 4:4:4."""
+    coded = io.BytesIO()
+    Image.fromarray(rgb).save(coded, "JPEG", quality=quality, subsampling=2 if halved_chroma else 0)
+    return np.asarray(Image.open(coded))

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from wsi_pipeline.base.errors import ModelError
 from wsi_pipeline.inference.engines.batching import Pending
 from wsi_pipeline.inference.engines.options import ClassifyOptions as ClassifyOptions
-from wsi_pipeline.models.stain import Tables, stain_tables
+from wsi_pipeline.models.stain import normalise_stain, stain_tables
 
 if TYPE_CHECKING:  # torch takes seconds to import: it waits until something is classified
     from concurrent.futures import Future
@@ -19,8 +19,10 @@ if TYPE_CHECKING:  # torch takes seconds to import: it waits until something is 
 
     from wsi_pipeline.inference.engines.choice import Chosen
     from wsi_pipeline.inference.engines.cuda_engine import CudaEngine
+    from wsi_pipeline.models.architectures.slide_condition import SlideHead
     from wsi_pipeline.models.card import ModelCard
     from wsi_pipeline.models.model import Model
+    from wsi_pipeline.models.slide_input import SlideInput
 
 
 class PendingScores:
@@ -62,11 +64,14 @@ class Member:
 
     def __init__(self, model: "Model", device: "torch.device", options: ClassifyOptions):
         from wsi_pipeline.inference.engines.choice import Engines
+        from wsi_pipeline.models.slide_input import UNKNOWN_SLIDE
 
         self.model = model
         self.device = device
-        self.tables: Tables | None = None
-        """What brings the slide's stain to the training data's, uint8 [3, 256]; None: nothing does."""
+        self.slide: SlideInput = UNKNOWN_SLIDE
+        """What the network is given of the slide at hand."""
+        self.distance: float | None = None
+        """How far the slide lies from those trained on, 1 being as far as they go; None: unknown."""
         self._engines = Engines(model, device, options)
         self._others: dict[str, Engines] = {}
         """Engines of precisions that the options do not lead to, by that precision, kept from slide to slide."""
@@ -77,7 +82,7 @@ class Member:
     def chosen(self) -> "Chosen":
         """The engine that computes it, chosen when it is first asked for."""
         if self._chosen is None:
-            self._chosen = self._engines.choose(self._sample, self.tables)
+            self._chosen = self._engines.choose(self._sample, self.slide)
         return self._chosen
 
     @property
@@ -85,13 +90,44 @@ class Member:
         """What it is computed in: 'fp32', 'fp16', 'bf16' or 'int8'."""
         return self.chosen.runner.engine.precision
 
-    def adapted(self, densities: NDArray[np.floating], sample: NDArray[np.uint8] | None) -> "Member":
+    def adapted(
+        self, densities: NDArray[np.floating], sample: NDArray[np.uint8] | None, head: "SlideHead | None"
+    ) -> "Member":
         """This member for one slide; as `Classifier.adapted`."""
+        from wsi_pipeline.models.slide_input import SlideInput
+
         card, adapted = self.model.card, copy(self)
-        adapted.tables = stain_tables(densities, card.stain, card.stain_normalisation)
+        tables = stain_tables(densities, card.stain, card.stain_normalisation)
+        if head is None and sample is not None:
+            head, adapted.distance = self._head_of(normalise_stain(sample, tables))
+        adapted.slide = SlideInput(tables, head)
         if sample is not None:
             adapted._sample, adapted._chosen = sample, None
         return adapted
+
+    def hearing(self, densities: NDArray[np.floating], sample: NDArray[np.uint8]) -> "Member":
+        """This member for patches of one slide; as `Classifier.hearing`."""
+        from wsi_pipeline.models.slide_input import SlideInput
+
+        told = self.adapted(densities, sample, None)
+        told._sample, told._chosen = self._sample, self._chosen
+        told.slide = SlideInput(None, told.slide.head)
+        return told
+
+    def _head_of(self, patches: NDArray[np.uint8]) -> "tuple[SlideHead | None, float | None]":
+        """The last layer for the slide of these patches, stain-normalised, and its distance from those trained on.
+
+        In float32 whatever the engine: what the network is given of the slide does not hang on it.
+        """
+        from wsi_pipeline.models.architectures.slide_condition import SlideConditioned
+        from wsi_pipeline.models.logits import evaluate
+
+        network = self.model.network
+        if not isinstance(network, SlideConditioned) or not len(patches):
+            return None, None
+        device = next(network.parameters()).device
+        features = evaluate(network, self.model.card, patches, device, features=True)
+        return network.head_of(features), network.distance_of(features)
 
     def in_precision(self, precision: str) -> "Member":
         """This member computed in that precision. Raises ModelError that says why it cannot be."""
@@ -110,7 +146,7 @@ class Member:
 
     def start(self, patches: NDArray[np.uint8]) -> Pending:
         """Begin on uint8 patches [n, patch_px, patch_px, 3]."""
-        return self.chosen.runner.start(patches, self.tables)
+        return self.chosen.runner.start(patches, self.slide)
 
     def scores(self, patches: NDArray[np.uint8]) -> NDArray[np.float32]:
         """float32 [n], 0 to 1, of uint8 patches [n, patch_px, patch_px, 3]."""
@@ -160,24 +196,41 @@ class Classifier:
         return sum(member.chosen.runner.max_in_flight for member in self.members)
 
     @property
-    def device_engines(self) -> "list[tuple[CudaEngine, Tables | None]]":
-        """Its engines, each with the stain of the slide, where all take whole blocks on a GPU; else none."""
+    def device_engines(self) -> "list[tuple[CudaEngine, SlideInput]]":
+        """Its engines, each with what it is given of the slide, where all take whole blocks on a GPU; else none."""
         from wsi_pipeline.inference.engines.cuda_engine import CudaEngine
 
-        engines = [(member.chosen.runner.engine, member.tables) for member in self.members]
-        found = [(engine, tables) for engine, tables in engines if isinstance(engine, CudaEngine)]
+        engines = [(member.chosen.runner.engine, member.slide) for member in self.members]
+        found = [(engine, slide) for engine, slide in engines if isinstance(engine, CudaEngine)]
         return found if len(found) == len(engines) else []
 
     def adapted(
-        self, densities: NDArray[np.floating], sample: NDArray[np.uint8] | None = None
+        self,
+        densities: NDArray[np.floating],
+        sample: NDArray[np.uint8] | None = None,
+        heads: "Sequence[SlideHead | None] | None" = None,
     ) -> "Classifier":
         """This classifier for one slide, whose patches have these optical densities, float [n, 3].
 
         Brings the slide's stain towards each model's training data as far as its card says (models/stain.py). On
-        `sample`, uint8 [n, S, S, 3], patches of the slide as they are, the engines are checked (engines/choice.py).
+        `sample`, uint8 [n, S, S, 3], patches of the slide as they are, the engines are checked (engines/choice.py), and
+        networks that hear of their slide hear of it by them (models/architectures/slide_condition.py), unless `heads`
+        say, of each model, what they heard before.
         """
         adapted = copy(self)
-        adapted.members = tuple(member.adapted(densities, sample) for member in self.members)
+        known = heads or [None] * len(self.members)
+        adapted.members = tuple(
+            member.adapted(densities, sample, head) for member, head in zip(self.members, known, strict=True)
+        )
+        return adapted
+
+    def hearing(self, densities: NDArray[np.floating], sample: NDArray[np.uint8]) -> "Classifier":
+        """This classifier for patches of one slide whose stain is normalised already.
+
+        `sample`, uint8 [n, S, S, 3], are patches of it as they are, `densities` as for `adapted`.
+        """
+        adapted = copy(self)
+        adapted.members = tuple(member.hearing(densities, sample) for member in self.members)
         return adapted
 
     def in_precisions(self, precisions: Sequence[str]) -> "Classifier":

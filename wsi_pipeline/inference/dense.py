@@ -50,7 +50,7 @@ class DenseScorer:
         places = block.patches - block.patches.min(axis=0)  # [n, 2] column and row in the block
         each = []
         for member, form in zip(self.members, self.forms, strict=True):
-            rgb = normalise_stain(pixels.rgb, member.tables)
+            rgb = normalise_stain(pixels.rgb, member.slide.tables)
             scores = np.full(len(places), np.nan, np.float32)
             for chosen in _pieces(places, ~lost, self.grid):
                 scores[chosen] = self._piece(member, form, rgb, places[chosen])
@@ -128,6 +128,7 @@ def _probabilities(member: "Member", form: "DenseForm", rgb: NDArray[np.uint8]) 
     """float32 [rows, columns] of one run over uint8 pixels [H, W, 3]."""
     import torch
 
+    from wsi_pipeline.models.architectures.slide_condition import head_inputs
     from wsi_pipeline.models.model import calibrated, normalised
 
     card, device = member.model.card, member.device
@@ -136,5 +137,9 @@ def _probabilities(member: "Member", form: "DenseForm", rgb: NDArray[np.uint8]) 
     half = torch.autocast(device.type, dtype) if dtype else nullcontext()
     pixels = torch.from_numpy(np.ascontiguousarray(rgb)[None]).to(device)  # [1, H, W, 3]
     with torch.inference_mode(), half:
-        logits = form.logits(normalised(pixels, card.mean, card.std)).float()  # [1, classes, rows, columns]
+        images = normalised(pixels, card.mean, card.std)
+        head = head_inputs(member.model.network, member.slide.head)
+        logits = form.logits(
+            images, *(torch.from_numpy(values).to(device) for values in head)
+        ).float()  # [1, classes, rows, columns]
         return calibrated(logits, card)[0].cpu().numpy()

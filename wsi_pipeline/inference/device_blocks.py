@@ -21,7 +21,7 @@ from wsi_pipeline.inference.engines.accelerator import Event, device_errors
 from wsi_pipeline.inference.engines.cuda_engine import CudaEngine
 from wsi_pipeline.inference.engines.patch_kernels import Resampling
 from wsi_pipeline.inference.engines.pixel_ring import SPARE_BYTES, Piece
-from wsi_pipeline.models.stain import Tables
+from wsi_pipeline.models.slide_input import SlideInput
 from wsi_pipeline.slides.resample import axis_taps, taps_of
 from wsi_pipeline.slides.slide import Pixels, PlaneReader, SourcePixels
 from wsi_pipeline.tiling.grid import Block, Grid
@@ -155,12 +155,12 @@ def score_on_device(
     blocks: Iterable[Block],
     grid: Grid,
     read: Reads,
-    engines: Sequence[tuple[CudaEngine, Tables | None]],
+    engines: Sequence[tuple[CudaEngine, SlideInput]],
     threads: int,
 ) -> Iterator[tuple[Block, NDArray[np.float32]]]:
     """Each block with the scores that each engine gives its patches, float32 [engines, n], in the blocks' order.
 
-    NaN where a patch cannot be read. The engines share a device; each goes with the stain of the slide. `read` is
+    NaN where a patch cannot be read. The engines share a device; each is given what it takes of the slide. `read` is
     called from `threads` threads. No more blocks are begun and not given out than `threads` + 1 + 2 * MOST_WAITING.
     Raises what `read` raises, and DeviceLostError.
     """
@@ -183,7 +183,7 @@ class _Run:
         blocks: Sequence[Block],
         grid: Grid,
         read: Reads,
-        engines: Sequence[tuple[CudaEngine, Tables | None]],
+        engines: Sequence[tuple[CudaEngine, SlideInput]],
         threads: int,
     ):
         self._todo, self._grid, self._read, self._threads = deque(blocks), grid, read, threads
@@ -197,8 +197,8 @@ class _Run:
         with self._ring.lock:
             self._ring.take_over(self.leave)
             self._make_room(blocks, [engine for engine, _ in engines])
-            for engine, tables in engines:
-                engine.set_tables(tables)
+            for engine, slide in engines:
+                engine.set_slide(slide)
         self._members += [_Member(i, engine) for i, (engine, _) in enumerate(engines)]
         self._waiting = 0
         self._most_begun = threads + 1 + 2 * MOST_WAITING

@@ -99,6 +99,8 @@ class SharedStain:
     densities: NDArray[np.float64]
     # On what it was measured, for people.
     measured: str
+    # uint8 [m, S, S, 3], patches of the slide as they are, by which networks hear of it; none where there are none.
+    sample: NDArray[np.uint8] | None = None
 
 
 def score_images(
@@ -156,7 +158,18 @@ def _exports(paths: Sequence[Path]) -> dict[Path, ExportInfo | WsiError | None]:
 def _stain_of(export: ExportInfo) -> SharedStain | None:
     if export.od_mean is None:
         return None
-    return SharedStain(np.tile(np.array(export.od_mean), (export.od_patches, 1)), OF_SLIDE)
+    densities = np.tile(np.array(export.od_mean), (export.od_patches, 1))
+    return SharedStain(densities, OF_SLIDE, _sample_of(export))
+
+
+def _sample_of(export: ExportInfo) -> NDArray[np.uint8] | None:
+    """The patches that the slide was sampled at, where they all lie there still and can be read."""
+    try:
+        # Those that could not be decoded were never written.
+        patches = [read_image(Path(name)) for name in export.sample if Path(name).exists()]
+        return np.stack(patches) if len(patches) == export.od_patches else None
+    except (WsiError, ValueError):
+        return None
 
 
 def _stain_of_all(exports: dict[Path, ExportInfo | WsiError | None]) -> SharedStain | None:
@@ -178,9 +191,11 @@ def _spread(paths: Sequence[Path]) -> list[Path]:
 
 
 def _measured(cuts: Iterable[CutImage | FailedImage], pictures: int) -> SharedStain:
-    densities = [patch_densities(cut.patches) for cut in cuts if isinstance(cut, CutImage)]
-    every = np.concatenate(densities) if densities else np.empty((0, 3))
-    return SharedStain(every, f"of these {pictures:,} pictures")
+    patches = [cut.patches for cut in cuts if isinstance(cut, CutImage)]
+    if not patches:
+        return SharedStain(np.empty((0, 3)), f"of these {pictures:,} pictures")
+    every = np.concatenate(patches)
+    return SharedStain(patch_densities(every), f"of these {pictures:,} pictures", every)
 
 
 def _check_scale(
@@ -274,13 +289,8 @@ def _score(
 ) -> Iterator[ImageScore | FailedImage]:
     card = classifier.card
     good = [cut for cut in cuts if isinstance(cut, CutImage)]
-    taken = [
-        _as_taken(cut, card, stain)
-        for cut, stain in zip(cuts, stains, strict=True)
-        if isinstance(cut, CutImage)
-    ]
-    every = np.concatenate(taken) if taken else np.empty((0, 1, 1, 3), np.uint8)
-    scores = iter(np.split(classifier.scores(every), np.cumsum([len(cut.patches) for cut in good])))
+    of_good = [stain for cut, stain in zip(cuts, stains, strict=True) if isinstance(cut, CutImage)]
+    scores = iter(_scores(good, of_good, classifier))
     for path, cut, stain in zip(paths, cuts, stains, strict=True):
         if isinstance(cut, FailedImage):
             yield cut
@@ -295,6 +305,28 @@ def _score(
         if not card.stain_normalisation:
             stain_from = AS_IT_IS
         yield ImageScore(path, cut, own, share_above, densities, stain_check, stain_from)
+
+
+def _scores(
+    cuts: Sequence[CutImage], stains: Sequence[SharedStain | None], classifier: Classifier
+) -> list[NDArray[np.float32]]:
+    """The scores of each picture's patches: those of one slide by what networks hear of it, others without."""
+    found: list[NDArray[np.float32]] = [np.empty(0, np.float32)] * len(cuts)
+    kinds = {id(stain): stain for stain in stains if stain and stain.sample is not None}
+    for key, stain in [*kinds.items(), (None, None)]:
+        rows = [i for i, own in enumerate(stains) if (id(own) if id(own) in kinds else None) == key]
+        if not rows:
+            continue
+        taken = [_as_taken(cuts[i], classifier.card, stains[i]) for i in rows]
+        told = (
+            classifier.hearing(stain.densities, stain.sample)
+            if stain and stain.sample is not None
+            else classifier
+        )
+        each = np.split(told.scores(np.concatenate(taken)), np.cumsum([len(part) for part in taken])[:-1])
+        for i, scores in zip(rows, each, strict=True):
+            found[i] = scores
+    return found
 
 
 def _as_taken(cut: CutImage, card: "ModelCard", stain: SharedStain | None) -> NDArray[np.uint8]:

@@ -118,18 +118,22 @@ def slide_densities(slide: Slide, plan: Plan) -> NDArray[np.float64]:
     return patch_densities(sample_patches(slide, plan))
 
 
-def sample_patches(slide: Slide, plan: Plan) -> NDArray[np.uint8]:
-    """Patches spread evenly over those planned, uint8 [N, S, S, 3], 64 at most, unreadable ones left out."""
-    rows, columns = np.nonzero(plan.scored)
-    count = min(SAMPLED_PATCHES, len(rows))
-    chosen = np.linspace(0, len(rows) - 1, count).astype(int)
+def sampled_cells(plan: Plan) -> list[tuple[int, int]]:
+    """Rows and columns of the planned patches that a slide is sampled at: evenly over them, 64 at most."""
+    cells = np.argwhere(plan.scored)
+    chosen = np.linspace(0, len(cells) - 1, min(SAMPLED_PATCHES, len(cells))).astype(int)
+    return [(row, column) for row, column in cells[chosen].tolist()]
 
-    def read(index: int) -> Pixels:
-        return slide.read_readable(
-            plan.grid.patch_box(int(columns[index]), int(rows[index])), plan.grid.plane
-        )
+
+def sample_patches(slide: Slide, plan: Plan) -> NDArray[np.uint8]:
+    """Patches of `sampled_cells`, uint8 [N, S, S, 3], unreadable ones left out."""
+
+    def read(place: tuple[int, int]) -> Pixels:
+        row, column = place
+        return slide.read_readable(plan.grid.patch_box(column, row), plan.grid.plane)
 
     with ThreadPoolExecutor(SAMPLE_THREADS, thread_name_prefix="stain") as pool:
-        patches = [pixels.rgb for pixels in pool.map(read, chosen.tolist()) if pixels.unreadable is None]
+        read_all = pool.map(read, sampled_cells(plan))
+        patches = [pixels.rgb for pixels in read_all if pixels.unreadable is None]
     side = plan.grid.patch_px
     return np.stack(patches) if patches else np.empty((0, side, side, 3), np.uint8)

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import safetensors
 import safetensors.torch
@@ -124,12 +125,12 @@ def save_model(path: Path, network: nn.Module, card: ModelCard, context: Context
     )
 
 
-def idc_probability(network: nn.Module, card: ModelCard, patches: torch.Tensor) -> torch.Tensor:
+def idc_probability(network: nn.Module, card: ModelCard, patches: torch.Tensor, *slide: Any) -> torch.Tensor:
     """Calibrated probability of IDC in [0, 1], float32 [N], of uint8 patches [N, H, W, 3].
 
-    Patches lie on the network's device. Autocast is the caller's.
+    Patches lie on the network's device, and so does what it takes beside them of the slide. Autocast is the caller's.
     """
-    return calibrated(network(normalised(patches, card.mean, card.std)).float(), card)
+    return calibrated(network(normalised(patches, card.mean, card.std), *slide).float(), card)
 
 
 def calibrated(logits: torch.Tensor, card: ModelCard) -> torch.Tensor:

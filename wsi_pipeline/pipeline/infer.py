@@ -56,6 +56,7 @@ from wsi_pipeline.tiling.overview import Overview, too_unreadable
 from wsi_pipeline.tiling.patches import patch_positions
 
 if TYPE_CHECKING:  # torch takes seconds to import: it waits until something is classified
+    from wsi_pipeline.models.architectures.slide_condition import SlideHead
     from wsi_pipeline.models.model import Model
 
 
@@ -95,6 +96,10 @@ def infer_slide(
     return _draw_report(job, store, watch, drawn_again)
 
 
+# What networks heard of a slide, and of how it looks, kept with the map from when it is begun.
+HEARD = ("heads", "distance", "sampled_patches")
+
+
 @dataclass(frozen=True, eq=False)
 class _Job:
     """One slide, and the map that is wanted of it; `config.grid` is settled."""
@@ -116,7 +121,10 @@ def _make_map(job: _Job, store: SlideStore | None, watch: Stopwatch, run: RunOpt
     slide, plan, shown = job.slide, job.overview.plan, job.shown
     with watch("stain"), slide.fails_if_changed():
         stain = _measure_stain(slide, plan, job.classifier.models)
-        classifier = job.classifier.adapted(stain.densities, stain.sample)
+        # A map that goes on is of what its networks heard of the slide when it was begun.
+        heard = store.attributes["computed"] if store else {}
+        heads = [_head_in(values) for values in heard.get("heads", [])]
+        classifier = job.classifier.adapted(stain.densities, stain.sample, heads)
         if store:
             store, classifier = _same_precision(store, classifier, job.folder, run)
         options = job.config.classify
@@ -127,6 +135,7 @@ def _make_map(job: _Job, store: SlideStore | None, watch: Stopwatch, run: RunOpt
         else:
             dense = bool((store.map_recipe or {})["dense"])
     computed = _computed(classifier, stain)
+    computed |= {name: heard[name] for name in HEARD if name in heard}
     with watch("write"):
         if store is None:
             recipe = job.wanted.settled(classifier.precisions, dense, plan)
@@ -175,7 +184,7 @@ def _draw_report(job: _Job, store: SlideStore, watch: Stopwatch, drawn_again: st
         finished = _finished_map(store, slide, overview.plan, shown, len(models), config)
         begin_report(folder)
         _write_regions(folder, slide, finished)
-        warnings = [*overview.warnings, *shown.warnings, *_map_warnings(finished, computed["stain"])]
+        warnings = [*overview.warnings, *shown.warnings, *_map_warnings(finished, computed)]
     with watch("render"):
         draw_map(folder, slide, overview, models, finished, warnings)
     recipes = (store.map_recipe or {}, report)
@@ -283,10 +292,16 @@ def _write_regions(folder: OutPath, slide: Slide, finished: FinishedMap) -> None
     write_json(folder / "regions.geojson", regions_to_geojson(finished.regions, finished.fields, origin0))
 
 
-def _map_warnings(finished: FinishedMap, stain: dict[str, Any] | None) -> list[str]:
-    """What people must know of the map; `stain` is a StainCheck as plain values."""
-    check = StainCheck(**stain) if stain else None
+def _map_warnings(finished: FinishedMap, computed: dict[str, Any]) -> list[str]:
+    """What people must know of the map; `computed` is as `_computed` gives it."""
+    check = StainCheck(**computed["stain"]) if computed["stain"] else None
     warnings = [check.warning] if check and check.is_far else []
+    far = max((distance for distance in computed.get("distance", []) if distance is not None), default=0.0)
+    if far > 1:
+        warnings.append(
+            f"the slide looks unlike the model's training slides (its patches lie {far:.1f} times as far off as the "
+            f"farthest usual one of them); its probabilities were never measured on such slides"
+        )
     if lost := finished.counts["cells"]["unreadable"]:
         warnings.append(f"{lost} cells of the map could not be decoded and are not scored")
     return warnings
@@ -302,7 +317,30 @@ def _computed(classifier: Classifier, stain: _SlideStain) -> dict[str, Any]:
         },
         "stain": asdict(stain.check) if stain.check else None,
         "stain_gain": [stain_gain_of(model.card, stain.densities) for model in classifier.models],
+        "sampled_patches": len(stain.sample),
+        "distance": [member.distance for member in classifier.members],
+        "heads": [_head_out(member.slide.head) for member in classifier.members],
     }
+
+
+def _head_out(head: "SlideHead | None") -> dict[str, list[Any]] | None:
+    """What a network heard of the slide, as plain values that say each float32 to the bit."""
+    return head and {"weight": head.weight.tolist(), "bias": head.bias.tolist()}
+
+
+def _head_in(values: dict[str, list[Any]] | None) -> "SlideHead | None":
+    from wsi_pipeline.models.architectures.slide_condition import SlideHead
+
+    if values is None:
+        return None
+    return SlideHead(np.array(values["weight"], np.float32), np.array(values["bias"], np.float32))
+
+
+def _condition_info(computed: dict[str, Any]) -> dict[str, Any] | None:
+    """What the networks heard of the slide, for the summary; None: they hear nothing of slides."""
+    if not any(computed.get("heads", [])):
+        return None
+    return {"patches": computed["sampled_patches"], "distance": computed["distance"]}
 
 
 def _map_info(models: "Sequence[Model]", finished: FinishedMap, computed: dict[str, Any]) -> dict[str, Any]:
@@ -313,6 +351,7 @@ def _map_info(models: "Sequence[Model]", finished: FinishedMap, computed: dict[s
         "threshold": finished.threshold,
         "stain": computed["stain"],
         "stain_gain": computed["stain_gain"],
+        "slide_condition": _condition_info(computed),
         **region_info(finished.regions),
     }
     if finished.uncertainty:

@@ -3,8 +3,11 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from wsi_pipeline.base.files import OutPath, names
-from wsi_pipeline.inference.stain_check import slide_densities
+from wsi_pipeline.inference.stain_check import sampled_cells, slide_densities
 from wsi_pipeline.pipeline.config import TileConfig
 from wsi_pipeline.pipeline.identity import map_key_of, patches_report, wanted_patches
 from wsi_pipeline.pipeline.run import (
@@ -34,7 +37,7 @@ from wsi_pipeline.slides.annotations.cell_labels import outlines_on_slide
 from wsi_pipeline.slides.annotations.files import outlines_of
 from wsi_pipeline.slides.catalog import SlideEntry
 from wsi_pipeline.slides.slide import Slide
-from wsi_pipeline.tiling.export import count_exported, write_patches
+from wsi_pipeline.tiling.export import count_exported, export_names, write_patches
 from wsi_pipeline.tiling.export_info import EXPORT_FILE, ExportInfo
 from wsi_pipeline.tiling.grid import Plan
 from wsi_pipeline.tiling.patch_labels import label_patches
@@ -97,13 +100,13 @@ def tile_slide(
         with watch("export"), opened.fails_if_changed():
             place = folder / EXPORT_FOLDER / opened.name
             counts["unreadable"] = write_patches(
-                opened, plan, labels, place, _export_info(opened, plan), run.progress
+                opened, plan, labels, place, _export_info(opened, plan, labels), run.progress
             )
     recipes = (store.map_recipe or {}, patches_report(map_key_of(store), opened, config, export))
     return finish(folder, summarise(opened, overview, recipes, counts, watch, warnings), drawn_again)
 
 
-def _export_info(slide: Slide, plan: Plan) -> ExportInfo:
+def _export_info(slide: Slide, plan: Plan, labels: NDArray[np.int8] | None) -> ExportInfo:
     """What the slide's exported patches are; its stain measured as infer-slide measures it."""
     densities = slide_densities(slide, plan)  # [n, 3]
     mean = None
@@ -119,6 +122,7 @@ def _export_info(slide: Slide, plan: Plan) -> ExportInfo:
         patch_mpp(slide, plan),
         mean,
         len(densities),
+        export_names(slide.name, plan, labels, sampled_cells(plan)),
     )
 
 

@@ -1,7 +1,7 @@
 """Patches written as PNGs, in the IDC set's folders."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -79,6 +79,14 @@ def write_patches(
 def count_exported(folder: OutPath) -> int:
     """The patches that lie in `folder` as PNG."""
     return sum(len(names(folder / label)) for label in LABEL_FOLDERS)
+
+
+def export_names(
+    name: str, plan: Plan, labels: NDArray[np.int8] | None, cells: Sequence[tuple[int, int]]
+) -> tuple[str, ...]:
+    """Where the patches of these rows and columns go, <label>/<name>.png, as `write_patches` names them."""
+    places = _png_places(name, plan, labels)
+    return tuple(places[cell] for cell in cells)
 
 
 def _png_places(name: str, plan: Plan, labels: NDArray[np.int8] | None) -> dict[tuple[int, int], str]:

@@ -37,6 +37,8 @@ class ExportInfo:
     od_mean: tuple[float, float, float] | None
     # How many patches that is of.
     od_patches: int
+    # Which these are, <label>/<name>.png beside this file; paths of them, once it is read.
+    sample: tuple[str, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """As the file has it."""
@@ -47,7 +49,7 @@ class ExportInfo:
             "patch_px": self.patch_px,
             "stride_px": self.stride_px,
             "mpp": self.mpp,
-            "stain": {"od_mean": self.od_mean, "patches": self.od_patches},
+            "stain": {"od_mean": self.od_mean, "patches": self.od_patches, "sample": list(self.sample)},
         }
 
 
@@ -96,6 +98,7 @@ def _read(path: Path) -> ExportInfo | None:
             float(values["mpp"]),
             (red, green, blue) if mean else None,
             int(values["stain"]["patches"]),
+            tuple(str(path.parent / name) for name in values["stain"].get("sample", ())),
         )
         if min(info.patch_px, info.mpp) <= 0:
             raise ValueError(

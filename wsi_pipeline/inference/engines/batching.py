@@ -6,12 +6,13 @@ What a batch gives depends on that batch alone, so how many run at once changes 
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import pairwise
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from wsi_pipeline.models.stain import Tables
+if TYPE_CHECKING:  # it takes torch along
+    from wsi_pipeline.models.slide_input import SlideInput
 
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
 
@@ -35,8 +36,8 @@ class Engine(Protocol):
     def batch_sizes(self) -> Sequence[int]:
         """Patches a batch, falling: full batches are of the first, what is left goes in batches of the last."""
 
-    def probabilities(self, batch: NDArray[np.uint8], tables: Tables | None) -> NDArray[np.float32]:
-        """float32 [n], 0 to 1, of uint8 patches [n, S, S, 3], at most a full batch, their stain by `tables`."""
+    def probabilities(self, batch: NDArray[np.uint8], slide: "SlideInput") -> NDArray[np.float32]:
+        """float32 [n], 0 to 1, of uint8 patches [n, S, S, 3] of that slide, at most a full batch."""
 
 
 class Pending:
@@ -77,11 +78,11 @@ class BatchRunner:
         """Batches that keep every thread at work while the next ones are brought."""
         return 2 * self.engine.parallel_batches
 
-    def start(self, patches: NDArray[np.uint8], tables: Tables | None = None) -> Pending:
-        """Begin on uint8 patches [n, S, S, 3], whose stain goes by `tables`; they must not change until then."""
+    def start(self, patches: NDArray[np.uint8], slide: "SlideInput") -> Pending:
+        """Begin on uint8 patches [n, S, S, 3] of that slide; they must not change until they are scored."""
         cuts = batch_slices(len(patches), self.engine.batch_sizes)
         run = self.engine.probabilities
-        return Pending([self._threads.submit(run, patches[cut], tables) for cut in cuts])
+        return Pending([self._threads.submit(run, patches[cut], slide) for cut in cuts])
 
 
 def batch_slices(count: int, sizes: Sequence[int]) -> list[slice]:

@@ -25,7 +25,7 @@ from wsi_pipeline.inference.engines.torch_engine import EagerEngine
 from wsi_pipeline.models.card import ModelCard
 from wsi_pipeline.models.cost import network_cost
 from wsi_pipeline.models.model import Model, has_bf16
-from wsi_pipeline.models.stain import Tables
+from wsi_pipeline.models.slide_input import UNKNOWN_SLIDE, SlideInput
 
 if TYPE_CHECKING:
     from wsi_pipeline.inference.engines.openvino_engine import Graphs
@@ -113,10 +113,10 @@ class Engines:
         if self.device.type == "cuda":
             exact_float32()
 
-    def choose(self, sample: NDArray[np.uint8] | None = None, tables: Tables | None = None) -> Chosen:
+    def choose(self, sample: NDArray[np.uint8] | None = None, slide: SlideInput = UNKNOWN_SLIDE) -> Chosen:
         """The first engine, in the order of their speed, that keeps its tolerance on `sample`.
 
-        `sample`, uint8 [n, S, S, 3], are patches of the slide, whose stain goes by `tables`; without any, the check is
+        `sample`, uint8 [n, S, S, 3], are patches of the slide; without any, the check is
         on made ones, and int8, which is calibrated on the sample, is not to be had.
         """
         if sample is not None and not len(sample):
@@ -124,12 +124,12 @@ class Engines:
         patches = made_patches(self.model.card, self.openvino_batch + 3) if sample is None else sample
         with self._lock:
             plain = self._runner("torch, unfolded", "fp32", lambda: self._torch("fp32", fold=False))
-            expected = self._computed(plain, patches, tables)
+            expected = self._computed(plain, patches, slide)
             refused: list[str] = []
-            for attempt in self._attempts(sample, tables):
+            for attempt in self._attempts(sample, slide):
                 try:
                     runner = attempt.build()
-                    moved = np.abs(runner.start(patches, tables).result() - expected)
+                    moved = np.abs(runner.start(patches, slide).result() - expected)
                 except DeviceLostError:
                     raise
                 except (
@@ -154,12 +154,12 @@ class Engines:
         return Engines(self.model, self.device, options)
 
     def _computed(
-        self, runner: BatchRunner, patches: NDArray[np.uint8], tables: Tables | None
+        self, runner: BatchRunner, patches: NDArray[np.uint8], slide: SlideInput
     ) -> NDArray[np.float32]:
         if self.device.type == "cpu":
-            return runner.start(patches, tables).result()
+            return runner.start(patches, slide).result()
         with device_errors(ring_of(self.device).accelerator):
-            return runner.start(patches, tables).result()
+            return runner.start(patches, slide).result()
 
     def _logged(self, chosen: Chosen) -> Chosen:
         name = self.model.card.name
@@ -182,7 +182,7 @@ class Engines:
         )
         return chosen
 
-    def _attempts(self, sample: NDArray[np.uint8] | None, tables: Tables | None) -> Iterator[_Attempt]:
+    def _attempts(self, sample: NDArray[np.uint8] | None, slide: SlideInput) -> Iterator[_Attempt]:
         """What might do, the fastest first."""
         asked, engine = self.options.precision, self.options.engine
         for precision in self._precisions():
@@ -196,7 +196,7 @@ class Engines:
             if engine == "openvino" and self.device.type != "cpu":
                 yield _Attempt("openvino", precision, tolerance, _only_on_cpu)
             elif engine != "torch" and self.device.type == "cpu":
-                yield self._openvino_attempt(precision, tolerance, sample, tables)
+                yield self._openvino_attempt(precision, tolerance, sample, slide)
             elif engine != "torch" and precision != "int8":
                 yield self._cuda_attempt(precision, tolerance)
             if precision in ("fp32", "bf16"):
@@ -230,11 +230,11 @@ class Engines:
         precision: Precision,
         tolerance: Tolerance,
         sample: NDArray[np.uint8] | None,
-        tables: Tables | None,
+        slide: SlideInput,
     ) -> _Attempt:
         def build() -> BatchRunner:
             if precision == "int8":
-                return self._calibrated(sample, tables)
+                return self._calibrated(sample, slide)
             return self._runner("openvino", precision, lambda: self._openvino(precision))
 
         return _Attempt("openvino", precision, tolerance, build)
@@ -275,15 +275,15 @@ class Engines:
 
         return OpenVinoEngine(graphs, precision, torch.get_num_threads())
 
-    def _calibrated(self, sample: NDArray[np.uint8] | None, tables: Tables | None) -> BatchRunner:
-        """OpenVINO in int8, its steps of quantisation measured on these patches, their stain normalised by `tables`."""
+    def _calibrated(self, sample: NDArray[np.uint8] | None, slide: SlideInput) -> BatchRunner:
+        """OpenVINO in int8, its steps of quantisation measured on these patches, of that slide."""
         if sample is None:
             raise ValueError("needs patches of a slide to be calibrated on; found none")
         graphs = self._proven_graphs()
         from wsi_pipeline.inference.engines.openvino_engine import OpenVinoEngine
 
         return BatchRunner(
-            OpenVinoEngine(graphs, "int8", torch.get_num_threads(), graphs.ranges(sample, tables))
+            OpenVinoEngine(graphs, "int8", torch.get_num_threads(), graphs.ranges(sample, slide))
         )
 
     def _proven_graphs(self) -> "Graphs":
@@ -308,7 +308,8 @@ class Engines:
         patches = made_patches(self.model.card, self.openvino_batch + 3)  # both sizes of batch
         engine = OpenVinoEngine(graphs, "fp32", torch.get_num_threads())
         found, expected = (
-            BatchRunner(e).start(patches).result() for e in (engine, self._torch("fp32", fold=False))
+            BatchRunner(e).start(patches, UNKNOWN_SLIDE).result()
+            for e in (engine, self._torch("fp32", fold=False))
         )
         if problem := _problem(np.abs(found - expected), TOLERANCES["fp32"]):
             raise ValueError(f"its graph in fp32 is wrong: {problem}")

@@ -19,9 +19,10 @@ from wsi_pipeline.inference.engines.batching import Precision
 from wsi_pipeline.inference.engines.patch_kernels import cut_normalised
 from wsi_pipeline.inference.engines.pixel_ring import SPARE_BYTES, PixelRing
 from wsi_pipeline.inference.engines.torch_engine import input_table
-from wsi_pipeline.inference.engines.wide_network import device_networks
+from wsi_pipeline.inference.engines.wide_network import MULTIPLE, device_networks
+from wsi_pipeline.models.architectures.slide_condition import head_inputs
 from wsi_pipeline.models.model import Model, calibrated
-from wsi_pipeline.models.stain import Tables
+from wsi_pipeline.models.slide_input import SlideInput
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +55,9 @@ class _Memory:
     scores: torch.Tensor
     """float32 [B]."""
 
+    head: list[torch.Tensor]
+    """Of a network that hears of its slide, its last layer: float32 weight [classes, C] and bias [classes]."""
+
 
 class CudaEngine:
     """A model on a device, in one precision; `batch_size` is halved until the device's memory holds it.
@@ -69,7 +73,8 @@ class CudaEngine:
         self.accelerator, self.ring, self.batch_size = ring.accelerator, ring, batch_size
         self._card = model.card
         self._memory: _Memory | None = None
-        self._tables: Tables | None = None
+        self._network_as_trained = model.network
+        self._slide: SlideInput | None = None
         self._replay: Callable[[], None] | None = None
         self._bound: torch.Tensor | None = None
         refused: list[str] = []
@@ -89,15 +94,15 @@ class CudaEngine:
         """The one size of all batches."""
         return (self.batch_size,)
 
-    def probabilities(self, batch: NDArray[np.uint8], tables: Tables | None) -> NDArray[np.float32]:
-        """float32 [n], 0 to 1, of uint8 patches [n, S, S, 3], at most a full batch, their stain by `tables`."""
+    def probabilities(self, batch: NDArray[np.uint8], slide: SlideInput) -> NDArray[np.float32]:
+        """float32 [n], 0 to 1, of uint8 patches [n, S, S, 3] of that slide, at most a full batch."""
         side, ring = self._card.patch_px, self.ring
         if batch.shape[1:] != (side, side, 3):
             raise ValueError(f"patches have shape {batch.shape[1:]}, expected {(side, side, 3)}")
         with ring.lock, device_errors(self.accelerator), torch.inference_mode():
             ring.take_over()
             self.make_room(0, 0)
-            self.set_tables(tables)
+            self.set_slide(slide)
             source, target = ring.host.take(batch.size), ring.device.take(batch.size)
             assert source
             assert target
@@ -124,13 +129,19 @@ class CudaEngine:
             self._record()
 
     @torch.inference_mode()
-    def set_tables(self, tables: Tables | None) -> None:
-        """The stain that batches from now on go by."""
+    def set_slide(self, slide: SlideInput) -> None:
+        """The slide that batches from now on are of."""
         assert self._memory
-        if self._tables is not tables:
+        if self._slide is not slide:
+            head = head_inputs(self._network_as_trained, slide.head)
             with self.accelerator.computing():
-                self._memory.table.copy_(torch.from_numpy(input_table(self._card, tables)))
-            self._tables = tables
+                self._memory.table.copy_(torch.from_numpy(input_table(self._card, slide.tables)))
+                for held, values in zip(self._memory.head, head, strict=True):
+                    # A network made wider has features that stay zero.
+                    held[tuple(slice(length) for length in values.shape)] = torch.from_numpy(values).to(
+                        held.device
+                    )
+            self._slide = slide
 
     @torch.inference_mode()
     def launch(self, places: torch.Tensor, scores: torch.Tensor) -> None:
@@ -167,8 +178,9 @@ class CudaEngine:
                     torch.zeros(2, b, dtype=torch.int64, device=device),
                     torch.zeros((b, side, side, self._channels), dtype=DTYPES[self.precision], device=device),
                     torch.zeros(b, device=device),
+                    self._empty_head(device),
                 )
-            self._tables = None
+            self._slide = None
             self.make_room(0, 0)
             return True
         except RuntimeError as error:
@@ -176,6 +188,15 @@ class CudaEngine:
                 raise
         self._forget()  # not in the handler: the error holds what was allocated
         return False
+
+    def _empty_head(self, device: torch.device) -> list[torch.Tensor]:
+        """Room for a slide's last layer, as many features wide as the network is on the device."""
+        own = head_inputs(self._network_as_trained, None)
+        if not own:
+            return []
+        weight, bias = own
+        wide = -(-weight.shape[1] // MULTIPLE) * MULTIPLE if self._channels == MULTIPLE else weight.shape[1]
+        return [torch.zeros(len(weight), wide, device=device), torch.zeros(bias.shape, device=device)]
 
     def _forget(self) -> None:
         self._memory = self._replay = self._bound = None
@@ -188,7 +209,9 @@ class CudaEngine:
 
         def work() -> None:
             cut_normalised(pixels, memory.places[0], memory.places[1], memory.table, memory.patches)
-            logits = self._network(memory.patches.permute(0, 3, 1, 2))  # of [B, C, S, S], channels_last
+            logits = self._network(
+                memory.patches.permute(0, 3, 1, 2), *memory.head
+            )  # of [B, C, S, S], channels_last
             memory.scores.copy_(calibrated(logits.float(), self._card))
 
         self._replay = None

@@ -8,7 +8,9 @@ Each batch is computed on one thread, so that it gives the same bits however man
 
 import threading
 import warnings
+from collections.abc import Sequence
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,10 +21,10 @@ from wsi_pipeline.inference.engines.batching import Precision
 from wsi_pipeline.inference.engines.quantise import Ranges, conv_ranges, quantised
 from wsi_pipeline.inference.engines.quiet_openvino import FrontEndManager, TorchScriptPythonDecoder, openvino
 from wsi_pipeline.inference.engines.torch_engine import folded, input_table
+from wsi_pipeline.models.architectures.slide_condition import head_inputs, with_slide_inputs
 from wsi_pipeline.models.calibration import probability
-from wsi_pipeline.models.card import ModelCard
 from wsi_pipeline.models.model import Model, has_bf16
-from wsi_pipeline.models.stain import Tables
+from wsi_pipeline.models.slide_input import UNKNOWN_SLIDE, SlideInput
 
 # What is left of a block goes in batches this much smaller.
 SMALLER = 4
@@ -31,7 +33,7 @@ BATCHES_A_THREAD = 2
 
 
 class Graphs:
-    """A model's graphs, one a batch size: uint8 patches [n, S, S, 3] and a table by `table_of` in, logits out."""
+    """A model's graphs, one a batch size: uint8 patches [n, S, S, 3] and what `inputs_of` gives in, logits out."""
 
     def __init__(self, model: Model, batch_size: int):
         self.model = model
@@ -39,35 +41,41 @@ class Graphs:
         self.core = openvino.Core()
         self._lock = threading.Lock()
         self._made: dict[int, tuple[openvino.Model, object]] = {}
-        self._tables: tuple[Tables | None, NDArray[np.float32]] = (None, input_table(model.card, None))
+        self._inputs = (UNKNOWN_SLIDE, _inputs(model, UNKNOWN_SLIDE))
 
-    def table_of(self, tables: Tables | None) -> NDArray[np.float32]:
-        """What the network is given for each value of R, G and B, float32 [768]; the slide's stain goes by `tables`."""
-        kept = self._tables  # one slide's, batch after batch
-        if kept[0] is not tables:
-            self._tables = kept = (tables, input_table(self.model.card, tables))
+    def inputs_of(self, slide: SlideInput) -> tuple[NDArray[np.float32], ...]:
+        """What a graph is given of the slide: for each value of R, G and B what the network sees, float32 [768].
+
+        A network that hears of its slide is given its last layer too: weight [classes, C] and bias [classes].
+        """
+        kept = self._inputs  # one slide's, batch after batch
+        if kept[0] is not slide:
+            self._inputs = kept = (slide, _inputs(self.model, slide))
         return kept[1]
 
     def of(self, batch_size: int) -> openvino.Model:
         """The graph for so many patches; raises what OpenVINO or the tracing of the network raises."""
         with self._lock:
             if batch_size not in self._made:
-                self._made[batch_size] = _graph(self._whole, self.model.card, batch_size)
+                shape = (batch_size, self.model.card.patch_px, self.model.card.patch_px, 3)
+                self._made[batch_size] = _graph(self._whole, shape, self.inputs_of(UNKNOWN_SLIDE))
             return self._made[batch_size][0]
 
-    def ranges(self, patches: NDArray[np.uint8], tables: Tables | None) -> Ranges:
-        """What the convolutions are given where the network sees these patches, uint8 [n, S, S, 3], so stained."""
-        size, table = self.batch_sizes[-1], self.table_of(tables)
+    def ranges(self, patches: NDArray[np.uint8], slide: SlideInput) -> Ranges:
+        """What the convolutions are given where the network sees these patches, uint8 [n, S, S, 3], of that slide."""
+        size, inputs = self.batch_sizes[-1], self.inputs_of(slide)
         graph = self.of(size)
-        batches = [(filled(patches[i : i + size], size), table) for i in range(0, len(patches), size)]
+        batches: list[Sequence[NDArray[Any]]] = [
+            (filled(patches[i : i + size], size), *inputs) for i in range(0, len(patches), size)
+        ]
         return conv_ranges(self.core, graph, batches)
 
     @cached_property
     def _whole(self) -> nn.Module:
         try:
-            network = folded(self.model.network)
+            network = folded(with_slide_inputs(self.model.network))
         except Exception:  # torch.fx cannot follow every network; OpenVINO folds most of it by itself
-            network = self.model.network
+            network = with_slide_inputs(self.model.network)
         return _FromBytes(network).eval()
 
 
@@ -85,13 +93,13 @@ class OpenVinoEngine:
         self._compiled: dict[int, openvino.CompiledModel] = {}
         self._own = threading.local()
 
-    def probabilities(self, batch: NDArray[np.uint8], tables: Tables | None) -> NDArray[np.float32]:
-        """float32 [n], 0 to 1, of uint8 patches [n, S, S, 3], their stain by `tables`."""
+    def probabilities(self, batch: NDArray[np.uint8], slide: SlideInput) -> NDArray[np.float32]:
+        """float32 [n], 0 to 1, of uint8 patches [n, S, S, 3] of that slide."""
         size = min(size for size in self.batch_sizes if size >= len(batch))
         patches = np.ascontiguousarray(filled(batch, size))
         request = self._request(size)
         # One call would do all of this, and take longer for it than the steps by themselves.
-        for i, values in enumerate((patches, self._graphs.table_of(tables))):
+        for i, values in enumerate((patches, *self._graphs.inputs_of(slide))):
             request.set_input_tensor(i, openvino.Tensor(values, shared_memory=True))
         request.start_async()
         request.wait()
@@ -142,7 +150,7 @@ def filled(patches: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
 
 
 class _FromBytes(nn.Module):
-    """Logits [N, classes] of uint8 patches [N, S, S, 3] and an input table, float32 [768], as one graph."""
+    """Logits [N, classes] of uint8 patches [N, S, S, 3], an input table, float32 [768], and a head, as one graph."""
 
     starts: torch.Tensor
 
@@ -153,15 +161,20 @@ class _FromBytes(nn.Module):
             "starts", torch.arange(0, 768, 256, dtype=torch.int32)
         )  # of R, G, B in the table
 
-    def forward(self, patches: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+    def forward(self, patches: torch.Tensor, table: torch.Tensor, *head: torch.Tensor) -> torch.Tensor:
         images = table[patches.int() + self.starts].permute(0, 3, 1, 2)  # [N, 3, S, S]
-        return self.network(images)  # type: ignore[no-any-return]
+        return self.network(images, *head)  # type: ignore[no-any-return]
 
 
-def _graph(network: nn.Module, card: ModelCard, batch_size: int) -> tuple[openvino.Model, object]:
-    """The graph, and what holds the memory of its weights, which are torch's own."""
-    shape, table = (batch_size, card.patch_px, card.patch_px, 3), input_table(card, None)
-    example = torch.zeros(shape, dtype=torch.uint8), torch.from_numpy(table)
+def _inputs(model: Model, slide: SlideInput) -> tuple[NDArray[np.float32], ...]:
+    return input_table(model.card, slide.tables), *head_inputs(model.network, slide.head)
+
+
+def _graph(
+    network: nn.Module, shape: tuple[int, ...], inputs: tuple[NDArray[np.float32], ...]
+) -> tuple[openvino.Model, object]:
+    """The graph of uint8 patches of that shape and such inputs; and what holds its weights' memory, torch's own."""
+    example = torch.zeros(shape, dtype=torch.uint8), *map(torch.from_numpy, inputs)
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter(
             "ignore"
@@ -171,5 +184,5 @@ def _graph(network: nn.Module, card: ModelCard, batch_size: int) -> tuple[openvi
         frontend = FrontEndManager().load_by_framework("pytorch")
         decoder = TorchScriptPythonDecoder(traced, shared_memory=True)
         graph = frontend.convert(frontend.load(decoder))
-    graph.reshape({0: list(shape), 1: list(table.shape)})
+    graph.reshape({i: list(values.shape) for i, values in enumerate(example)})
     return graph, decoder

@@ -12,8 +12,10 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from wsi_pipeline.inference.engines.batching import Precision
+from wsi_pipeline.models.architectures.slide_condition import head_inputs, with_slide_inputs
 from wsi_pipeline.models.card import ModelCard
 from wsi_pipeline.models.model import Model, idc_probability, normalised
+from wsi_pipeline.models.slide_input import SlideInput
 from wsi_pipeline.models.stain import Tables, normalise_stain
 
 
@@ -39,31 +41,34 @@ class EagerEngine:
         self.precision: Precision = precision
         self.batch_sizes = (batch_size,)
         self._model, self._device = model, device
-        self._network = folded(model.network) if fold else model.network.to(device)
+        network = with_slide_inputs(model.network)
+        self._network = folded(network) if fold else network.to(device)
         self._tables: tuple[Tables, torch.Tensor] | None = None
 
-    def probabilities(self, batch: NDArray[np.uint8], tables: Tables | None) -> NDArray[np.float32]:
-        """float32 [n], 0 to 1, of uint8 patches [n, S, S, 3], their stain by `tables`.
+    def probabilities(self, batch: NDArray[np.uint8], slide: SlideInput) -> NDArray[np.float32]:
+        """float32 [n], 0 to 1, of uint8 patches [n, S, S, 3] of that slide.
 
         In halves where a GPU's memory does not hold what they need at once.
         """
         try:
-            return self._probabilities(batch, tables)
+            return self._probabilities(batch, slide)
         except torch.cuda.OutOfMemoryError:
             if len(batch) < 2:
                 raise
         # Not in the handler: the error holds what was allocated.
         torch.cuda.empty_cache()
         middle = len(batch) // 2
-        return np.concatenate([self.probabilities(part, tables) for part in (batch[:middle], batch[middle:])])
+        return np.concatenate([self.probabilities(part, slide) for part in (batch[:middle], batch[middle:])])
 
-    def _probabilities(self, batch: NDArray[np.uint8], tables: Tables | None) -> NDArray[np.float32]:
+    def _probabilities(self, batch: NDArray[np.uint8], slide: SlideInput) -> NDArray[np.float32]:
         with torch.inference_mode(), self._autocast():
             if self._device.type == "cpu":
-                patches = torch.from_numpy(normalise_stain(batch, tables))
+                patches = torch.from_numpy(normalise_stain(batch, slide.tables))
             else:
-                patches = self._on_device(batch, tables)
-            return idc_probability(self._network, self._model.card, patches).float().cpu().numpy()
+                patches = self._on_device(batch, slide.tables)
+            inputs = head_inputs(self._model.network, slide.head)
+            head = [torch.from_numpy(values).to(self._device) for values in inputs]
+            return idc_probability(self._network, self._model.card, patches, *head).float().cpu().numpy()
 
     def _on_device(self, batch: NDArray[np.uint8], tables: Tables | None) -> torch.Tensor:
         """The patches, brought as uint8 and stain-normalised there."""

@@ -8,6 +8,7 @@ from torch import nn
 
 from wsi_pipeline.inference.engines.torch_engine import folded
 from wsi_pipeline.models.architectures.residual import ResidualCnn
+from wsi_pipeline.models.architectures.slide_condition import WithHead, with_slide_inputs
 from wsi_pipeline.models.card import ModelCard
 from wsi_pipeline.models.model import Model, build_network
 
@@ -20,17 +21,23 @@ def device_networks(model: Model, dtype: torch.dtype) -> Iterator[tuple[nn.Modul
     """Copies of the model's network for a GPU, in `dtype` and channels_last, on the CPU, and their inputs' channels.
 
     The fastest first. Of a 16-bit network, channels are made up with zeros where that is simple; its input has eight
-    then. Small linear layers, gates and heads, stay in float32: of 16-bit ones, some GPUs' libraries add up a patch's
-    terms in an order that hangs on its place in the batch. What torch.fx cannot follow keeps its batch normalisation.
+    then, and of one that hears of its slide its last layer may take more features. Small linear layers, gates and
+    heads, stay in float32: of 16-bit ones, some GPUs' libraries add up a patch's terms in an order that hangs on its
+    place in the batch. What torch.fx cannot follow keeps its batch normalisation.
     """
+    network = with_slide_inputs(model.network)
     if dtype == torch.float32:
-        yield _made(model.network, dtype, 3, False), 3
+        yield _made(network, dtype, 3, False), 3
         return
-    wide = widened(model.network, model.card) if isinstance(model.network, ResidualCnn) else None
+    wide: nn.Module | None = None
+    if isinstance(network, WithHead) and isinstance(network.core, ResidualCnn):
+        wide = WithHead(widened(network.core, model.card))
+    elif isinstance(network, ResidualCnn):
+        wide = widened(network, model.card)
     for float_linear in (True, False):
         if wide:
             yield _made(wide, dtype, MULTIPLE, float_linear), MULTIPLE
-        yield _made(model.network, dtype, 3, float_linear), 3
+        yield _made(network, dtype, 3, float_linear), 3
 
 
 def _made(network: nn.Module, dtype: torch.dtype, channels: int, float_linear: bool) -> nn.Module:
@@ -72,7 +79,7 @@ def _small_linears(network: nn.Module) -> dict[str, FloatLinear]:
 
 def widened(network: ResidualCnn, card: ModelCard) -> ResidualCnn:
     """The same network with every width made up to a multiple of eight by channels that stay zero."""
-    options = dict(card.architecture_options)
+    options = {name: value for name, value in card.architecture_options.items() if name != "slide_condition"}
     widths = [layer.out_channels for layer in _outputs(network)]
     options["widths"] = [-(-width // MULTIPLE) * MULTIPLE for width in widths]
     wide = build_network(card.architecture, classes=len(card.classes), **options)

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from wsi_pipeline.base.errors import DataError
 from wsi_pipeline.inference.classifier import Classifier
-from wsi_pipeline.inference.stain_check import slide_densities
+from wsi_pipeline.inference.stain_check import sample_patches
+from wsi_pipeline.models.stain import patch_densities
 from wsi_pipeline.pipeline.config import InferConfig
 from wsi_pipeline.pipeline.maps import grid_for_model
 from wsi_pipeline.slides.annotations.cell_labels import UNLABELLED, labels_of_slide
@@ -102,7 +103,8 @@ def score_slide(
     grid = grid_for_model(config.grid, card.patch_px, card.mpp)
     slide = open_slide(path)
     plan = make_overview(slide, config.overview, grid).plan
-    classifier = classifier.adapted(slide_densities(slide, plan))
+    sample = sample_patches(slide, plan)
+    classifier = classifier.adapted(patch_densities(sample), sample)
     probability = np.full((views, *plan.kept.shape), np.nan, np.float32)
     for block, cut in read_blocks(
         plan.blocks(), plan.grid, lambda box: slide.read_readable(box, plan.grid.plane), 1

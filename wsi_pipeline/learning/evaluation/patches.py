@@ -62,11 +62,18 @@ class EvaluatedPatches:
 
 
 def evaluate_patches(model: "Model", side: LabelledPatches, device: "torch.device") -> EvaluatedPatches:
-    """The model's probabilities of the patches, computed in float32, each patient's stain as the card wants it."""
-    from wsi_pipeline.models.logits import evaluate as logits_of
+    """The model's probabilities of the patches, computed in float32, each patient's stain as the card wants it.
+
+    A network that hears of its slide hears of each patient, by its own patches; of single images it hears nothing.
+    """
+    from wsi_pipeline.models.logits import evaluate, evaluate_by_slide
 
     pixels = as_the_card_wants(side.pixels, side.patients, model.card)
-    logits = logits_of(model.network.to(device), model.card, pixels, device)
+    network = model.network.to(device)
+    if side.by == "image":  # of a single image a network knows no slide
+        logits = evaluate(network, model.card, pixels, device)
+    else:
+        logits = evaluate_by_slide(network, model.card, pixels, side.patients, device)
     return evaluated_from(model.card, model.sha256, side, logits)
 
 

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from wsi_pipeline.base.options import Field, options
+from wsi_pipeline.learning.training.looks import LookOptions
 
 # Optical density of haematoxylin, eosin and a third, orthogonal enough to invert: one row a stain, R, G, B.
 # Ruifrok and Johnston, Anal Quant Cytol Histol 2001; 23: 291.
@@ -67,9 +68,36 @@ class Views(NamedTuple):
     affine: torch.Tensor | None
 
 
-def draw_views(count: int, patch_px: int, options: AugmentOptions, generator: torch.Generator) -> Views:
-    """Views of `count` patches of `patch_px` pixels a side; `generator` is one of the CPU."""
-    mix, add = _draw_stains(count, options, generator)
+class SlideStains(NamedTuple):
+    """How the slides of a batch are stained and lit, the same for all patches of one."""
+
+    # float32 [slides, 3]: what the strength of each stain is multiplied by.
+    strength: torch.Tensor
+    # float32 [slides, 3]: what the optical density of R, G, B is multiplied by.
+    density: torch.Tensor
+    # float32 [slides, 3]: optical density that R, G, B gain.
+    light: torch.Tensor
+
+
+def draw_slide_stains(slides: int, looks: LookOptions, generator: torch.Generator) -> SlideStains:
+    """Stains and light of so many slides; `generator` is one of the CPU."""
+    strength = torch.exp(looks.stain_spread * torch.randn((slides, 3), generator=generator))
+    density = torch.exp(looks.density_spread * torch.randn((slides, 3), generator=generator))
+    return SlideStains(strength, density, looks.light * _uniform((slides, 3), generator))
+
+
+def draw_views(
+    count: int,
+    patch_px: int,
+    options: AugmentOptions,
+    generator: torch.Generator,
+    slides: SlideStains | None = None,
+) -> Views:
+    """Views of `count` patches of `patch_px` pixels a side; `generator` is one of the CPU.
+
+    `slides` are the stains of each patch's slide, all arrays [count, 3]; none: only patches differ.
+    """
+    mix, add = _draw_stains(count, options, generator, slides)
     ways = _draw_turns(generator, quarters=options.turns) if options.turns or options.flips else None
     resampled = round(options.resampled * count)
     affine = _draw_affine(resampled, patch_px, options, generator) if resampled else None
@@ -105,17 +133,23 @@ def _turned(images: torch.Tensor, ways: Sequence[int]) -> torch.Tensor:
 
 
 def _draw_stains(
-    n: int, options: AugmentOptions, generator: torch.Generator
+    n: int, options: AugmentOptions, generator: torch.Generator, slides: SlideStains | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     stains = torch.tensor(STAINS)
     stains = stains / stains.norm(dim=1, keepdim=True)
     strength = 1 + options.stain_strength * _uniform((n, 3), generator)
+    if slides:
+        strength = strength * slides.strength
     # To stain amounts, each scaled, and back to R, G, B: one 3x3 matrix a patch, for columns of R, G, B.
     mix = (torch.linalg.inv(stains) @ torch.diag_embed(strength) @ stains).transpose(1, 2)  # [N, 3, 3]
+    if slides:
+        mix = slides.density[:, :, None] * mix
     add = options.stain_tint * _uniform((n, 3), generator) @ stains  # [N, 3]
     add = (
         add + options.colour * _uniform((n, 3), generator) + options.brightness * _uniform((n, 1), generator)
     )
+    if slides:
+        add = add + slides.light
     # log10 of the options to natural: one exp a pixel is what this step costs.
     return mix, -math.log(10) * add[:, :, None]
 

@@ -9,9 +9,11 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from wsi_pipeline.learning.datasets import LabelledPatches
-from wsi_pipeline.learning.training.augment import Views, draw_views
+from wsi_pipeline.learning.training.augment import SlideStains, Views, draw_slide_stains, draw_views
 from wsi_pipeline.learning.training.card import CLASSES
+from wsi_pipeline.learning.training.looks import LookOptions, draw_look, looking
 from wsi_pipeline.learning.training.options import TrainOptions
+from wsi_pipeline.models.architectures.slide_condition import LEAST_PATCHES, Slides
 from wsi_pipeline.models.device_feed import rows_of
 
 
@@ -33,6 +35,8 @@ class Batch(NamedTuple):
     targets: torch.Tensor
     views: Views
     blend: Blend | None
+    # Where batches are drawn by slide: which patch is of which.
+    slides: Slides | None = None
 
 
 def make_batches(
@@ -50,12 +54,53 @@ def make_batches(
     pixels, labels = torch.from_numpy(side.pixels), torch.from_numpy(side.labels)
     for row in rows:
         chosen = torch.from_numpy(row)
+        patches, slides, stains = rows_of(pixels, chosen, pinned), None, None
+        if options.slides_a_batch:
+            index = torch.from_numpy(np.unique(side.patients[row], return_inverse=True)[1])
+            _give_looks(patches, index, options.looks, generator)
+            stains = _of_patches(draw_slide_stains(int(index.max()) + 1, options.looks, generator), index)
+            slides = draw_slides(index, options.condition_dropped, generator)
         yield Batch(
-            rows_of(pixels, chosen, pinned),
+            patches,
             F.one_hot(labels[chosen].long(), len(CLASSES)).float(),
-            draw_views(len(row), side.pixels.shape[1], options.augment, generator),
+            draw_views(len(row), side.pixels.shape[1], options.augment, generator, stains),
             draw_blend(len(row), options.mixup) if options.mixup else None,
+            slides,
         )
+
+
+def draw_slides(index: torch.Tensor, dropped: float, generator: torch.Generator) -> Slides:
+    """Of patches of these slides, int64 [N]: from which a slide's condition is taken, and of which slide none is.
+
+    Between LEAST_PATCHES and all of a slide's patches count, as slides in use may show few; those of a slide that
+    shows fewer tell nothing, and so do a share of `dropped` slides.
+    """
+    slides = int(index.max()) + 1
+    known = (torch.rand(slides, generator=generator) >= dropped).float()
+    counted = torch.zeros(len(index))
+    for slide in range(slides):
+        rows = torch.nonzero(index == slide).ravel()
+        if len(rows) < LEAST_PATCHES:
+            known[slide] = 0
+            continue
+        count = int(torch.randint(LEAST_PATCHES, len(rows) + 1, (), generator=generator))
+        counted[rows[torch.randperm(len(rows), generator=generator)[:count]]] = 1
+    return Slides(index, counted, known)
+
+
+def _give_looks(
+    patches: torch.Tensor, index: torch.Tensor, looks: LookOptions, generator: torch.Generator
+) -> None:
+    """Change the patches, uint8 [N, S, S, 3], as the look of each one's slide has it."""
+    random = np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))
+    pixels, of = patches.numpy(), index.numpy()
+    for slide in range(int(of.max()) + 1):
+        rows = np.flatnonzero(of == slide)
+        pixels[rows] = looking(pixels[rows], draw_look(looks, random), random)
+
+
+def _of_patches(stains: SlideStains, index: torch.Tensor) -> SlideStains:
+    return SlideStains(*(values[index] for values in stains))
 
 
 def draw_blend(count: int, mixup: float) -> Blend:

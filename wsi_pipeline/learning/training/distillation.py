@@ -8,6 +8,7 @@ from torch import nn
 
 from wsi_pipeline.base.errors import ConfigError
 from wsi_pipeline.learning.training.options import TrainOptions
+from wsi_pipeline.models.architectures.slide_condition import SlideConditioned, Slides
 from wsi_pipeline.models.model import Model, idc_probability, load_model
 
 # Quarter turns, from 4 on mirrored too; two of them differ most, and the first four tell most of it.
@@ -38,16 +39,24 @@ def load_teachers(
     return teachers
 
 
-def teachers_answer(teachers: Sequence[Model], patches: torch.Tensor, views: int) -> torch.Tensor:
+def teachers_answer(
+    teachers: Sequence[Model], patches: torch.Tensor, views: int, slides: Slides | None = None
+) -> torch.Tensor:
     """What teachers say of uint8 patches [N, S, S, 3] in the mean: probability of IDC, float32 [N].
 
-    `views`, 1 to 8, are how many of the turned and mirrored views of each patch they are shown.
+    `views`, 1 to 8, are how many of the turned and mirrored views of each patch they are shown. Those that hear of
+    their slide hear of all that the batch shows of each of `slides`.
     """
+    everything = slides and Slides(
+        slides.which, torch.ones_like(slides.counted), torch.ones_like(slides.known)
+    )
     answers = []
     for way in VIEWS[:views]:
         view = patches.rot90(way % 4, dims=(1, 2))
         view = view.flip(1) if way >= 4 else view
-        answers += [idc_probability(teacher.network, teacher.card, view) for teacher in teachers]
+        for teacher in teachers:
+            told = (everything,) if everything and isinstance(teacher.network, SlideConditioned) else ()
+            answers.append(idc_probability(teacher.network, teacher.card, view, *told))
     return torch.stack(answers).float().mean(0)
 
 

@@ -11,6 +11,7 @@ from wsi_pipeline.base.errors import ConfigError
 from wsi_pipeline.base.options import Field, options, options_from_dict, parse_yaml, read_yaml_file
 from wsi_pipeline.learning.datasets import SplitOptions
 from wsi_pipeline.learning.training.augment import AugmentOptions
+from wsi_pipeline.learning.training.looks import LookOptions
 
 # The key under which a config says what `tune-model` may put in a value's place.
 TUNE = "tune"
@@ -80,6 +81,16 @@ class TrainOptions:
 
     augment: AugmentOptions = Field(default_factory=AugmentOptions)
     """How each patch is changed before each step."""
+
+    slides_a_batch: Annotated[int, Field(gt=0)] | None = None
+    """Patches of so many patients are in each batch, and all patches of one look alike (`looks`). None: patches are
+    drawn one by one. A network with `slide_condition` needs it."""
+
+    looks: LookOptions = Field(default_factory=LookOptions)
+    """How each patient's patches are changed together: scanner, focus, file format, stain. With `slides_a_batch`."""
+
+    condition_dropped: Annotated[float, Field(ge=0, le=1)] = 0.15
+    """Of a network with `slide_condition`: the share of patients of which it is told nothing, so that it bears that."""
 
     epochs: Annotated[int, Field(gt=0)] = 30
     """Passes over the training patches."""
@@ -157,6 +168,17 @@ class TrainOptions:
     """For the card: what it was not measured on, and where it errs."""
 
     def __post_init__(self) -> None:
+        if self.architecture_options.get("slide_condition") is not None and not self.slides_a_batch:
+            raise ValueError(
+                "found a network with 'slide_condition', and no 'slides_a_batch'; set it to some 4 to 8, so that "
+                "each batch shows what a slide looks like"
+            )
+        if self.looks != LookOptions() and not self.slides_a_batch:
+            raise ValueError(
+                "found 'looks', which are those of slides, and no 'slides_a_batch'; set it to 4 to 8"
+            )
+        if self.mixup and self.slides_a_batch:
+            raise ValueError("found 'mixup' and 'slides_a_batch'; expected one: a blend is of no slide")
         if self.architecture_options.get("clahe") is not None and self.normalisation != "none":
             raise ValueError(
                 f"found normalisation '{self.normalisation}' for a network with 'clahe', which takes values "

@@ -1,5 +1,6 @@
 """Weights to start from, out of a file that the user has: torchvision's or our own. Nothing is fetched."""
 
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,7 +12,13 @@ from torch import nn
 
 from wsi_pipeline.base.errors import ModelError
 from wsi_pipeline.models.architectures.registry import core_of, head_of
+from wsi_pipeline.models.architectures.slide_condition import SlideConditioned
 from wsi_pipeline.models.model import CONTEXT, SHIPPED
+
+log = logging.getLogger(__name__)
+
+# What a network hears of its slide lies under this name.
+CONDITION = ("condition.", "known.")
 
 # DenseNets of torchvision's older files say norm.1 where its networks have norm1.
 _OLD_DENSENET = re.compile(r"(.*denselayer\d+\.(?:norm|relu|conv))\.((?:[12])\..*)")
@@ -51,6 +58,7 @@ def load_pretrained(network: nn.Module, architecture: str, path: Path) -> bool:
     core = core_of(network)
     wanted = core.state_dict()
     found = {_named_as_now(name): tensor for name, tensor in _read(path).items()}
+    condition = {name: found.pop(name) for name in list(found) if name.startswith(CONDITION)}
     head = head_of(architecture) + "."
     heads = [name for name in wanted if name.startswith(head)]
     with_head = all(name in found and found[name].shape == wanted[name].shape for name in heads)
@@ -68,7 +76,26 @@ def load_pretrained(network: nn.Module, architecture: str, path: Path) -> bool:
             "take weights of that architecture, or correct architecture_options"
         )
     core.load_state_dict(found, strict=False)
+    _load_condition(network, condition, path)
     return with_head
+
+
+def _load_condition(network: nn.Module, found: Mapping[str, torch.Tensor], path: Path) -> None:
+    """Put in what a network hears of its slide, where both the file and the network have it."""
+    if not isinstance(network, SlideConditioned):
+        if found:
+            log.info("pretrained: %s: its slide_condition is left out, as the config names none", path)
+        return
+    own = {name: tensor for name, tensor in network.state_dict().items() if name.startswith(CONDITION)}
+    if not found:
+        log.info("pretrained: %s: has no slide_condition; it starts as none", path)
+    elif all(name in found and found[name].shape == tensor.shape for name, tensor in own.items()):
+        network.load_state_dict(dict(found), strict=False)
+    else:
+        raise ModelError(
+            f"{path}: its slide_condition is of another width than the config's; set "
+            "architecture_options.slide_condition to what its card says"
+        )
 
 
 def _read(path: Path) -> Mapping[str, torch.Tensor]:
@@ -92,7 +119,8 @@ def _read(path: Path) -> Mapping[str, torch.Tensor]:
 
 def _named_as_now(name: str) -> str:
     name = re.sub(_OLD_DENSENET, r"\1\2", name)
-    return re.sub(r"^(network\.)+", "", name)  # a model of ours, behind steps of preparation
+    # A model of ours, behind steps of preparation or beside what it hears of its slide.
+    return re.sub(r"^(network\.|core\.)+", "", name)
 
 
 def _first(verb: str, names: list[str]) -> str:

@@ -1,5 +1,6 @@
 """Train a network on labelled patches, choose its best epoch on patients it has not seen, and save it."""
 
+import copy
 import logging
 import math
 import time
@@ -50,16 +51,19 @@ from wsi_pipeline.learning.training.options import TrainOptions as TrainOptions
 from wsi_pipeline.learning.training.options import load_train_options as load_train_options
 from wsi_pipeline.learning.training.pretrained import load_average, pretrained_files
 from wsi_pipeline.learning.training.sampling import class_weights, epoch_batches, limited
+from wsi_pipeline.models.architectures.slide_condition import LEAST_PATCHES, SlideConditioned
 from wsi_pipeline.models.card import ModelCard, Stain
 from wsi_pipeline.models.cost import network_cost
 from wsi_pipeline.models.device_feed import copies_to, feed
-from wsi_pipeline.models.logits import evaluate
+from wsi_pipeline.models.logits import evaluate, logits_by_slide, sampled_rows, slide_heads
 from wsi_pipeline.models.model import Model, build_network, normalised, save_model
 from wsi_pipeline.models.stain import normalise_stain_by_patient
 
 log = logging.getLogger(__name__)
 
 SINGLE_PROCESS = ProcessGroup()
+# Of each training slide so many patches tell what training slides look like.
+PATCHES_A_TRAINING_SLIDE = 64
 
 
 @dataclass(frozen=True)
@@ -116,12 +120,12 @@ def train(
         else None
     )
     while not (ending := _ending(options, history)):
-        row, card = _one_epoch(run, history)
+        row, card, network = _one_epoch(run, history)
         history.append(row)
         reached = scores(history, options.best_by)
         if files:
             if reached[-1] == max(reached):
-                save_model(weights_path, run.average.module, card)
+                save_model(weights_path, network, card)
             files.write(history, last=_ending(options, history) is not None)
             _save_checkpoint(run, out / "last.pt", history)
         if after_epoch:
@@ -130,8 +134,8 @@ def train(
     return weights_path
 
 
-def _one_epoch(run: Run, history: list[Row]) -> tuple[Row, ModelCard]:
-    """Train for one epoch and evaluate the network: its row of the history, and its card."""
+def _one_epoch(run: Run, history: list[Row]) -> tuple[Row, ModelCard, nn.Module]:
+    """Train for one epoch and evaluate the network: its row of the history, its card, and itself."""
     epoch, options, val = len(history), run.options, run.val
     began, worked = time.monotonic(), time.process_time()
     loss, rate = train_one_epoch(run, epoch, scores(history, options.best_by))
@@ -142,8 +146,8 @@ def _one_epoch(run: Run, history: list[Row]) -> tuple[Row, ModelCard]:
             "and start again in another --out"
         )
     run.group.settle(run.network, run.average.module)
-    logits = _evaluated(run, val.pixels)
-    in_bf16 = _evaluated(run, val.pixels[::BF16_STEP], bf16=True)
+    network = finished_network(run)
+    logits, in_bf16 = _evaluated(run, network)
     card = evaluated_card(run.card, logits, in_bf16, val, options.bf16_tolerance, epoch)
     row: Row = {
         "epoch": epoch + 1,
@@ -160,7 +164,7 @@ def _one_epoch(run: Run, history: list[Row]) -> tuple[Row, ModelCard]:
         "balanced accuracy %(balanced_accuracy).3f, ECE %(ece).3f, %(patches_per_s).0f patches/s, %(seconds).0f s",
         row,
     )
-    return row, card
+    return row, card, network
 
 
 def train_one_epoch(run: Run, epoch: int, reached: list[float]) -> tuple[float, float]:
@@ -194,11 +198,13 @@ def take_step(run: Run, batch: Batch, rate: float) -> torch.Tensor:
     for parameters in run.optimiser.param_groups:
         parameters["lr"] = rate
     patches = augmented(batch.patches, batch.views)  # [N, S, S, 3]
-    targets = _targets(run, patches, batch.targets)  # [N, classes]
+    targets = _targets(run, patches, batch)  # [N, classes]
     if batch.blend:
         patches, targets = blended(patches, targets, batch.blend)
     with torch.autocast(device.type, run.half, enabled=options.bf16):
-        logits = run.learner(normalised(patches, run.card.mean, run.card.std))  # [N, classes]
+        images = normalised(patches, run.card.mean, run.card.std)
+        conditioned = isinstance(run.network, SlideConditioned)
+        logits = run.learner(images, batch.slides) if conditioned else run.learner(images)  # [N, classes]
     loss = F.cross_entropy(
         logits.float(), targets, weight=run.weights, label_smoothing=options.label_smoothing
     )
@@ -210,27 +216,62 @@ def take_step(run: Run, batch: Batch, rate: float) -> torch.Tensor:
     return loss.detach()
 
 
-def _targets(run: Run, patches: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """What the network should say, shares of the classes [N, classes], of augmented patches and their labels.
+def _targets(run: Run, patches: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """What the network should say, shares of the classes [N, classes], of a batch's augmented patches.
 
     With teachers: their calibrated answers to the very same view, mixed with the label (a consistent
     teacher; Beyer et al., Knowledge distillation: a good teacher is patient and consistent, CVPR 2022).
-    `labels` are shares of the classes too, [N, classes].
     """
     if not run.teachers:
-        return labels
+        return batch.targets
     with torch.inference_mode(), torch.autocast(patches.device.type, run.half, enabled=run.options.bf16):
-        idc = teachers_answer(run.teachers, patches, run.options.teacher_views)
+        idc = teachers_answer(run.teachers, patches, run.options.teacher_views, batch.slides)
     answers = torch.stack([1 - idc, idc], dim=1)  # [N, classes]: IDC is the last of them
-    return torch.lerp(labels, answers, run.options.teacher_share)
+    return torch.lerp(batch.targets, answers, run.options.teacher_share)
 
 
-def _evaluated(run: Run, pixels: NDArray[np.uint8], bf16: bool = False) -> NDArray[np.float32]:
-    """As `evaluate`, of the averaged network, each process doing its share."""
+def finished_network(run: Run) -> nn.Module:
+    """The averaged network as it is evaluated and saved; one that hears of its slide knows the training slides."""
+    network = run.average.module
+    if not isinstance(network, SlideConditioned):
+        return network
+    network = copy.deepcopy(network)
+    train = run.train
+    rows = [
+        sampled_rows(patient, np.flatnonzero(train.patients == patient))[:PATCHES_A_TRAINING_SLIDE]
+        for patient in np.unique(train.patients).tolist()
+    ]
+    some = train.pixels[np.concatenate(rows)]
+    features = _in_shares(run, network, some, features=True)
+    parts = np.split(features, np.cumsum([len(part) for part in rows])[:-1])
+    means = torch.from_numpy(np.stack([part.mean(axis=0) for part in parts if len(part) >= LEAST_PATCHES]))
+    network.know_slides(means.to(run.device))
+    return network
+
+
+def _evaluated(run: Run, network: nn.Module) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Logits of the validation patches, and of every BF16_STEP-th of them in bfloat16."""
+    val, few = run.val, slice(None, None, BF16_STEP)
+    if not isinstance(network, SlideConditioned):
+        return _in_shares(run, network, val.pixels), _in_shares(run, network, val.pixels[few], bf16=True)
+    features = _in_shares(run, network, val.pixels, features=True)
+    in_bf16 = _in_shares(run, network, val.pixels[few], bf16=True, features=True)
+    heads = slide_heads(network, features, val.patients)
+    heads_of_few = {name: heads[name] for name in np.unique(val.patients[few]).tolist()}
+    return (
+        logits_by_slide(features, val.patients, heads),
+        logits_by_slide(in_bf16, val.patients[few], heads_of_few),
+    )
+
+
+def _in_shares(
+    run: Run, network: nn.Module, pixels: NDArray[np.uint8], bf16: bool = False, features: bool = False
+) -> NDArray[np.float32]:
+    """As `evaluate`, each process doing its share."""
     mine = run.group.share(np.arange(len(pixels)))
     part = pixels if run.group.count == 1 else pixels[mine]
-    logits = evaluate(run.average.module, run.card, part, run.device, bf16)
-    return run.group.gather(logits, len(pixels))
+    values = evaluate(network, run.card, part, run.device, bf16, features=features)
+    return run.group.gather(values, len(pixels))
 
 
 def set_up(

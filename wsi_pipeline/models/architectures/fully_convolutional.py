@@ -16,6 +16,7 @@ from wsi_pipeline.base.errors import ModelError
 from wsi_pipeline.models.architectures.inputs import OneOutput, PreparedInput
 from wsi_pipeline.models.architectures.plain_cnn import PlainCnn
 from wsi_pipeline.models.architectures.residual import ResidualCnn
+from wsi_pipeline.models.architectures.slide_condition import SlideConditioned
 
 
 @dataclass(frozen=True)
@@ -23,8 +24,8 @@ class DenseForm:
     """One network's form for whole blocks."""
 
     # Logits [1, classes, rows, columns] of a normalised block [1, 3, H, W]: of the patches whose upper left corners
-    # lie on every `step_px`-th pixel, as far as they fit.
-    logits: Callable[[torch.Tensor], torch.Tensor]
+    # lie on every `step_px`-th pixel, as far as they fit. A network that hears of its slide takes its last layer too.
+    logits: Callable[..., torch.Tensor]
     step_px: int
 
 
@@ -45,6 +46,8 @@ def dense_form(network: nn.Module, patch_px: int) -> DenseForm:
         if network.clahe or network.input_px not in (None, patch_px):
             raise ModelError("it evens the contrast of each patch, or resizes it, by itself")
         return dense_form(network.network, patch_px)
+    if isinstance(network, SlideConditioned):
+        return dense_form(network.core, patch_px)
     if isinstance(network, ResidualCnn):
         return _of_residual(network, patch_px)
     if isinstance(network, PlainCnn):
@@ -59,10 +62,13 @@ def _of_residual(network: ResidualCnn, patch_px: int) -> DenseForm:
         side = network.stages(network.stem(weight.new_zeros(1, 3, patch_px, patch_px))).shape[-1]
     head = network.head
 
-    def logits(x: torch.Tensor) -> torch.Tensor:
+    def logits(
+        x: torch.Tensor, weight: torch.Tensor | None = None, bias: torch.Tensor | None = None
+    ) -> torch.Tensor:
         features = network.stages(network.stem(x))  # [1, widths[-1], H / step, W / step]
         means = F.avg_pool2d(features, side, stride=1)
-        return F.conv2d(means, head.weight[:, :, None, None], head.bias)
+        weight, bias = (head.weight, head.bias) if weight is None else (weight, bias)
+        return F.conv2d(means, weight[:, :, None, None], bias)
 
     return DenseForm(logits, network.step_px)
 

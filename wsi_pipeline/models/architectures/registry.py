@@ -13,6 +13,7 @@ from wsi_pipeline.models.architectures.clahe import ClaheOptions
 from wsi_pipeline.models.architectures.inputs import OneOutput, PreparedInput
 from wsi_pipeline.models.architectures.plain_cnn import PlainCnn
 from wsi_pipeline.models.architectures.residual import ResidualCnn
+from wsi_pipeline.models.architectures.slide_condition import SlideConditioned
 
 
 def build_network(
@@ -22,13 +23,15 @@ def build_network(
     input_px: int | None = None,
     clahe: Mapping[str, Any] | None = None,
     one_output: bool = False,
+    slide_condition: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> nn.Module:
     """A new network with random weights; it gives logits [N, classes] of normalised patches [N, 3, H, W].
 
     Any architecture may be built with `input_px` (patches are resized to it first), `clahe` (their contrast
-    is evened first; values of ClaheOptions) and `one_output` (one sigmoid instead of two logits). `options`
-    go to the architecture. Raises ModelError for an unknown architecture or options that it cannot be built
+    is evened first; values of ClaheOptions) and `one_output` (one sigmoid instead of two logits);
+    'residual_cnn' with `slide_condition` (its last layer hears of the slide; `hidden`, how wide the perceptron is).
+    `options` go to the architecture. Raises ModelError for an unknown architecture or options that it cannot be built
     with.
     """
     if architecture not in _ARCHITECTURES:
@@ -44,6 +47,10 @@ def build_network(
                 raise ValueError("expected input_px, the side it is built for")
             options["input_px"] = input_px
         network = entry.build(classes=1 if one_output else classes, **options)
+        if slide_condition is not None:
+            if not isinstance(network, ResidualCnn) or one_output or input_px or clahe is not None:
+                raise ValueError("slide_condition goes with residual_cnn alone, as it is")
+            network = SlideConditioned(network, **slide_condition)
         if one_output:
             network = OneOutput(network)
         if input_px or clahe is not None:
@@ -59,8 +66,8 @@ def build_network(
 
 def core_of(network: nn.Module) -> nn.Module:
     """The architecture itself, without what `build_network` put around it."""
-    while isinstance(network, OneOutput | PreparedInput):
-        network = network.network
+    while isinstance(network, OneOutput | PreparedInput | SlideConditioned):
+        network = network.core if isinstance(network, SlideConditioned) else network.network
     return network
 
 

@@ -55,9 +55,12 @@ class ResidualCnn(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Logits [N, classes]."""
+        return self.head(self.features(x))  # type: ignore[no-any-return]
+
+    def features(self, x: torch.Tensor) -> torch.Tensor:
+        """What the last layer is given, [N, widths[-1]]."""
         x = self.stages(self.stem(x))  # [N, widths[-1], H / 8, W / 8] with three stages
-        x = x.mean(dim=(2, 3))  # [N, widths[-1]]
-        return self.head(self.dropout(x))  # type: ignore[no-any-return]
+        return self.dropout(x.mean(dim=(2, 3)))  # type: ignore[no-any-return]
 
 
 class ResidualBlock(nn.Module):

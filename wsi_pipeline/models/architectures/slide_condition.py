@@ -1,0 +1,192 @@
+"""What a slide looks like, told to a network's last layer.
+
+Within a slide the ranking of patches is nearly right; its level differs from patient to patient. So the mean of the
+network's own last features over a sample of the slide's patches goes through a small perceptron, which scales the
+features, sharpens or softens the logits, and shifts that of IDC: a linear modulation of features by a condition (FiLM;
+Perez et al., AAAI 2018), the condition being the set's own mean (Zaheer et al., Deep Sets, NeurIPS 2017).
+
+What comes out for a slide is nothing but another last layer (`SlideHead`), so that every engine can take it as an
+input. All of it is bounded, and it fades out where a slide lies far from all training slides: far away, and where
+nothing is known of a slide, the last layer is the network's own.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import nn
+
+# A mean over fewer patches says more of these patches than of the slide: no condition is taken from it.
+LEAST_PATCHES = 8
+# More say no more: a slide is sampled at so many patches.
+MOST_PATCHES = 256
+# How far the condition may go: features scaled by 1 +- SCALE, the logit by e ** +-TEMPERATURE and shifted by SHIFT.
+SCALE, TEMPERATURE, SHIFT = 0.75, 0.5, 2.5
+
+
+class SlideHead(NamedTuple):
+    """A last layer for one slide."""
+
+    # float32 [classes, features].
+    weight: NDArray[np.float32]
+    # float32 [classes].
+    bias: NDArray[np.float32]
+
+
+class Slides(NamedTuple):
+    """Which slide each of N patches of a batch is of, for a network in training."""
+
+    # int64 [N], from 0 to the count of slides less 1.
+    which: torch.Tensor
+    # float32 [N], which patches a slide's mean is taken over: 1, others 0.
+    counted: torch.Tensor
+    # float32 [slides], 0 where nothing is to be known of a slide, 1 elsewhere.
+    known: torch.Tensor
+
+
+class SlideConditioned(nn.Module):
+    """A network whose last layer hears of the slide.
+
+    `core` gives features, [N, features], by `features(x)` and has its last layer, linear, as `head`. Called without
+    slides, logits [N, classes] are the core's own. `idc` is the place of IDC among the classes.
+    """
+
+    def __init__(self, core: nn.Module, hidden: int = 32, idc: int = 1) -> None:
+        super().__init__()
+        self.core = core
+        self.idc = idc
+        head: nn.Linear = core.head  # type: ignore[assignment]
+        width = head.in_features
+        last = nn.Linear(hidden, width + 2)
+        # Starts as no condition at all.
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+        self.condition = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, hidden), nn.GELU(), last)
+        self.known = KnownSlides(width)
+
+    def forward(self, x: torch.Tensor, slides: Slides | None = None) -> torch.Tensor:
+        """Logits [N, classes] of normalised patches [N, 3, H, W]; those of a slide conditioned on its mean."""
+        features = self.core.features(x)  # type: ignore[operator]
+        if slides is None:
+            return self.core.head(features)  # type: ignore[operator, no-any-return]
+        features = features.float()  # [N, C]; means and bounds want more than half precision
+        means = slide_means(features, slides)  # [slides, C]
+        scale, temperature, shift = self._modulation(means, slides.known)
+        logits = self.core.head(features * scale[slides.which])  # type: ignore[operator]
+        logits = logits.float() * temperature[slides.which, None]
+        return logits + shift[slides.which, None] * self._of_idc(logits)  # type: ignore[no-any-return]
+
+    def features(self, x: torch.Tensor) -> torch.Tensor:
+        """What the last layer is given, [N, C]."""
+        return self.core.features(x)  # type: ignore[operator, no-any-return]
+
+    def distance(self, means: torch.Tensor) -> torch.Tensor:
+        """How far slides of these mean features, [slides, C], lie from the training slides: 1 is as far as they go."""
+        return self.known.distance(means)
+
+    @torch.inference_mode()
+    def head_of(self, features: NDArray[np.float32]) -> SlideHead | None:
+        """The last layer for a slide of which these are features of some patches, [n, C]; None: the network's own."""
+        if len(features) < LEAST_PATCHES:
+            return None
+        head: nn.Linear = self.core.head  # type: ignore[assignment]
+        means = torch.from_numpy(features.mean(axis=0, dtype=np.float64)).float()[None].to(head.bias.device)
+        scale, temperature, shift = self._modulation(means, torch.ones(1, device=head.bias.device))
+        bias = head.bias.float() * temperature + shift * self._of_idc(head.bias)
+        return SlideHead((head.weight.float() * scale * temperature).cpu().numpy(), bias.cpu().numpy())
+
+    @torch.inference_mode()
+    def distance_of(self, features: NDArray[np.float32]) -> float | None:
+        """As `distance`, of a slide of which these are features of some patches, [n, C]; None of too few."""
+        if len(features) < LEAST_PATCHES:
+            return None
+        means = torch.from_numpy(features.mean(axis=0, dtype=np.float64)).float()[None]
+        return float(self.distance(means.to(self.known.centre.device))[0])
+
+    def own_head(self) -> SlideHead:
+        """The network's own last layer, for slides of which nothing is known."""
+        head: nn.Linear = self.core.head  # type: ignore[assignment]
+        return SlideHead(head.weight.detach().float().cpu().numpy(), head.bias.detach().float().cpu().numpy())
+
+    @torch.inference_mode()
+    def know_slides(self, means: torch.Tensor) -> None:
+        """Remember what the training slides look like, by their mean features [slides, C]."""
+        self.known.learn(means)
+
+    def _modulation(
+        self, means: torch.Tensor, known: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Scale of the features [slides, C], of the logits [slides], and shift [slides]; 1, 1, 0 where not known."""
+        # Whole up to `far`, nothing from twice as far on.
+        # Nothing is learned from it: while a network is trained, no slide is far.
+        trusted = known * (2 - self.distance(means.detach())).clamp(0, 1)  # [slides]
+        said = self.condition(means).float() * trusted[:, None]  # [slides, C + 2]
+        return (
+            1 + SCALE * torch.tanh(said[:, 2:]),
+            torch.exp(TEMPERATURE * torch.tanh(said[:, 0])),
+            SHIFT * torch.tanh(said[:, 1] / SHIFT),
+        )
+
+    def _of_idc(self, logits: torch.Tensor) -> torch.Tensor:
+        one = torch.zeros(logits.shape[-1], device=logits.device)
+        one[self.idc] = 1
+        return one
+
+
+class WithHead(nn.Module):
+    """A core whose last layer is an input: logits [N, classes] of patches [N, 3, H, W], weight and bias."""
+
+    def __init__(self, core: nn.Module) -> None:
+        super().__init__()
+        self.core = core
+
+    def forward(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        """As a linear layer of that weight, [classes, C], and bias, [classes], gives them of the features."""
+        return F.linear(self.core.features(x).to(weight.dtype), weight, bias)  # type: ignore[operator]
+
+
+def with_slide_inputs(network: nn.Module) -> nn.Module:
+    """The network as engines take it: with its last layer as inputs, where it hears of its slide."""
+    return WithHead(network.core) if isinstance(network, SlideConditioned) else network
+
+
+def head_inputs(network: nn.Module, head: SlideHead | None) -> tuple[NDArray[np.float32], ...]:
+    """What `with_slide_inputs` of the network takes beside patches: weight and bias, or nothing."""
+    return tuple(head or network.own_head()) if isinstance(network, SlideConditioned) else ()
+
+
+class KnownSlides(nn.Module):
+    """The training slides' mean features: their mean, their spread, and how far from it the farthest usual one lies."""
+
+    centre: torch.Tensor
+    spread: torch.Tensor
+    far: torch.Tensor
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.register_buffer("centre", torch.zeros(width))
+        self.register_buffer("spread", torch.ones(width))
+        # While a network is trained, no slide is far.
+        self.register_buffer("far", torch.tensor(1e9))
+
+    def distance(self, means: torch.Tensor) -> torch.Tensor:
+        """Of mean features [slides, C], [slides]: the root mean square of their deviations in spreads, over `far`."""
+        return ((means - self.centre) / self.spread).square().mean(dim=1).sqrt() / self.far
+
+    def learn(self, means: torch.Tensor) -> None:
+        """Take in the mean features of the training slides, [slides, C]."""
+        self.centre.copy_(means.mean(dim=0))
+        self.spread.copy_(means.std(dim=0).clamp_min(1e-3))
+        self.far.fill_(1)
+        # The farthest few of a hundred training slides may be odd ones themselves.
+        self.far.copy_(self.distance(means).quantile(0.98))
+
+
+def slide_means(features: torch.Tensor, slides: Slides) -> torch.Tensor:
+    """Mean over each slide's counted patches, [slides, C], of features [N, C]."""
+    sums = features.new_zeros(len(slides.known), features.shape[1])
+    sums = sums.index_add(0, slides.which, features * slides.counted[:, None])
+    counts = features.new_zeros(len(slides.known)).index_add(0, slides.which, slides.counted)
+    return sums / counts.clamp_min(1)[:, None]
