@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from wsi_pipeline.base.configs import config_folder
 from wsi_pipeline.learning.datasets import LabelledPatches
 from wsi_pipeline.learning.datasets.load import load_side
-from wsi_pipeline.learning.training.looks import as_jpeg
+from wsi_pipeline.learning.datasets.scanner_effects import as_jpeg
 from wsi_pipeline.learning.training.train import (
     SINGLE_PROCESS,
     TrainOptions,

@@ -50,3 +50,15 @@ def test_a_limit_keeps_the_classes_shares_and_pairs_and_follows_the_seed():
     assert not np.array_equal(some.pixels, limited(SIDE, 200, seed=1).pixels)
     assert set(limited(SIDE, 2, seed=0).labels) == {0, 1}
     assert limited(SIDE, None, seed=0) is limited(SIDE, 5000, seed=0) is SIDE
+
+
+def test_batches_by_slide_show_many_patches_of_few_patients_and_none_twice():
+    side = replace(SIDE, patients=np.char.add("p", (np.arange(1000) % 17).astype(str)))
+    options = replace(OPTIONS, batch_size=40, slides_a_batch=4, patient_balance=0.5)
+    batches = list(epoch_batches(side, options, torch.Generator().manual_seed(0)))
+    assert len(batches) == len(side) // 40
+    for batch in batches:
+        names, counts = np.unique(side.patients[batch], return_counts=True)
+        assert len(names) <= 4
+        assert counts.max() <= 10
+        assert len(set(batch.tolist())) == len(batch)

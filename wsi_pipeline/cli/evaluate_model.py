@@ -11,6 +11,7 @@ from wsi_pipeline.cli.common import ALL_DONE, SOME_FAILED, command_parser, run_c
 EXAMPLE = """  evaluate-model --model idc_default --data idc --out evaluation
   evaluate-model --model runs/mine/mine.safetensors --data patches --split all --out evaluation
   evaluate-model --data idc --slides slides --out evaluation
+  evaluate-model --data idc --robustness --out evaluation
 
 writes evaluation/index.html, a page to read, and evaluation/metrics.json, the same numbers."""
 
@@ -40,6 +41,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="slides, each with NAME_labels.png or NAME.geojson beside it, to be mapped and compared",
     )
     parser.add_argument(
+        "--robustness",
+        nargs="?",
+        type=_patches,
+        const=3000,
+        metavar="N",
+        help="also measure what JPEG, blur, noise, light, stain, turning and scaling cost, on N patches "
+        "(default: 3,000; takes 26 evaluations of them)",
+    )
+    parser.add_argument(
         "--out", required=True, type=Path, metavar="DIR", help="index.html and metrics.json go here"
     )
     parser.add_argument(
@@ -57,6 +67,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_command(parser, _run, argv)
 
 
+def _patches(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"found '{text}', expected a number of patches, 1 or more")
+    return int(text)
+
+
 def _run(args: argparse.Namespace) -> int:
     # Imported here: --help and a wrong argument should not wait for it.
     from wsi_pipeline.base.files import check_writable
@@ -67,6 +83,7 @@ def _run(args: argparse.Namespace) -> int:
     from wsi_pipeline.learning.datasets.labelled_slides import find_labelled_slides
     from wsi_pipeline.learning.evaluation.page import write_evaluation
     from wsi_pipeline.learning.evaluation.patches import evaluate_patches, split_of
+    from wsi_pipeline.learning.evaluation.robustness import measure_robustness, robustness_metrics, sampled
     from wsi_pipeline.learning.evaluation.slides import EvaluateConfig, evaluate_slide
     from wsi_pipeline.models.model import load_model
     from wsi_pipeline.pipeline.config import load_config
@@ -96,7 +113,15 @@ def _run(args: argparse.Namespace) -> int:
             f"[{number}/{len(pairs)}] {name}: Dice {slide.decisions.f1:.3f} ({slide.counts_in_words})",
             flush=True,
         )
-    metrics = write_evaluation(args.out, evaluated, args.split, args.data, slides, failed)
+    robustness = None
+    if args.robustness:
+        some = sampled(side, args.robustness, seed=0)
+        print(f"robustness: {len(some):,} of {len(side):,} patches", flush=True)
+        with SlideProgress("robustness") as progress:
+            robustness = robustness_metrics(
+                measure_robustness(model, some, device, len(some), progress=progress), len(some)
+            )
+    metrics = write_evaluation(args.out, evaluated, args.split, args.data, slides, failed, robustness)
     values = {name: metrics["patches"][name]["value"] for name in ("auroc", "f1", "balanced_accuracy", "ece")}
     print(", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in values.items()))
     print(args.out / "index.html")

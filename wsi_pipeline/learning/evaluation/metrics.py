@@ -182,20 +182,35 @@ def choose_threshold(probability: Floats, labels: Labels) -> float:
     return float(np.clip((thresholds[best] + below) / 2, 1e-6, 1 - 1e-6))
 
 
+# What `measures` gives, in its order.
+MEASURES = (
+    "auroc",
+    "auprc",
+    "f1",
+    "precision",
+    "recall",
+    "balanced_accuracy",
+    "ece",
+    "patches",
+    "idc_share",
+)
+
+
 def measures(probability: Floats, labels: Labels, threshold: float) -> dict[str, float]:
     """All measures over the patches given, by name."""
     decisions = decide(probability, labels, threshold)
-    return {
-        "auroc": auroc(probability, labels),
-        "auprc": auprc(probability, labels),
-        "f1": decisions.f1,
-        "precision": decisions.precision,
-        "recall": decisions.recall,
-        "balanced_accuracy": decisions.balanced_accuracy,
-        "ece": calibration_error(probability, labels),
-        "patches": len(labels),
-        "idc_share": _ratio(int((labels == 1).sum()), len(labels)),
-    }
+    values = (
+        auroc(probability, labels),
+        auprc(probability, labels),
+        decisions.f1,
+        decisions.precision,
+        decisions.recall,
+        decisions.balanced_accuracy,
+        calibration_error(probability, labels),
+        len(labels),
+        _ratio(int((labels == 1).sum()), len(labels)),
+    )
+    return dict(zip(MEASURES, values, strict=True))
 
 
 def measures_by_patient(

@@ -47,16 +47,18 @@ def write_evaluation(
     folder: Path,
     slides: Sequence[EvaluatedSlide],
     failed: Mapping[str, str] | None = None,
+    robustness: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Write `out`/metrics.json and `out`/index.html; gives the metrics back.
 
     `side` of the split of `folder` is what was evaluated, `slides` are those evaluated beside (may be none),
-    `failed` says of each slide that could not be, why.
+    `failed` says of each slide that could not be, why; `robustness` is as `robustness_metrics` gives it.
     """
     metrics = {"schema": SCHEMA, "version": VERSION, **metrics_of(evaluated)}
     metrics["data"] = {"folder": str(folder), "side": side, **metrics["data"]}
     metrics["slides"] = [slide_metrics(slide) for slide in slides]
     metrics["all_slides"] = all_slides_metrics(slides) if slides else None
+    metrics["robustness"] = robustness
     metrics["failed_slides"] = [{"slide": name, "reason": reason} for name, reason in (failed or {}).items()]
     out.mkdir(parents=True, exist_ok=True)
     write_page(out / "index.html", page(evaluated, metrics, slides))
@@ -96,6 +98,8 @@ def page(evaluated: EvaluatedPatches, metrics: dict[str, Any], slides: Sequence[
         sections.append(_patients_section(metrics))
     if slides:
         sections.append(_slides_section(metrics, slides))
+    if metrics["robustness"]:
+        sections.append(_robustness_section(metrics["robustness"], data["patches"]))
     if metrics["failed_slides"]:
         rows = [[row["slide"], row["reason"]] for row in metrics["failed_slides"]]
         sections.append(Section("Slides that failed", [Table(["slide", "reason"], rows, text_columns=2)]))
@@ -124,6 +128,33 @@ def _caveat(data: dict[str, Any], crossfitted: bool) -> str:
         "all": "These are all patches of the folder: if the model was trained on some, the numbers are too good.",
     }
     return caveats[data["side"]] + by_image
+
+
+def _robustness_section(robustness: Mapping[str, Any], of: int) -> Section:
+    rows = [
+        [
+            row["name"],
+            row["auroc"],
+            f"{row['auroc_change']:+.3f}",
+            row["f1"],
+            row["balanced_accuracy"],
+            f"{row['flipped']:.1%}",
+        ]
+        for row in robustness["rows"]
+    ]
+    return Section(
+        "What scanners, encoders and laboratories cost",
+        [
+            Table(
+                ["patches changed", "AUROC", "change", "F1", "balanced accuracy", "flipped"],
+                rows,
+                f"{robustness['patches']:,} of the {of:,} patches, of each patient the same share, drawn by seed "
+                f"{robustness['seed']}; each patient's patches are changed alike, before the stain is normalised. "
+                "Flipped: on the other side of the threshold than the patch as it is. Pixels from beyond a patch are "
+                "mirrored where it is turned, scaled or shifted, so that a slide would show less there.",
+            )
+        ],
+    )
 
 
 def _measures_section(metrics: dict[str, Any]) -> Section:

@@ -9,9 +9,10 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from wsi_pipeline.learning.datasets import LabelledPatches
+from wsi_pipeline.learning.datasets.scanner_effects import looking
 from wsi_pipeline.learning.training.augment import SlideStains, Views, draw_slide_stains, draw_views
 from wsi_pipeline.learning.training.card import CLASSES
-from wsi_pipeline.learning.training.looks import LookOptions, draw_look, looking
+from wsi_pipeline.learning.training.looks import LookOptions, draw_look
 from wsi_pipeline.learning.training.options import TrainOptions
 from wsi_pipeline.models.architectures.slide_condition import LEAST_PATCHES, Slides
 from wsi_pipeline.models.device_feed import rows_of

@@ -139,8 +139,12 @@ class TrainOptions:
     class_balance: Literal["none", "sampling", "weights"] = "none"
     """How the rarer class gets its say: drawn as often as the other (sampling), or weighing more in the loss."""
 
-    best_by: Literal["auroc", "auprc", "f1", "balanced_accuracy", "val_loss"] = "auroc"
-    """The validation measure that the best epoch, the plateau and early stopping go by."""
+    best_by: Literal["auroc", "auprc", "f1", "balanced_accuracy", "val_loss", "epoch"] = "auroc"
+    """The validation measure that the best epoch, the plateau and early stopping go by. epoch: the last epoch is taken,
+    and nothing is chosen on the validation patients but calibration and threshold."""
+
+    evaluate_every: Annotated[int, Field(gt=0)] = 1
+    """After so many epochs the validation patients are looked at, and after the last one."""
 
     early_stopping: Annotated[int, Field(gt=0)] | None = None
     """Stop after so many epochs without a new best. None: never."""

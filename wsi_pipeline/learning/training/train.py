@@ -22,7 +22,7 @@ from wsi_pipeline.base.options import options_to_dict
 from wsi_pipeline.learning.datasets import LabelledPatches, load_split
 from wsi_pipeline.learning.datasets.cache import cache_folder
 from wsi_pipeline.learning.datasets.sharing import Readers, shared_zeros
-from wsi_pipeline.learning.evaluation.metrics import no_crossfit
+from wsi_pipeline.learning.evaluation import metrics
 from wsi_pipeline.learning.training.augment import augmented
 from wsi_pipeline.learning.training.batches import Batch, blended, make_batches
 from wsi_pipeline.learning.training.card import (
@@ -124,7 +124,7 @@ def train(
         history.append(row)
         reached = scores(history, options.best_by)
         if files:
-            if reached[-1] == max(reached):
+            if network and card and reached[-1] == max(reached):
                 save_model(weights_path, network, card)
             files.write(history, last=_ending(options, history) is not None)
             _save_checkpoint(run, out / "last.pt", history)
@@ -134,8 +134,11 @@ def train(
     return weights_path
 
 
-def _one_epoch(run: Run, history: list[Row]) -> tuple[Row, ModelCard, nn.Module]:
-    """Train for one epoch and evaluate the network: its row of the history, its card, and itself."""
+def _one_epoch(run: Run, history: list[Row]) -> tuple[Row, ModelCard | None, nn.Module | None]:
+    """Train for one epoch and evaluate the network: its row of the history, its card, and itself.
+
+    Where the epoch is not one to be evaluated after, the row has no validation measures, and there is nothing else.
+    """
     epoch, options, val = len(history), run.options, run.val
     began, worked = time.monotonic(), time.process_time()
     loss, rate = train_one_epoch(run, epoch, scores(history, options.best_by))
@@ -146,6 +149,15 @@ def _one_epoch(run: Run, history: list[Row]) -> tuple[Row, ModelCard, nn.Module]
             "and start again in another --out"
         )
     run.group.settle(run.network, run.average.module)
+    times = {
+        "learning_rate": rate,
+        "patches_per_s": _patches_an_epoch(run) / max(trained - began, 1e-9),
+    }
+    if (epoch + 1) % options.evaluate_every and epoch + 1 < options.epochs:
+        log.info("epoch %d: loss %.4f, %.0f patches/s", epoch + 1, loss, times["patches_per_s"])
+        none = dict.fromkeys(("val_loss", *metrics.MEASURES), math.nan)
+        spent = {"seconds": time.monotonic() - began, "processor_seconds": time.process_time() - worked}
+        return {"epoch": epoch + 1, "loss": loss, **none, **times, **spent}, None, None
     network = finished_network(run)
     logits, in_bf16 = _evaluated(run, network)
     card = evaluated_card(run.card, logits, in_bf16, val, options.bf16_tolerance, epoch)
@@ -154,8 +166,7 @@ def _one_epoch(run: Run, history: list[Row]) -> tuple[Row, ModelCard, nn.Module]
         "loss": loss,
         "val_loss": mean_loss(logits, val.labels),
         **card.metrics["val"],
-        "learning_rate": rate,
-        "patches_per_s": _patches_an_epoch(run) / max(trained - began, 1e-9),
+        **times,
         "seconds": time.monotonic() - began,
         "processor_seconds": time.process_time() - worked,
     }
@@ -302,7 +313,7 @@ def set_up(
         *(len(train_side), len(set(train_side.patients)), len(val_side), len(set(val_side.patients))),
         device if group.count == 1 else f"{group.count} x {device.type}",
     )
-    if impossible := no_crossfit(val_side.labels, val_side.patients, val_side.by):
+    if impossible := metrics.no_crossfit(val_side.labels, val_side.patients, val_side.by):
         log.warning(
             "nothing will be cross-fitted: %s; how far calibration and threshold flatter stays unknown",
             impossible,

@@ -1,0 +1,122 @@
+"""A network that hears of its slide: what it is told, how far that goes, and that nothing told changes nothing."""
+
+import numpy as np
+import pytest
+import torch
+
+from wsi_pipeline.base.errors import ModelError
+from wsi_pipeline.models.architectures.registry import build_network
+from wsi_pipeline.models.architectures.slide_condition import (
+    LEAST_PATCHES,
+    SHIFT,
+    SlideConditioned,
+    Slides,
+    head_inputs,
+    with_slide_inputs,
+)
+
+SMALL = {"widths": [4, 8], "blocks": [1, 1], "squeeze": 2}
+
+
+@pytest.fixture
+def network() -> SlideConditioned:
+    """One that says something of each slide, as after training, and knows some slides."""
+    torch.manual_seed(0)
+    network = build_network("residual_cnn", slide_condition={"hidden": 6}, **SMALL).eval()
+    assert isinstance(network, SlideConditioned)
+    last = network.condition[-1]
+    torch.nn.init.normal_(last.weight, std=0.7)
+    torch.nn.init.normal_(last.bias, std=0.3)
+    network.know_slides(network.features(images(160)).reshape(20, 8, -1).mean(dim=1))
+    return network
+
+
+def images(count: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(count, 3, 20, 20, generator=torch.Generator().manual_seed(seed))
+
+
+def one_slide(count: int, known: float = 1.0) -> Slides:
+    return Slides(torch.zeros(count, dtype=torch.int64), torch.ones(count), torch.tensor([known]))
+
+
+def test_a_new_network_says_the_same_of_every_slide():
+    torch.manual_seed(0)
+    fresh = build_network("residual_cnn", slide_condition={"hidden": 6}, **SMALL).eval()
+    torch.testing.assert_close(fresh(images(12), one_slide(12)), fresh(images(12)))
+
+
+def test_what_is_told_of_a_slide_is_another_last_layer(network):
+    """Trained with slides or given a head, the numbers are the same."""
+    x = images(24)
+    with torch.no_grad():
+        features = network.features(x).numpy()
+        head = network.head_of(features)
+        told = network(x, one_slide(24))
+        weight, bias = map(torch.from_numpy, head)
+        given = with_slide_inputs(network)(x, weight, bias)
+    assert (told - network(x)).abs().max() > 0.05
+    torch.testing.assert_close(given, told, atol=1e-5, rtol=1e-5)
+    np.testing.assert_allclose(features @ head.weight.T + head.bias, told.numpy(), atol=1e-5)
+
+
+def test_of_a_slide_of_which_nothing_is_known_the_network_says_its_own(network):
+    x = images(10)
+    torch.testing.assert_close(network(x, one_slide(10, known=0.0)), network(x))
+    few = network.features(x[: LEAST_PATCHES - 1]).detach().numpy()
+    assert network.head_of(few) is None
+    weight, bias = head_inputs(network, None)
+    np.testing.assert_array_equal(weight, network.core.head.weight.detach().numpy())
+    np.testing.assert_array_equal(bias, network.core.head.bias.detach().numpy())
+
+
+def test_slides_in_a_batch_hear_only_of_themselves(network):
+    x = images(20)
+    which = torch.arange(20) % 2
+    both = network(x, Slides(which, torch.ones(20), torch.ones(2)))
+    for slide in (0, 1):
+        own = network(x[which == slide], one_slide(10))
+        torch.testing.assert_close(both[which == slide], own, atol=1e-5, rtol=1e-5)
+
+
+def test_only_counted_patches_say_what_the_slide_is(network):
+    x = images(20)
+    counted = (torch.arange(20) < 10).float()
+    told = network(x, Slides(torch.zeros(20, dtype=torch.int64), counted, torch.ones(1)))
+    torch.testing.assert_close(told[:10], network(x[:10], one_slide(10)), atol=1e-5, rtol=1e-5)
+
+
+def test_the_condition_fades_out_far_from_all_training_slides(network):
+    centre, spread, far = network.known.centre, network.known.spread, float(network.known.far)
+    own = network.own_head()
+
+    def moved(distance: float) -> float:
+        mean = (centre + distance * far * spread).numpy()
+        head = network.head_of(np.tile(mean, (LEAST_PATCHES, 1)).astype(np.float32))
+        return float(np.abs(head.weight - own.weight).max())
+
+    assert float(network.distance((centre + far * spread)[None])) == pytest.approx(1, abs=1e-4)
+    assert moved(0.9) > 0.01
+    assert moved(1.99) < 0.2 * moved(1.0)
+    assert moved(2.0) == pytest.approx(0, abs=1e-6)
+    assert moved(50.0) == pytest.approx(0, abs=1e-6)
+
+
+def test_however_loud_the_condition_it_goes_no_further_than_its_bounds(network):
+    torch.nn.init.normal_(network.condition[-1].weight, std=1e3)
+    network.known.far.fill_(1e9)
+    head = network.head_of(network.features(images(9)).detach().numpy())
+    own = network.own_head()
+    assert np.abs(head.weight).max() <= np.abs(own.weight).max() * 1.75 * np.exp(0.5) + 1e-5
+    assert abs(head.bias[0] - own.bias[0]) <= np.abs(own.bias).max() * (np.exp(0.5) - 1) + 1e-5
+    assert np.abs(head.bias[1] - own.bias[1]) <= SHIFT + np.abs(own.bias).max() * (np.exp(0.5) - 1) + 1e-5
+
+
+def test_gradients_stay_numbers_where_a_slide_counts_nothing(network):
+    slides = Slides(torch.arange(12) % 2, (torch.arange(12) % 2).float(), torch.tensor([0.0, 1.0]))
+    network.train()(images(12), slides).sum().backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in network.parameters())
+
+
+def test_other_architectures_refuse_it():
+    with pytest.raises(ModelError, match="slide_condition goes with residual_cnn"):
+        build_network("cancernet", input_px=50, slide_condition={"hidden": 4})
