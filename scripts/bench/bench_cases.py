@@ -191,8 +191,5 @@ def _adapted(classifier: Classifier, case: Case) -> Classifier:
 
 
 def _decoded(case: Case, slide: Slide, threads: int) -> Iterator[NDArray[np.uint8]]:
-    plane = case.plan.grid.plane
-    for _, cut in read_blocks(
-        case.plan.blocks(), case.plan.grid, lambda box: slide.read_readable(box, plane), threads
-    ):
+    for _, cut in read_blocks(case.plan.blocks(), case.plan.grid, case.plan.grid.reader(slide), threads):
         yield cut.rgb

@@ -261,7 +261,7 @@ def _speed_lines(slide: Slide, model: Model) -> list[str]:
 def _scored(slide: Slide, plan: Plan, model: Model, dense: str) -> NDArray[np.float32]:
     options = ClassifyOptions(precision="fp32", dense=dense)  # type: ignore[arg-type]
     classifier = Classifier([model], CPU, options)
-    read = lambda box: slide.read_readable(box, plan.grid.plane)  # noqa: E731
+    read = plan.grid.reader(slide)
     return np.concatenate(
         [one.scores for one in classify_blocks(plan.blocks(), plan.grid, read, classifier, options)]
     )

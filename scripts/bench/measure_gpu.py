@@ -205,13 +205,13 @@ def measure_decode(args: argparse.Namespace) -> Found:
         jpeg_tiles.WHY_NOT = "left out by the benchmark"
         for threads in (2,) if args.quick else THREADS:
             opened = looked_at(case)
-            size = max(device_blocks.bytes_of(block, opened.reader(grid.plane))[0] for block in blocks)
+            size = max(device_blocks.bytes_of(block, grid.reader(opened))[0] for block in blocks)
             memory = [np.empty(size, np.uint8) for _ in range(threads)]
             part = blocks[: 2 if args.quick else 10 * threads]
 
             def work(task: tuple[Any, Any, list[Any]]) -> int:
                 opened, memory, mine = task
-                read = opened.reader(grid.plane)
+                read = grid.reader(opened)
                 return sum(len(device_blocks.load_block(block, grid, read, memory).corners) for block in mine)
 
             tasks = [(opened, memory[i], part[i::threads]) for i in range(threads)]

@@ -172,13 +172,13 @@ def speed(way: Callable[[], int]) -> tuple[float, float]:
 def by_blocks(slide: Slide, plan: Plan, blocks: list[Block], threads: int) -> int:
     """Read the patches as infer-slide does, with an empty cache; gives their number."""
     fresh = Slide(slide.path, slide._reader, slide.mpp, True)
-    read = read_blocks(blocks, plan.grid, lambda box: fresh.read_readable(box, plan.grid.plane), threads)
+    read = read_blocks(blocks, plan.grid, plan.grid.reader(fresh), threads)
     return sum(len(cut.rgb) for _, cut in read)
 
 
 def patch_by_patch(slide: Slide, plan: Plan, blocks: list[Block]) -> int:
     """Read some of the patches with a read_region each, on the level that the slide is read at; gives their number."""
-    level = slide.level_for(plan.grid.plane)
+    level = plan.grid.reader(slide).level
     plane = slide.levels[level].plane
     handle = openslide.OpenSlide(slide.path)
     positions = np.concatenate([block.patches for block in blocks])[:SINGLE_PATCHES]

@@ -464,6 +464,25 @@ def test_the_same_scene_at_any_scale_gives_the_same_map(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_slides_of_nearly_one_scale_give_one_map_also_as_jpeg(tmp_path: Path) -> None:
+    """At 16 x 0.25 a level lies at the model's own 4 um/px, at 16 x 0.252 none does."""
+    from scripts.sample_slide.make_sample_slide import make_sample_slide
+    from wsi_pipeline.models.model import load_model
+
+    shipped = Classifier([load_model("idc_default")], CPU, ClassifyOptions(precision="fp32"))
+    maps = {}
+    for mpp in (0.25, 0.252):
+        make_sample_slide(tmp_path / f"{mpp}.tiff", 1.9, 1.3, mpp, seed=3, compression="jpeg")
+        folder = infer_slide(tmp_path / f"{mpp}.tiff", tmp_path / "out", InferConfig(), shipped).folder
+        assert json.loads((folder / "summary.json").read_text())["level_read"] == 1
+        maps[mpp] = heatmap(folder, "patch_heatmap/0")
+    apart = np.abs(maps[0.25] - maps[0.252])
+    assert np.isfinite(apart).sum() > 20
+    assert np.nanmax(apart) < 0.05  # read from the level at 4 um/px: 0.27
+    assert np.nanmean(apart) < 0.005  # 0.042
+
+
+@pytest.mark.slow
 def test_a_killed_process_leaves_what_the_next_one_goes_on_from(tmp_path: Path) -> None:
     if not SHARED.is_dir():
         pytest.skip("needs ../shared, which is not here")

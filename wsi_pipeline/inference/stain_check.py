@@ -127,10 +127,11 @@ def sampled_cells(plan: Plan) -> list[tuple[int, int]]:
 
 def sample_patches(slide: Slide, plan: Plan) -> NDArray[np.uint8]:
     """Patches of `sampled_cells`, uint8 [N, S, S, 3], unreadable ones left out."""
+    reader = plan.grid.reader(slide)
 
     def read(place: tuple[int, int]) -> Pixels:
         row, column = place
-        return slide.read_readable(plan.grid.patch_box(column, row), plan.grid.plane)
+        return reader(plan.grid.patch_box(column, row))
 
     with ThreadPoolExecutor(SAMPLE_THREADS, thread_name_prefix="stain") as pool:
         read_all = pool.map(read, sampled_cells(plan))

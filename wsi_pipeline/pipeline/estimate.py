@@ -172,11 +172,11 @@ def estimator_of_inference(job: InferJob) -> Estimator:
 
 def _probe(slide: Slide, plan: Plan, on_patches: OnPatches) -> Rate:
     """Work on patches for some seconds; the first batch, which warms up, is not counted."""
-    plane, done, disk = plan.grid.plane, 0, 0
+    read_box, done, disk = plan.grid.reader(slide), 0, 0
     seconds = 0.0
     for warm, block in enumerate([*_first(plan, 1), *_first(plan, 8)]):
         began = time.perf_counter()
-        cut = cut_patches(slide.read_readable(block.read_box, plane), block, plan.grid)
+        cut = cut_patches(read_box(block.read_box), block, plan.grid)
         patches = cut.rgb[:PROBE_PATCHES]
         read = (time.perf_counter() - began) * len(patches) / max(1, len(cut.rgb))
         began = time.perf_counter()

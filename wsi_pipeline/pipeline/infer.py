@@ -129,9 +129,7 @@ def _make_map(job: _Job, store: SlideStore | None, watch: Stopwatch, run: RunOpt
             store, classifier = _same_precision(store, classifier, job.folder, run)
         options = job.config.classify
         if store is None:
-            dense = runs_densely(
-                plan, lambda box: slide.read_readable(box, plan.grid.plane), classifier, options
-            )
+            dense = runs_densely(plan, plan.grid.reader(slide), classifier, options)
         else:
             dense = bool((store.map_recipe or {})["dense"])
     computed = _computed(classifier, stain)
@@ -213,7 +211,7 @@ def fill_store(
     done = total - sum(len(block.patches) for block in todo)
     if progress:
         progress(done, total)
-    scored = classify_blocks(todo, grid, slide.reader(grid.plane), classifier, config.classify)
+    scored = classify_blocks(todo, grid, grid.reader(slide), classifier, config.classify)
     for block in commit_blocks(scored, plan, store, slide.check_unchanged):
         done += len(block.patches)
         if progress:

@@ -125,7 +125,7 @@ def summarise(
         "patch_px": grid.patch_px,
         "stride_px": grid.stride_px,
         "patch_mpp": patch_mpp(slide, overview.plan),
-        "level_read": slide.level_for(grid.plane),
+        "level_read": grid.reader(slide).level,
         "tissue_mm2": round(overview.tissue_mm2(slide.mpp), 4),
         "tissue_reason": overview.tissue.reason,
         "rejected_mm2": {name: round(mm2, 4) for name, mm2 in overview.artefacts.areas_mm2.items()},

@@ -98,24 +98,26 @@ class PlaneReader:
 
     slide: "Slide"
     plane: Plane
+    # The level that is read.
+    level: int
 
     def __call__(self, box: Box) -> Pixels:
         """The box's pixels, as `Slide.read_readable`."""
-        return self.slide.read_readable(box, self.plane)
+        return self.slide._read(box, self.plane, self.level)
 
     def source(self, box: Box, memory: NDArray[np.uint8]) -> SourcePixels:
         """What they are made of, for those who resample by themselves, in memory of so many bytes, uint8 [n]."""
-        return self.slide._source(box, self.plane, self.slide.level_for(self.plane), memory)
+        return self.slide._source(box, self.plane, self.level, memory)
 
     @property
     def step(self) -> tuple[float, float]:
         """(x, y) pixels of the level read that one of the plane is long."""
-        level = self.slide.levels[self.slide.level_for(self.plane)].plane
+        level = self.slide.levels[self.level].plane
         return self.plane.downsample_x / level.downsample_x, self.plane.downsample_y / level.downsample_y
 
     def source_size(self, box: Box) -> Size:
         """How large that is."""
-        found, _ = self.slide._source_box(box, self.plane, self.slide.level_for(self.plane))
+        found, _ = self.slide._source_box(box, self.plane, self.level)
         return Size(found.width, found.height)
 
 
@@ -200,11 +202,12 @@ class Slide:
         box = cover(plane.from_level0(self.bounds))
         return Size(max(1, box.right), max(1, box.bottom))
 
-    def level_for(self, plane: Plane, least_reduction: float = LEAST_REDUCTION) -> int:
+    def level_for(self, plane: Plane, least_reduction: float = LEAST_REDUCTION, finer: bool = False) -> int:
         """The coarsest level of the plane's own scale, or of at least twice as fine a one, along x and y.
 
-        `least_reduction` is another factor than two. Where there is none, level 0: up-sampled only if even that is
-        coarser than the plane.
+        `least_reduction` is another factor than two. With `finer`, a level of the plane's own scale does not count
+        where there is a finer one: it was compressed once more, and nothing averages that away. Where there is none,
+        level 0: up-sampled only if even that is coarser than the plane.
         """
 
         def serves(level: Level) -> bool:
@@ -212,7 +215,10 @@ class Slide:
                 plane.downsample_x / level.plane.downsample_x,
                 plane.downsample_y / level.plane.downsample_y,
             )
-            return all(step >= least_reduction or abs(step - 1) <= LEVEL_TOLERANCE for step in steps)
+            if all(step >= least_reduction for step in steps):
+                return True
+            is_own = all(step >= least_reduction or abs(step - 1) <= LEVEL_TOLERANCE for step in steps)
+            return is_own and not finer
 
         levels = self.levels
         serving = [i for i, level in enumerate(levels) if serves(level)]
@@ -237,9 +243,9 @@ class Slide:
         """The same, but what cannot be decoded is marked instead of raised."""
         return self._read(box, plane, self.level_for(plane))
 
-    def reader(self, plane: Plane) -> "PlaneReader":
-        """What reads boxes of one plane."""
-        return PlaneReader(self, plane)
+    def reader(self, plane: Plane, finer: bool = False) -> "PlaneReader":
+        """What reads boxes of one plane, from the level that `level_for` gives."""
+        return PlaneReader(self, plane, self.level_for(plane, finer=finer))
 
     def _read(self, box: Box, plane: Plane, index: int) -> Pixels:
         source = self._source(box, plane, index)

@@ -55,9 +55,7 @@ def write_patches(
             blocks.append(block)
     if progress:
         progress(total - int(todo.sum()), total)
-    for block, cut in read_blocks(
-        blocks, grid, lambda box: slide.read_readable(box, grid.plane), EXPORT_THREADS
-    ):
+    for block, cut in read_blocks(blocks, grid, grid.reader(slide), EXPORT_THREADS):
         files: dict[str, bytes] = {}
         for (column, row), rgb, readable in zip(block.patches, cut.rgb, cut.readable, strict=True):
             if not todo[row, column]:

@@ -11,7 +11,7 @@ that any block can be done by itself: with overlap, neighbouring blocks share a 
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,7 @@ from wsi_pipeline.base.errors import ConfigError, ScaleError
 from wsi_pipeline.base.geometry import Box, Plane, Size
 from wsi_pipeline.base.options import Field, options
 from wsi_pipeline.slides.resample import axis_weights
-from wsi_pipeline.slides.slide import Slide
+from wsi_pipeline.slides.slide import PlaneReader, Slide
 
 
 @options
@@ -41,6 +41,11 @@ class GridOptions:
 
     max_rejected: Annotated[float, Field(gt=0, le=1)] = 0.5
     """Share of a patch that artefacts may cover before it is not scored."""
+
+    read_level: Literal["coarsest", "finer"] = "finer"
+    """Which level of the pyramid is read where one has the wanted scale. coarsest: that one, the fastest way. finer:
+    the next one that is at least twice as fine, averaged, as where no level has that scale: JPEG's marks are averaged
+    away, and slides of 0.250 and 0.252 um per pixel give one map."""
 
     max_upsampling: Annotated[float, Field(ge=1)] = 2.1
     """How far a slide may be enlarged to reach `mpp`; 2.1 lets a 20x slide be cut at 40x, with a warning."""
@@ -63,6 +68,12 @@ class Grid:
     stride_px: int
     columns: int
     rows: int
+    # Whether a level of the plane's own scale is passed over for a finer one (GridOptions.read_level).
+    finer: bool = False
+
+    def reader(self, slide: Slide) -> PlaneReader:
+        """What reads boxes of the grid's plane."""
+        return slide.reader(self.plane, self.finer)
 
     @property
     def cell_px(self) -> int:
@@ -201,9 +212,8 @@ def plan_grid(slide: Slide, options: GridOptions) -> Grid:
             f"(max_upsampling); choose a grid of coarser mpp"
         )
     size = slide.size_on(plane)
-    return Grid(
-        plane, patch, stride, _positions(size.width, patch, stride), _positions(size.height, patch, stride)
-    )
+    columns, rows = (_positions(length, patch, stride) for length in (size.width, size.height))
+    return Grid(plane, patch, stride, columns, rows, finer=options.read_level == "finer")
 
 
 def plan_patches(
@@ -255,7 +265,7 @@ def _reaching(first_cell: int, past_cell: int, grid: Grid, count: int) -> range:
 
 def _block_strides(slide: Slide, grid: Grid, options: GridOptions) -> int:
     """Patch positions along a block of about `block_px`, ending where storage tiles end if any such fits."""
-    index = slide.level_for(grid.plane)
+    index = grid.reader(slide).level
     level = slide.levels[index].plane
     stride_level_px = grid.stride_px * grid.plane.downsample_x / level.downsample_x
     # Where patches overlap, no more of them than would lie side by side: cut out, they fill as much memory.

@@ -106,9 +106,7 @@ def score_slide(
     sample = sample_patches(slide, plan)
     classifier = classifier.adapted(patch_densities(sample), sample)
     probability = np.full((views, *plan.kept.shape), np.nan, np.float32)
-    for block, cut in read_blocks(
-        plan.blocks(), plan.grid, lambda box: slide.read_readable(box, plan.grid.plane), 1
-    ):
+    for block, cut in read_blocks(plan.blocks(), plan.grid, plan.grid.reader(slide), 1):
         columns, rows = block.patches[cut.readable].T
         for view in range(views):
             probability[view, rows, columns] = classifier.scores(turned(cut.rgb[cut.readable], view))
