@@ -1,0 +1,105 @@
+"""Compare cross-validated trainings, patient by patient: a table of what scripts/results/cross_validate.py left.
+
+Only folds that all runs have done are compared, and the table says which. Calibration and threshold of a patient come
+from the patients of the other folds. The patients of the published validation side can be left out, so that choices are
+made without them.
+
+python -m scripts.results.compare_folds runs/folds/today runs/folds/conditioned --data ../shared/data/idc
+"""
+
+import argparse
+import csv
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wsi_pipeline.learning.evaluation import metrics
+from wsi_pipeline.learning.evaluation.bootstrap import (
+    decision_measures,
+    draw_patients,
+    interval,
+    ranking_measures,
+)
+
+MEASURES = {"auroc": "AUROC", "f1": "F1", "balanced_accuracy": "balanced accuracy", "ece": "ECE"}
+SHOWN = (("plain", ""), ("jpeg80", ", as JPEG 4:2:0 of quality 80"))
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "runs", type=Path, nargs="+", help="folders of fold_K.npz; the first is compared with"
+    )
+    parser.add_argument(
+        "--data", type=Path, required=True, help="folder of the IDC set, whose manifest names the sides"
+    )
+    parser.add_argument("--with-val", action="store_true", help="count the published validation patients too")
+    options = parser.parse_args()
+    with (options.data / "manifest.csv").open(newline="") as file:
+        held_back = (
+            set()
+            if options.with_val
+            else {row["patient"] for row in csv.DictReader(file) if row["split"] == "val"}
+        )
+    folds = sorted(
+        set.intersection(*({path.stem for path in run.glob("fold_*.npz")} for run in options.runs))
+    )
+    if not folds:
+        raise SystemExit("no fold is done in all of them")
+    print(table(options.runs, folds, held_back))
+
+
+def table(runs: list[Path], folds: list[str], held_back: set[str]) -> str:
+    """The rows of each run, with 95 % intervals over patients, and the differences to the first."""
+    lines, first = [], {}
+    labels, patients = (joined(runs[0], folds, name, held_back) for name in ("labels", "patients"))
+    resampled = draw_patients(patients)
+    for run in runs:
+        for key, changed in SHOWN:
+            probability, called = metrics.crossfit(joined(run, folds, key, held_back), labels, patients)
+            drawn = decision_measures(called, labels, resampled) | ranking_measures(
+                probability, labels, resampled
+            )
+            values = {
+                "auroc": metrics.auroc(probability, labels),
+                "ece": metrics.calibration_error(probability, labels),
+            }
+            decisions = metrics.decide(called.astype(float), labels, 0.5)
+            values |= {"f1": decisions.f1, "balanced_accuracy": decisions.balanced_accuracy}
+            cells = []
+            for name in MEASURES:
+                low, high = interval(drawn[name])
+                cell = f"{values[name]:.3f} ({low:.3f} to {high:.3f})"
+                if run == runs[0]:
+                    first[key, name] = (values[name], drawn[name])
+                else:
+                    low, high = interval(drawn[name] - first[key, name][1])
+                    cell += f"; {values[name] - first[key, name][0]:+.3f} ({low:+.3f} to {high:+.3f})"
+                cells.append(cell)
+            lines.append(f"| {run.name}{changed} | " + " | ".join(cells) + " |")
+    head = [
+        f"{len(labels):,} patches of {len(np.unique(patients))} patients, {len(folds)} folds of 5; in brackets 95 % "
+        f"intervals over patients, after the semicolon the difference to {runs[0].name}, draw by draw.",
+        "",
+        "| training | " + " | ".join(MEASURES.values()) + " |",
+        "| --- | " + " | ".join("---" for _ in MEASURES) + " |",
+    ]
+    return "\n".join([*head, *lines])
+
+
+def joined(run: Path, folds: list[str], name: str, held_back: set[str]) -> NDArray[np.generic]:
+    """The array of that name over all folds, without the patients held back."""
+    parts = []
+    for fold in folds:
+        with np.load(run / f"{fold}.npz") as answers:
+            kept = ~np.isin(answers["patients"], sorted(held_back))
+            parts.append(answers[name][kept])
+    return np.concatenate(parts)
+
+
+if __name__ == "__main__":
+    main()
