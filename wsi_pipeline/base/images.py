@@ -161,6 +161,6 @@ def _as_rgb(image: Image.Image, path: Path) -> NDArray[np.uint8]:
 
 def through_jpeg(rgb: NDArray[np.uint8], quality: int, halved_chroma: bool = True) -> NDArray[np.uint8]:
     """Pixels, uint8 [height, width, 3], as a JPEG gives them back: `quality` 1 to 100, chroma 4:2:0 or 4:4:4."""
-    coded = io.BytesIO()
-    Image.fromarray(rgb).save(coded, "JPEG", quality=quality, subsampling=2 if halved_chroma else 0)
-    return np.asarray(Image.open(coded))
+    file = io.BytesIO()
+    Image.fromarray(rgb).save(file, format="JPEG", quality=quality, subsampling=2 if halved_chroma else 0)
+    return np.asarray(Image.open(file))

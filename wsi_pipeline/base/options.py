@@ -26,8 +26,8 @@ def options(cls: type[T]) -> type[T]:
 
     Bounds stand in the annotation: ``stride_px: Annotated[int, Field(gt=0)] = 50``.
     """
-    # strict: "50" is no number and 1 is no bool; a YAML file says what it means.
-    config = ConfigDict(extra="forbid", strict=True, validate_default=True)
+    # strict: "50" is no number and 1 is no bool; a YAML file says what it means. No option is infinite or not a number.
+    config = ConfigDict(extra="forbid", strict=True, validate_default=True, allow_inf_nan=False)
     return _pydantic_dataclass(cls, frozen=True, kw_only=True, config=config)  # type: ignore[return-value]
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsi_pipeline.base.errors import ModelError
+from wsi_pipeline.inference.engines.batching import all_numbers
 from wsi_pipeline.models.stain import normalise_stain
 from wsi_pipeline.slides.slide import Pixels
 from wsi_pipeline.tiling.grid import Block, Grid
@@ -53,7 +54,7 @@ class DenseScorer:
             rgb = normalise_stain(pixels.rgb, member.slide.tables)
             scores = np.full(len(places), np.nan, np.float32)
             for chosen in _pieces(places, ~lost, self.grid):
-                scores[chosen] = self._piece(member, form, rgb, places[chosen])
+                scores[chosen] = all_numbers(self._piece(member, form, rgb, places[chosen]))
             each.append(scores)
         return each
 

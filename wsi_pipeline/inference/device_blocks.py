@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from wsi_pipeline.base.geometry import Box
 from wsi_pipeline.inference.engines.accelerator import Event, device_errors
+from wsi_pipeline.inference.engines.batching import all_numbers
 from wsi_pipeline.inference.engines.cuda_engine import CudaEngine
 from wsi_pipeline.inference.engines.patch_kernels import Resampling
 from wsi_pipeline.inference.engines.pixel_ring import SPARE_BYTES, Piece
@@ -143,7 +144,8 @@ class _Member:
         batch, start = self.running.popleft(), 0
         scores = batch.scores.numpy()
         for block, first, count in batch.taken:
-            block.scores[self.number, block.places[first : first + count]] = scores[start : start + count]
+            found = all_numbers(scores[start : start + count])
+            block.scores[self.number, block.places[first : first + count]] = found
             block.left -= count
             start += count
         batch.taken, batch.filled, batch.over = [], 0, None

@@ -4,9 +4,11 @@ from typing import Annotated, Any
 
 from wsi_pipeline.base.options import Field, options
 from wsi_pipeline.models.architectures.registry import build_network as build_network
-from wsi_pipeline.models.context import ContextCard
+from wsi_pipeline.models.context import ContextCard, LogOddsShift, Temperature
 
 Rgb = tuple[float, float, float]
+# A network of larger patches than this is none of ours: it would fill the memory.
+MOST_PATCH_PX = 4096
 
 
 @options
@@ -36,10 +38,10 @@ class ModelCard:
     architecture_options: dict[str, Any]
     """What it is built with; `classes` is added from below."""
 
-    patch_px: Annotated[int, Field(gt=0)]
+    patch_px: Annotated[int, Field(gt=0, le=MOST_PATCH_PX)]
     """Side of the square that it sees, at `mpp`."""
 
-    mpp: Annotated[float, Field(gt=0)]
+    mpp: Annotated[float, Field(gt=0, le=100)]
     """um per pixel of a patch."""
 
     classes: tuple[str, ...] = ("not_idc", "idc")
@@ -51,10 +53,10 @@ class ModelCard:
     std: Rgb
     """As `mean`."""
 
-    temperature: Annotated[float, Field(gt=0)] = 1.0
+    temperature: Temperature = 1.0
     """Calibration, fitted on the validation patients: logits are divided by it."""
 
-    log_odds_shift: float = 0.0
+    log_odds_shift: LogOddsShift = 0.0
     """Calibration, after the temperature: added to the log odds of IDC."""
 
     threshold: Annotated[float, Field(gt=0, lt=1)] = 0.5
@@ -92,5 +94,7 @@ class ModelCard:
     """SHA-256 of the weights file; filled in when the model is saved."""
 
     def __post_init__(self) -> None:
+        if min(self.std) <= 0:
+            raise ValueError(f"found std {self.std}, expected more than 0: RGB are divided by it")
         if "idc" not in self.classes:
             raise ValueError(f"no class 'idc' among {self.classes}")

@@ -24,6 +24,10 @@ from wsi_pipeline.base.types import FloatMap
 
 Floats: TypeAlias = NDArray[np.float64]
 
+# A calibration beyond these makes every probability 0, 1 or one half.
+Temperature = Annotated[float, Field(ge=1e-3, le=1e3)]
+LogOddsShift = Annotated[float, Field(ge=-50, le=50)]
+
 # Rings end where their weight has fallen to a hundredth.
 TRUNCATE = 3.0
 
@@ -56,10 +60,10 @@ class ContextCard:
     options: RingOptions = Field(default_factory=RingOptions)
     """What it sees of a patch's neighbours."""
 
-    temperature: Annotated[float, Field(gt=0)] = 1.0
+    temperature: Temperature = 1.0
     """Calibration after the step: log odds are divided by it."""
 
-    log_odds_shift: float = 0.0
+    log_odds_shift: LogOddsShift = 0.0
     """Calibration, after the temperature: added to the log odds."""
 
     threshold: Annotated[float, Field(gt=0, lt=1)] = 0.5

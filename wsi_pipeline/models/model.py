@@ -65,6 +65,11 @@ def load_model(name_or_path: str | Path) -> Model:
         state = safetensors.torch.load(weights)
     except (safetensors.SafetensorError, KeyError, ValueError) as error:
         raise ModelError(f"{weights_path}: expected a safetensors file: {error}; get it again") from error
+    if broken := [name for name, values in state.items() if not values.isfinite().all()]:
+        raise ModelError(
+            f"{weights_path}: found values that are no numbers in {len(broken)} arrays ({broken[0]} first), expected "
+            "weights; was the training's loss NaN? take those of an earlier epoch"
+        )
     context = _split_context(card, state, weights_path)
     network = build_network(card.architecture, classes=len(card.classes), **card.architecture_options)
     try:
@@ -219,5 +224,5 @@ def _parse_card(text: bytes, path: Path) -> ModelCard:
         return options_from_dict(ModelCard, values, str(path))
     except ConfigError as error:
         raise ModelError(f"{error}; this is no model card, or one of another version") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ModelError(f"{path}: expected a model card in JSON: {error}; get it again") from error

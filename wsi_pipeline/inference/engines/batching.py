@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from wsi_pipeline.base.errors import ModelError
+
 if TYPE_CHECKING:  # it takes torch along
     from wsi_pipeline.models.slide_input import SlideInput
 
@@ -47,8 +49,10 @@ class Pending:
         self._parts = parts
 
     def result(self) -> NDArray[np.float32]:
-        """float32 [n], 0 to 1, once all are there. Raises what the engine raised."""
-        return np.concatenate([np.empty(0, np.float32), *(part.result() for part in self._parts)])
+        """float32 [n], 0 to 1, once all are there. Raises what the engine raised, and as `all_numbers`."""
+        return all_numbers(
+            np.concatenate([np.empty(0, np.float32), *(part.result() for part in self._parts)])
+        )
 
     @property
     def unfinished(self) -> "list[Future[NDArray[np.float32]]]":
@@ -64,6 +68,16 @@ class Pending:
         """Leave what has not begun."""
         for part in self._parts:
             part.cancel()
+
+
+def all_numbers(scores: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The very same scores of readable patches. Raises ModelError where any is no number: it would pass for damage."""
+    if lost := int((~np.isfinite(scores)).sum()):
+        raise ModelError(
+            f"the network gives no numbers (NaN) for {lost:,} of {len(scores):,} patches that can be read; expected "
+            "probabilities: take other weights, or precision: fp32 if they are known to be good"
+        )
+    return scores
 
 
 class BatchRunner:

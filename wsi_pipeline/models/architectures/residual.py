@@ -8,6 +8,9 @@ from typing import Literal
 import torch
 from torch import nn
 
+# What a file says of a network is not believed without bounds: it could fill the memory.
+MOST_CHANNELS, MOST_BLOCKS = 2048, 200
+
 
 class ResidualCnn(nn.Module):
     """Logits [N, classes] of normalised patches [N, 3, H, W]: strided stem, residual stages, global average.
@@ -30,6 +33,11 @@ class ResidualCnn(nn.Module):
         super().__init__()
         if len(widths) != len(blocks) or min(blocks, default=0) < 1:
             raise ValueError(f"one count of blocks (1 or more) a stage: widths {widths}, blocks {blocks}")
+        if max(widths) > MOST_CHANNELS or sum(blocks) > MOST_BLOCKS:
+            raise ValueError(
+                f"found widths {widths} and blocks {blocks}, expected at most {MOST_CHANNELS} channels and "
+                f"{MOST_BLOCKS} blocks in all"
+            )
         strides = [1] + [2] * (len(widths) - 1) if strides is None else strides
         if len(strides) != len(widths) or min(strides) < 1:
             raise ValueError(f"one stride (1 or more) a stage: widths {widths}, strides {strides}")
