@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 import torch
 
-from wsi_pipeline.base.errors import OutputError, UsageError
+from wsi_pipeline.base.errors import LockLostError, OutputError, UsageError
 from wsi_pipeline.base.files import (
     check_writable,
     clear_leftovers,
     clear_leftovers_of,
+    guarded,
     names,
     new_array,
     new_file,
@@ -237,3 +238,49 @@ with new_folder(Path(sys.argv[1]) / "cache"), new_file(Path(sys.argv[1]) / "last
     assert len(list(tmp_path.iterdir())) == len(strangers) + 2
     clear_leftovers_of(tmp_path / "last.pt", tmp_path / "cache", tmp_path / "none/there")
     assert {path.name for path in tmp_path.iterdir()} == strangers
+
+
+def test_a_guard_is_asked_before_each_write_and_what_it_refuses_is_not_made(tmp_path: Path) -> None:
+    ours, theirs = tmp_path / "a", tmp_path / "ab"
+    asked, refuses = [], False
+
+    def check() -> None:
+        asked.append(1)
+        if refuses:
+            raise LockLostError("taken over")
+
+    write_bytes(ours / "x", b"before")
+    with guarded(ours, check):
+        write_bytes(ours / "x", b"first")
+        with new_tree(ours / "tree", {"root": b"1"}, "root"):
+            pass
+        assert len(asked) >= 4
+        count, refuses = len(asked), True
+        write_bytes(theirs / "x", b"another folder")
+        assert len(asked) == count
+        with pytest.raises(LockLostError):
+            write_bytes(ours / "x", b"late")
+        with pytest.raises(LockLostError):
+            remove(ours / "x")
+        with pytest.raises(LockLostError), new_tree(ours / "tree", {"root": b"2"}, "root"):
+            pass
+    assert (ours / "x").read_bytes() == b"first"
+    assert (ours / "tree/root").read_bytes() == b"1"
+    assert sorted(p.name for p in ours.iterdir()) == ["tree", "x"]
+    write_bytes(ours / "x", b"after")
+
+
+def test_a_right_that_is_lost_while_a_file_is_written_leaves_what_lay_there(tmp_path: Path) -> None:
+    calls = 0
+
+    def check() -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise LockLostError("taken over")
+
+    write_bytes(tmp_path / "a/x", b"theirs")
+    with guarded(tmp_path / "a", check), pytest.raises(LockLostError):
+        write_bytes(tmp_path / "a/x", b"ours, too late")
+    assert (tmp_path / "a/x").read_bytes() == b"theirs"
+    assert [p.name for p in (tmp_path / "a").iterdir()] == ["x"]

@@ -140,3 +140,12 @@ def test_a_file_that_is_no_lock_is_waited_for_and_not_trusted(tmp_path: Path) ->
     lock.write_text("half a l")
     with pytest.raises(Busy, match="another process"), hold(lock):
         pass
+
+
+def test_who_slept_learns_it_at_once_also_when_the_other_one_is_done(tmp_path: Path) -> None:
+    lock = tmp_path / "a.lock"
+    with hold(lock) as mine:
+        mine.check()
+        lock.unlink()  # taken over, worked under and released, all before the next beat
+        with pytest.raises(LockLostError, match="taken over"):
+            mine.check()

@@ -49,6 +49,7 @@ from wsi_pipeline.results.store import PatchTable, SlideStore, StoreLayout, crea
 from wsi_pipeline.slides.catalog import SlideEntry
 from wsi_pipeline.slides.slide import Slide, open_slide
 from wsi_pipeline.tiling import grid as grid_module
+from wsi_pipeline.tiling.cell_status import initial_status
 from wsi_pipeline.tiling.grid import Grid, GridOptions, Plan
 
 FINE = InferConfig(grid=GridOptions(stride_px=25, block_px=256))
@@ -576,7 +577,7 @@ def test_a_store_of_before_there_were_keys_is_read_but_not_gone_on_with_nor_take
             shape = (block.cells.height, block.cells.width)
             store.write_block(block.cells, np.full(shape, 0.25, np.float32), np.ones(shape, np.uint8))
         if complete:
-            store.finish({})
+            store.finish({}, initial_status(plan))
         read = SlideStore(tmp_path / "out/a/slide.zarr")
         assert (read.array("heatmap/0") == 0.25).all()
         assert read.is_complete == complete

@@ -8,11 +8,11 @@ import zarr
 from ome_zarr_models.v05.image import Image
 from ome_zarr_models.v05.image_label import ImageLabel
 
-from wsi_pipeline.base.errors import RecipeError, SlideChangedError
+from wsi_pipeline.base.errors import OutputError, RecipeError, SlideChangedError
 from wsi_pipeline.base.geometry import Box, Plane
 from wsi_pipeline.results.commit import commit_blocks
 from wsi_pipeline.results.store import PatchTable, SlideStore, StoreLayout, create_store
-from wsi_pipeline.tiling.cell_status import Status
+from wsi_pipeline.tiling.cell_status import Status, initial_status
 from wsi_pipeline.tiling.grid import Grid, Plan, ScoredBlock
 
 MPP0 = (0.25, 0.26)
@@ -41,7 +41,7 @@ def filled(path: Path) -> tuple[SlideStore, np.ndarray]:
         part = values[c.y : c.bottom, c.x : c.right]
         store.write_block(c, part, np.where(np.isnan(part), 3, 1).astype(np.uint8))
     store.write_pyramid()
-    store.finish({})
+    store.finish({}, initial_status(plan))
     return store, values
 
 
@@ -55,6 +55,39 @@ def test_the_metadata_is_valid_ome_zarr_0_5(tmp_path: Path) -> None:
         label = ImageLabel.from_zarr(root[f"labels/{name}"])
         assert label.attributes.ome.image_label is not None
     assert root["labels"].attrs["ome"]["labels"] == ["status", "tissue"]
+
+
+@pytest.mark.parametrize("also", [(), ("patch_heatmap",)])
+@pytest.mark.parametrize("lost", ["chunk", "status", "strange"])
+def test_what_is_not_whole_is_not_complete_and_goes_on(
+    tmp_path: Path, lost: str, also: tuple[str, ...]
+) -> None:
+    store, plan = made(tmp_path / "slide.zarr", also=also)
+    for block in plan.blocks():
+        shape = (block.cells.height, block.cells.width)
+        store.write_block(block.cells, np.full(shape, 0.5, np.float32), np.ones(shape, np.uint8))
+    if also:
+        store.write_heatmap(np.full((90, 150), 0.25, np.float32))
+    planned = initial_status(plan)
+    if lost == "chunk":
+        (tmp_path / "slide.zarr" / store.scores / "0/c/1/2").unlink()
+    elif lost == "status":
+        (tmp_path / "slide.zarr/labels/status/0/c/1/2").unlink()
+    else:
+        planned[32:64, 64:96] = Status.REJECTED
+    with pytest.raises(
+        OutputError, match=r"found (0|832|1,024) cells without a score and (0|832|1,024) that no"
+    ):
+        store.finish({}, planned)
+    again = SlideStore(tmp_path / "slide.zarr")
+    assert not again.is_complete
+    undone = again.unfinished(list(plan.blocks()))
+    assert [(block.cells.x, block.cells.y) for block in undone] == ([] if lost == "strange" else [(64, 32)])
+    for block in undone:
+        shape = (block.cells.height, block.cells.width)
+        again.write_block(block.cells, np.full(shape, 0.5, np.float32), np.ones(shape, np.uint8))
+    again.finish({}, planned)
+    assert SlideStore(tmp_path / "slide.zarr").is_complete
 
 
 def test_an_independent_reader_finds_the_same_values(tmp_path: Path) -> None:

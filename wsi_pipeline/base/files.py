@@ -5,6 +5,8 @@ disk and renamed, so that neither a kill nor a power cut leaves half of one. The
 many machines and containers, where process ids repeat, may write one file, and the last one stays. An object store
 is a `UPath` ("s3://..."): a put is whole by itself, there are no renames, and a tree is there once its root file is,
 which is put last.
+
+Where several processes may come to write one folder, `guarded` makes sure of the right to it before each write.
 """
 
 import errno
@@ -14,7 +16,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, TypeAlias
@@ -22,7 +24,7 @@ from typing import IO, TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from wsi_pipeline.base.errors import OutputError, UsageError
+from wsi_pipeline.base.errors import OutputError, UsageError, WsiError
 
 if TYPE_CHECKING:  # only where results lie on an object store
     from upath import UPath
@@ -84,11 +86,41 @@ def check_writable(out: OutPath, option: str = "--out") -> None:
 
 
 @contextmanager
-def writing(path: OutPath) -> Iterator[None]:
-    """Turns what goes wrong while the block writes at `path` into an OutputError that says what to do."""
+def guarded(folder: OutPath, check: Callable[[], None]) -> Iterator[None]:
+    """While the block runs, `check` is called before anything is written, replaced or removed in the folder.
+
+    It is called from any thread, and what it raises keeps the write from being made: a process that slept, and whose
+    lock another one took over meanwhile, leaves nothing in the other one's results.
+    """
+    place = str(folder)
+    _guards[place] = check
     try:
         yield
-    except OutputError:
+    finally:
+        del _guards[place]
+
+
+# What is called before a write in a folder, by the folder's path.
+_guards: dict[str, Callable[[], None]] = {}
+
+
+def _check_guard(path: OutPath) -> None:
+    place = str(path)
+    for folder, check in list(_guards.items()):
+        if place == folder or place.startswith(f"{folder}/"):
+            check()
+
+
+@contextmanager
+def writing(path: OutPath) -> Iterator[None]:
+    """Turns what goes wrong while the block writes at `path` into an OutputError that says what to do.
+
+    Raises what the guard of a folder above it raises.
+    """
+    _check_guard(path)
+    try:
+        yield
+    except WsiError:
         raise
     except Exception as error:
         if isinstance(path, Path) and not isinstance(error, OSError):
@@ -120,6 +152,7 @@ def new_file(path: OutPath, durable: bool = True) -> Iterator[IO[bytes]]:
         if not isinstance(path, Path):
             content = io.BytesIO()
             yield content
+            _check_guard(path)
             path.fs.pipe_file(path.path, content.getvalue())
             return
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -130,6 +163,7 @@ def new_file(path: OutPath, durable: bool = True) -> Iterator[IO[bytes]]:
                 if durable:
                     file.flush()
                     os.fsync(file.fileno())
+            _check_guard(path)
             part.replace(path)
         except BaseException:
             part.unlink(missing_ok=True)
@@ -212,6 +246,7 @@ def new_tree(path: OutPath, files: Mapping[str, bytes], root: str) -> Iterator[N
                 (part / name).parent.mkdir(parents=True, exist_ok=True)
                 (part / name).write_bytes(data)
             sync_tree(part)
+            _check_guard(path)
         except BaseException:
             shutil.rmtree(part, ignore_errors=True)
             raise
@@ -219,6 +254,7 @@ def new_tree(path: OutPath, files: Mapping[str, bytes], root: str) -> Iterator[N
             path.rename(old)
             remove(old)
         yield
+        _check_guard(path)
         part.rename(path)
         _sync(path.parent)
 

@@ -9,8 +9,8 @@ process can do, on NFS too. While a lock is held, a thread of its process writes
   measures that time by its own clock: clocks of machines are never compared.
 
 One process at a time clears a stale file away (a guard beside it sees to that), and looks once more before it does.
-A process that was only asleep finds at its next beat that the lock is another's, and its work ends with a LockLostError
-at its next report of progress.
+A process that was only asleep finds, at its next beat and before each of its writes, that the lock is another's or
+gone, and its work ends with a LockLostError: whoever writes under a lock calls `Held.check` first.
 
 Files are read by opening them, which on NFS shows what was last closed (close-to-open consistency); their times
 are not used. An object store has neither links nor renames: there, and wherever else `folder` cannot be a local
@@ -71,8 +71,10 @@ class Held:
         self._beats, self._lost = 0, False
 
     def check(self) -> None:
-        """Raises LockLostError if another process has taken it over."""
-        if self._lost:
+        """Raises LockLostError if another process has taken it over, also if that one is done since."""
+        owner, _ = (None, None) if self._lost else _read(self.path)
+        if owner is None or owner.id != self.owner.id:
+            self._lost = True
             raise LockLostError(
                 f"{self.path}: taken over by another process while this one made no headway for over {STALE_S:g} s; "
                 f"the other one goes on with the work"

@@ -50,7 +50,7 @@ from wsi_pipeline.results.summary import Stopwatch, count, mean_uncertainty, reg
 from wsi_pipeline.slides.annotations.geojson import qupath_origin0
 from wsi_pipeline.slides.catalog import SlideEntry
 from wsi_pipeline.slides.slide import Slide
-from wsi_pipeline.tiling.cell_status import Status
+from wsi_pipeline.tiling.cell_status import Status, initial_status
 from wsi_pipeline.tiling.grid import Plan
 from wsi_pipeline.tiling.overview import Overview, too_unreadable
 from wsi_pipeline.tiling.patches import patch_positions
@@ -151,7 +151,7 @@ def _make_map(job: _Job, store: SlideStore | None, watch: Stopwatch, run: RunOpt
             store.write_heatmap(apply_context(patch_probability, shown.step, plan.grid.patch_cells))
     with watch("stitch"):
         store.write_pyramid()
-        store.finish(computed)
+        store.finish(computed, initial_status(plan))
     return store
 
 

@@ -6,12 +6,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from wsi_pipeline.base.errors import SlideError
-from wsi_pipeline.base.files import OutPath
+from wsi_pipeline.base.errors import LockLostError, SlideError
+from wsi_pipeline.base.files import OutPath, guarded
 from wsi_pipeline.base.types import Progress
 from wsi_pipeline.inference.classifier import Classifier
 from wsi_pipeline.jobs.events import LOCKS
 from wsi_pipeline.jobs.locks import hold
+from wsi_pipeline.jobs.protocols import Busy
 from wsi_pipeline.pipeline.config import InferConfig, TileConfig
 from wsi_pipeline.pipeline.infer import infer_slide
 from wsi_pipeline.pipeline.maps import grid_for_model
@@ -49,8 +50,11 @@ class SlideWork:
     def __call__(self, entry: SlideEntry, report: Progress) -> SlideResult:
         """The slide's result. Raises Busy while another process works on it, a WsiError when it fails."""
         check_entry(entry, self._out)
-        with self._locked(entry, report) as progress, self._prefetched(entry) as prefetched:
-            return self._one(entry, RunOptions(self._overwrite, progress, prefetched))
+        try:
+            with self._locked(entry, report) as progress, self._prefetched(entry) as prefetched:
+                return self._one(entry, RunOptions(self._overwrite, progress, prefetched))
+        except LockLostError as error:
+            raise Busy(str(error)) from error
 
     def prefetch(self, entries: Sequence[SlideEntry]) -> None:
         """Copy slides, where they are staged; else open the second and look at it on a thread.
@@ -82,7 +86,8 @@ class SlideWork:
                 held.check()
                 report(done, total)
 
-            yield progress
+            with guarded(self._out / entry.name, held.check):
+                yield progress
 
     @contextmanager
     def _prefetched(self, entry: SlideEntry) -> Iterator[PrefetchedSlide]:

@@ -27,7 +27,7 @@ from zarr.codecs import ZstdCodec
 from zarr.core.buffer import Buffer
 from zarr.storage import MemoryStore
 
-from wsi_pipeline.base.errors import RecipeError
+from wsi_pipeline.base.errors import OutputError, RecipeError
 from wsi_pipeline.base.files import OutPath, new_tree, sync_files, sync_tree, write_bytes, writing, zarr_store
 from wsi_pipeline.base.geometry import Box, Plane, Size
 from wsi_pipeline.tiling.cell_status import Status, initial_status
@@ -209,13 +209,37 @@ class SlideStore:
                 with writing(self.path):
                     self._array(f"{name}/{index}")[...] = level
 
-    def finish(self, computed: dict[str, Any]) -> None:
-        """Say that it is complete, once all of it is on the disk; `computed` says on what (`store_attributes`)."""
+    def finish(self, computed: dict[str, Any], planned: NDArray[np.uint8]) -> None:
+        """Say that it is complete, once all of it is on the disk; `computed` says on what (`store_attributes`).
+
+        `planned` is the status of the map before anything was scored. Raises OutputError where a cell is not what the
+        plan makes of it, or has no value though its status says that it was scored: it is planned again then, and the
+        same command goes on there.
+        """
+        self._check_whole(planned)
         with writing(self.path):
             sync_tree(self.path)
             self.attributes |= {"computed": computed, "complete": True}
             self._root.attrs[ATTRIBUTES] = self.attributes
             sync_files([self.path / ROOT_FILE])
+
+    def _check_whole(self, planned: NDArray[np.uint8]) -> None:
+        status = self.array("labels/status/0")
+        wanted = planned == Status.PLANNED
+        done = np.isin(status, (Status.SCORED, Status.UNREADABLE))
+        scored = status == Status.SCORED
+        lost = wanted & (~done | (scored & ~np.isfinite(self.array(f"{self.scores}/0"))))
+        lost |= wanted & scored & ~np.isfinite(self.array("heatmap/0"))
+        strange = ~wanted & (status != planned)
+        if not lost.any() and not strange.any():
+            return
+        with writing(self.path):
+            self._array("labels/status/0")[...] = np.where(lost | strange, planned, status)
+        raise OutputError(
+            f"{self.path}: found {int(lost.sum()):,} cells without a score and {int(strange.sum()):,} that no plan "
+            f"has, expected each of the {int(wanted.sum()):,} planned cells done: did another process, or a person, "
+            f"write there? They are planned again: run the same command, alone, and it goes on with them"
+        )
 
     def _write_chunk(self, name: str, cells: Box, values: NDArray[Any], durable: bool = True) -> None:
         """Write the chunk that begins where `cells` do.
