@@ -40,7 +40,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Beats of a twentieth of a second."""
     monkeypatch.setattr(locks, "BEAT_S", 0.05)
     monkeypatch.setattr(locks, "STALE_S", 0.2)
-    locks._heartbeat.cache_clear()
+    locks.heartbeat.cache_clear()
 
 
 def test_a_lock_is_held_by_one_process_at_a_time(tmp_path: Path) -> None:
@@ -85,10 +85,10 @@ def test_the_lock_of_another_machine_is_taken_over_once_its_beat_stood_still(tmp
 @pytest.mark.usefixtures("quick")
 def test_a_lock_that_beats_stays(tmp_path: Path) -> None:
     lock, held = tmp_path / "a.lock", threading.Event()
-    locks._heartbeat()
+    locks.heartbeat()
     with hold(lock) as mine:
         mine.owner = type(mine.owner)(**{**vars(mine.owner), "host": "elsewhere", "place": "elsewhere"})
-        lock.write_text(locks._text(mine.owner, 0))
+        lock.write_text(locks.lock_text(mine.owner, 0))
         end = time.monotonic() + 1
         while time.monotonic() < end:
             with pytest.raises(Busy), hold(lock):

@@ -178,6 +178,48 @@ def write_bytes(path: OutPath, data: bytes, durable: bool = True) -> None:
         file.write(data)
 
 
+def write_new_bytes(path: OutPath, data: bytes) -> bool | None:
+    """Put the file on an object store if there is none yet: whether this call made it; None: the store cannot tell.
+
+    That a store heeds the condition is proved once, on an object of its own beside it. Raises OutputError.
+    """
+    assert not isinstance(path, Path)
+    with writing(path):
+        if not _heeds_conditions(path):
+            return None
+        return _put_if_new(path, data)
+
+
+def _put_if_new(path: "UPath", data: bytes) -> bool:
+    try:
+        path.fs.pipe_file(path.path, data, mode="create")
+    except FileExistsError:
+        return False
+    except Exception as error:
+        # s3fs has no error of its own for a condition that did not hold.
+        if "PreconditionFailed" in str(error) or "pre-condition" in str(error).lower():
+            return False
+        raise
+    return True
+
+
+# Of stores that were asked, whether they heed a condition, by protocol and address.
+_heeding: dict[tuple[str, str], bool] = {}
+
+
+def _heeds_conditions(path: "UPath") -> bool:
+    store = (path.protocol, repr(sorted(path.storage_options.items(), key=str)))
+    if store not in _heeding:
+        probe = path.with_name(f".{secrets.token_hex(8)}{PART}")
+        try:
+            _heeding[store] = _put_if_new(probe, b"1") and not _put_if_new(probe, b"2")
+        except Exception:  # a store that knows no such put says so in its own way
+            _heeding[store] = False
+        with suppress(FileNotFoundError):
+            probe.fs.rm(probe.path)
+    return _heeding[store]
+
+
 def write_many(folder: OutPath, files: Mapping[str, bytes]) -> None:
     """Write files of the folder, by their names: each whole or not at all, the system says when on the disk.
 

@@ -13,8 +13,7 @@ A process that was only asleep finds, at its next beat and before each of its wr
 gone, and its work ends with a LockLostError: whoever writes under a lock calls `Held.check` first.
 
 Files are read by opening them, which on NFS shows what was last closed (close-to-open consistency); their times
-are not used. An object store has neither links nor renames: there, and wherever else `folder` cannot be a local
-folder, run one process for an OUT, or shards that share no item.
+are not used. An object store has neither links nor renames: leases.py does there what this file does in a folder.
 """
 
 import json
@@ -29,9 +28,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from wsi_pipeline.base.errors import LockLostError
+from wsi_pipeline.base.errors import LockLostError, OutputError
 from wsi_pipeline.jobs.protocols import Busy
 
 log = logging.getLogger(__name__)
@@ -63,6 +62,15 @@ class Owner:
         return self.place == _place() and _start_of(self.pid) != self.started
 
 
+class Beats(Protocol):
+    """A lock, or what stands for one, that is held."""
+
+    path: Any
+
+    def beat(self) -> None:
+        """Say that the holder lives."""
+
+
 class Held:
     """A lock that this process holds."""
 
@@ -88,7 +96,7 @@ class Held:
             return
         self._beats += 1
         with self.path.open("r+", encoding="utf-8") as file:
-            file.write(_text(self.owner, self._beats))
+            file.write(lock_text(self.owner, self._beats))
 
     def release(self) -> None:
         """Let others have it."""
@@ -106,29 +114,30 @@ def hold(path: Path) -> Iterator[Held]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     held = _take(path)
-    _heartbeat().add(held)
+    heartbeat().add(held)
     try:
         yield held
     finally:
-        _heartbeat().remove(held)
+        heartbeat().remove(held)
         held.release()
 
 
 def _take(path: Path) -> Held:
     while True:
-        owner = _new_owner()
+        owner = new_owner()
         if _create(path, owner):
             return Held(path, owner)
         holder, beat = _read(path)
         if holder is None and beat is None:
             continue  # released in this moment
-        if not _is_stale(path, holder, beat):
+        if not is_stale(path, holder, beat):
             raise Busy(f"{holder or 'another process'} works on it ({path})")
         log.warning("%s: taken over from %s, which is gone", path, holder or "a holder that wrote no name")
         _clear_away(path, holder)
 
 
-def _new_owner() -> Owner:
+def new_owner() -> Owner:
+    """This process, about to hold a lock."""
     return Owner(
         uuid.uuid4().hex,
         socket.gethostname(),
@@ -142,14 +151,14 @@ def _new_owner() -> Owner:
 def _create(path: Path, owner: Owner) -> bool:
     """Whether the lock is now the owner's: its file, whole, under the lock's name."""
     beside = path.with_name(f"{path.name}.{owner.id}")
-    beside.write_text(_text(owner, 0), encoding="utf-8")
+    beside.write_text(lock_text(owner, 0), encoding="utf-8")
     try:
         os.link(beside, path)
     except FileExistsError:
         return False
     except OSError:  # a file system without links: the next best that only one process can do
         with suppress(FileExistsError), path.open("x", encoding="utf-8") as file:
-            file.write(_text(owner, 0))
+            file.write(lock_text(owner, 0))
             return True
         return False
     finally:
@@ -164,9 +173,9 @@ def _clear_away(path: Path, holder: Owner | None) -> None:
     the next holder's away. A guard whose process died is stale as a lock is.
     """
     guard = path.with_name(f"{path.name}.guard")
-    if not _create(guard, _new_owner()):
+    if not _create(guard, new_owner()):
         keeper, beat = _read(guard)
-        if (keeper or beat) and _is_stale(guard, keeper, beat):
+        if (keeper or beat) and is_stale(guard, keeper, beat):
             guard.unlink(missing_ok=True)
         time.sleep(GUARD_POLL_S)
         return
@@ -190,7 +199,8 @@ def _move_away(path: Path, holder: Owner | None) -> None:
     aside.unlink()
 
 
-def _is_stale(path: Path, holder: Owner | None, beat: int | None) -> bool:
+def is_stale(path: Path | str, holder: Owner | None, beat: int | None) -> bool:
+    """Whether the lock there, last read as this holder's with this beat, is one that nobody holds any more."""
     if holder is not None and holder.is_dead:
         return True
     now, state = time.monotonic(), (holder.id if holder else None, beat)
@@ -202,10 +212,11 @@ def _is_stale(path: Path, holder: Owner | None, beat: int | None) -> bool:
 
 
 # What this process last saw in others' locks, and since when.
-_watched: dict[Path, tuple[tuple[str | None, int | None], float]] = {}
+_watched: dict[Path | str, tuple[tuple[str | None, int | None], float]] = {}
 
 
-def _text(owner: Owner, beat: int) -> str:
+def lock_text(owner: Owner, beat: int) -> str:
+    """What a lock holds."""
     # Of one length whatever the beat, so that writing over it leaves nothing of the last.
     return json.dumps({"beat": f"{beat:012d}", **asdict(owner)}) + "\n"
 
@@ -216,11 +227,16 @@ def _read(path: Path) -> tuple[Owner | None, int | None]:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         return None, None
+    return parse_lock(text)
+
+
+def parse_lock(text: str) -> tuple[Owner | None, int]:
+    """The holder and the beat that a lock's text says; no holder and a number of what is none."""
     try:
         values: dict[str, Any] = json.loads(text)
         beat = int(values.pop("beat"))
         return Owner(**values), beat
-    except (ValueError, TypeError, KeyError, AttributeError):
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None, hash(text)
 
 
@@ -260,14 +276,16 @@ class _Heartbeat(threading.Thread):
 
     def __init__(self) -> None:
         super().__init__(name="lock heartbeat", daemon=True)
-        self._held: set[Held] = set()
+        self._held: set[Beats] = set()
         self._guard = threading.Lock()
 
-    def add(self, held: Held) -> None:
+    def add(self, held: Beats) -> None:
+        """Beat for it too."""
         with self._guard:
             self._held.add(held)
 
-    def remove(self, held: Held) -> None:
+    def remove(self, held: Beats) -> None:
+        """Beat for it no more."""
         with self._guard:
             self._held.discard(held)
 
@@ -278,12 +296,16 @@ class _Heartbeat(threading.Thread):
                 for held in self._held:
                     try:
                         held.beat()
-                    except OSError as error:  # a server that does not answer now may do so at the next beat
+                    except (
+                        OSError,
+                        OutputError,
+                    ) as error:  # it may answer at the next beat
                         log.warning("%s: no heartbeat could be written: %s", held.path, error)
 
 
 @cache
-def _heartbeat() -> _Heartbeat:
+def heartbeat() -> _Heartbeat:
+    """That of this process."""
     heart = _Heartbeat()
     heart.start()
     return heart

@@ -11,6 +11,7 @@ from wsi_pipeline.base.files import OutPath, guarded
 from wsi_pipeline.base.types import Progress
 from wsi_pipeline.inference.classifier import Classifier
 from wsi_pipeline.jobs.events import LOCKS
+from wsi_pipeline.jobs.leases import hold_lease
 from wsi_pipeline.jobs.locks import hold
 from wsi_pipeline.jobs.protocols import Busy
 from wsi_pipeline.pipeline.config import InferConfig, TileConfig
@@ -76,11 +77,9 @@ class SlideWork:
 
     @contextmanager
     def _locked(self, entry: SlideEntry, report: Progress) -> Iterator[Progress]:
-        """The slide's lock held, where there can be locks, and a report of progress that makes sure of it."""
-        if not isinstance(self._out, Path):  # an object store has none: see jobs/locks.py
-            yield report
-            return
-        with hold(self._out / LOCKS / f"{entry.name}.lock") as held:
+        """The slide's lock held, or its lease on an object store, and a report of progress that makes sure of it."""
+        place = self._out / LOCKS / f"{entry.name}.lock"
+        with hold(place) if isinstance(place, Path) else hold_lease(place) as held:
 
             def progress(done: int, total: int) -> None:
                 held.check()

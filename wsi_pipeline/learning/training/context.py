@@ -244,6 +244,12 @@ def fit_and_evaluate(
     return step, measured
 
 
+def compare_held_out(options: ContextTrainOptions, slides: Sequence[LabelledSlide]) -> Compared:
+    """Each kind of map over all labelled cells of the slides, each slide's step trained on other patients."""
+    odds = _crossfitted_log_odds(options, slides)
+    return _compared(slides, options.compared_sigma, 1 / (1 + np.exp(-odds.astype(np.float64))))
+
+
 def split_slides(
     names: Sequence[str], split: SplitOptions, manifest: Path | None
 ) -> tuple[list[str], list[str]]:
