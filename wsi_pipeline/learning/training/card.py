@@ -81,7 +81,7 @@ def evaluated_card(
     logits: NDArray[np.float32],
     in_bf16: NDArray[np.float32],
     val: LabelledPatches,
-    bf16_tolerance: float,
+    options: TrainOptions,
     epoch: int,
 ) -> ModelCard:
     """The card after an epoch: calibrated, with its threshold and what it reached.
@@ -99,7 +99,8 @@ def evaluated_card(
         else metrics.measures_by_patient(probability, val.labels, val.patients, threshold)
     )
     impossible = metrics.no_crossfit(val.labels, val.patients, val.by)
-    note = f"epoch, calibration and threshold were chosen on these same validation {val.by}s; " + (
+    chosen = "calibration" if options.best_by == "epoch" else "epoch, calibration"
+    note = f"{chosen} and threshold were chosen on these same validation {val.by}s; " + (
         f"nothing is cross-fitted: {impossible}"
         if impossible
         else f"in 'crossfitted', each {val.by}'s calibration and threshold come from others"
@@ -117,7 +118,7 @@ def evaluated_card(
         temperature=calibration.temperature,
         log_odds_shift=calibration.log_odds_shift,
         threshold=threshold,
-        bf16=moved <= bf16_tolerance,
+        bf16=moved <= options.bf16_tolerance,
         training=blank.training | {"epoch": epoch + 1},
         metrics={
             "note": note,

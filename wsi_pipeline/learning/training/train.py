@@ -160,7 +160,7 @@ def _one_epoch(run: Run, history: list[Row]) -> tuple[Row, ModelCard | None, nn.
         return {"epoch": epoch + 1, "loss": loss, **none, **times, **spent}, None, None
     network = finished_network(run)
     logits, in_bf16 = _evaluated(run, network)
-    card = evaluated_card(run.card, logits, in_bf16, val, options.bf16_tolerance, epoch)
+    card = evaluated_card(run.card, logits, in_bf16, val, options, epoch)
     row: Row = {
         "epoch": epoch + 1,
         "loss": loss,
