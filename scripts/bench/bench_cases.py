@@ -16,6 +16,7 @@ from wsi_pipeline.inference.device import reader_threads
 from wsi_pipeline.inference.engines.batching import BatchRunner
 from wsi_pipeline.inference.engines.choice import Chosen
 from wsi_pipeline.inference.stain_check import sample_patches
+from wsi_pipeline.models.architectures.registry import core_of
 from wsi_pipeline.models.model import Model, load_model, save_model
 from wsi_pipeline.models.slide_input import SlideInput
 from wsi_pipeline.models.stain import patch_densities
@@ -58,18 +59,28 @@ class Setting:
 
 
 def model_at(mpp: float, work: Path) -> Model:
-    """The shipped network as if trained at `mpp`, alone and on stains as they are, as a plain loop takes them."""
+    """The shipped network as if trained at `mpp`, on stains as they are and deaf to slides: as a plain loop has it."""
     shipped = load_model("idc_default")
-    card = replace(shipped.card, name=f"idc_default_at_{mpp:g}", mpp=mpp, stain_normalisation=0.0)
+    options = {
+        name: value for name, value in shipped.card.architecture_options.items() if name != "slide_condition"
+    }
+    card = replace(
+        shipped.card,
+        name=f"idc_default_at_{mpp:g}",
+        mpp=mpp,
+        stain_normalisation=0.0,
+        architecture_options=options,
+    )
     path = work / f"{card.name}.safetensors"
-    save_model(path, shipped.network, card)
+    save_model(path, core_of(shipped.network), card)
     return load_model(path)
 
 
 def make_case(name: str, path: Path, model: Model, most_patches: int | None) -> Case:
     """The case of the first blocks that hold `most_patches` or more; None: of all."""
     config = InferConfig()
-    config = replace(config, grid=grid_for_model(config.grid, model.card.patch_px, model.card.mpp))
+    grid = replace(config.grid, read_level="coarsest")  # what a plain loop reads
+    config = replace(config, grid=grid_for_model(grid, model.card.patch_px, model.card.mpp))
     slide = open_slide(path, MPP0)
     return Case(
         name,

@@ -96,8 +96,9 @@ def _conditions(found: Found) -> str:
         f"on a slide that was opened and looked at, as it is there. The loop: a DataLoader of one read_region a patch, "
         f"float32, batches of 256, two workers. *No network* takes one pixel for a score: what all else can carry. At "
         f"40x the first patches are taken, whole blocks of them. All rows take the shipped weights as if trained at "
-        f"the scale named, without context step and without bringing stains together, which the loop does not do "
-        f"either. Generated slides are few distinct tiles repeated, so they come from the disk's cache. Written by "
+        f"the scale named, without context step, without bringing stains together and without hearing of the slide, "
+        f"and read the level of that scale where there is one, as the loop does. Generated slides are few distinct "
+        f"tiles repeated, so they come from the disk's cache. Written by "
         f"`make bench`, which leaves the figures in runs/bench/bench.json too."
     )
 

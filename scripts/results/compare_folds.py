@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from scripts.doc_sections import put_section
 from wsi_pipeline.learning.evaluation import metrics
 from wsi_pipeline.learning.evaluation.bootstrap import (
     decision_measures,
@@ -22,6 +23,13 @@ from wsi_pipeline.learning.evaluation.bootstrap import (
     ranking_measures,
 )
 
+ABOUT = (
+    "Every choice between trainings is made on the 230 patients that are at hand, divided into five folds "
+    "(`configs/default_model/folds.csv`): a network a fold, which never saw the fold's patients, trained from random "
+    "weights for 12 epochs, the last of which counts. Calibration and threshold of each patient come from others. The "
+    "published validation patients are left out of the table: they are kept for a last look. Written by "
+    "`python -m scripts.results.compare_folds` from what `python -m scripts.results.cross_validate` left."
+)
 MEASURES = {"auroc": "AUROC", "f1": "F1", "balanced_accuracy": "balanced accuracy", "ece": "ECE"}
 SHOWN = (("plain", ""), ("jpeg80", ", as JPEG 4:2:0 of quality 80"))
 
@@ -38,6 +46,10 @@ def main() -> None:
         "--data", type=Path, required=True, help="folder of the IDC set, whose manifest names the sides"
     )
     parser.add_argument("--with-val", action="store_true", help="count the published validation patients too")
+    parser.add_argument("--out", type=Path, help="a page whose section on the folds is written anew")
+    parser.add_argument(
+        "--context", type=Path, help="what cross_validate_context printed, to go below the table"
+    )
     options = parser.parse_args()
     with (options.data / "manifest.csv").open(newline="") as file:
         held_back = (
@@ -50,7 +62,11 @@ def main() -> None:
     )
     if not folds:
         raise SystemExit("no fold is done in all of them")
-    print(table(options.runs, folds, held_back))
+    text = table(options.runs, folds, held_back)
+    print(text)
+    if options.out:
+        maps = options.context.read_text(encoding="utf-8") if options.context else ""
+        put_section(options.out, "folds", f"## By cross-validation\n\n{ABOUT}\n\n{text}\n\n{maps}")
 
 
 def table(runs: list[Path], folds: list[str], held_back: set[str]) -> str:

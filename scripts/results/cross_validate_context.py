@@ -27,6 +27,8 @@ from wsi_pipeline.pipeline.config import InferConfig
 from wsi_pipeline.slides.annotations.geojson import AnnotationOptions
 from wsi_pipeline.slides.names import slide_name
 
+NAMES = {"alone": "each patch alone", "gaussian": "Gaussian of one patch", "context": "`rings`"}
+
 log = logging.getLogger("cross_validate_context")
 
 
@@ -77,9 +79,8 @@ def main() -> None:
         }
         row = found[kind]
         print(
-            f"| {kind} | {row['f1']:.3f} | {row['balanced_accuracy']:.3f} | {row['auroc']:.3f} | {row['ece']:.3f} | "
-            + ", ".join(f"{value:.3f}" for value in each)
-            + " |"
+            f"| {NAMES[kind]} | {row['f1']:.3f} | {row['balanced_accuracy']:.3f} | {row['auroc']:.3f} | "
+            f"{row['ece']:.3f} | " + ", ".join(f"{value:.3f}" for value in each) + " |"
         )
     if options.json:
         options.json.write_text(json.dumps(found, indent=2) + "\n")

@@ -21,12 +21,20 @@ from scripts.doc_sections import kept_section
 from wsi_pipeline.base.errors import RecipeError
 from wsi_pipeline.inference.classifier import Classifier
 from wsi_pipeline.inference.device import choose_device
+from wsi_pipeline.learning.datasets.load import load_side
 from wsi_pipeline.learning.evaluation.metrics import (
     Decisions,
     auroc,
     calibration_error,
     choose_threshold,
     decide,
+)
+from wsi_pipeline.learning.evaluation.patches import split_of
+from wsi_pipeline.learning.evaluation.robustness import (
+    MOST_PATCHES,
+    RobustnessRow,
+    measure_robustness,
+    sampled,
 )
 from wsi_pipeline.models.card import ModelCard
 from wsi_pipeline.models.context import neighbour_mean
@@ -85,8 +93,12 @@ def main() -> int:
     for path in sorted(slides.glob("*.tiff")):
         mapped.append(map_mount(path, args.work / "maps", config, classifier))
         print(f"{path.stem}: {len(mapped[-1].labels)} labelled patches", flush=True)
-    compared = [kept_section(args.out, name) for name in ("comparison", "splits")]
-    text = page([m for m in mapped if m.patient in val], mapped, classifier)
+    compared = [kept_section(args.out, name) for name in ("folds", "comparison", "splits")]
+    model = classifier.models[0]
+    side = load_side(args.data / "idc", model.card.patch_px, "val", split_of(model.card), mpp=model.card.mpp)
+    some = sampled(side, MOST_PATCHES, seed=0)
+    rows = measure_robustness(model, some, classifier.device, len(some))
+    text = page([m for m in mapped if m.patient in val], mapped, classifier, rows, len(some))
     args.out.write_text("\n".join([text, *filter(None, compared)]), encoding="utf-8")
     print(f"written: {args.out}")
     return 0
@@ -121,7 +133,37 @@ def map_mount(path: Path, out: Path, config: InferConfig, classifier: Classifier
     )
 
 
-def page(val: list[Mapped], every: list[Mapped], classifier: Classifier) -> str:
+def last_epoch(card: ModelCard) -> bool:
+    """Whether the network is that of its last epoch, which nobody chose."""
+    return bool(card.training["config"].get("best_by") == "epoch")
+
+
+def robustness_part(rows: list[RobustnessRow], patches: int) -> list[str]:
+    """The lines on what changes of the patches cost."""
+    return [
+        "## What scanners, encoders and laboratories cost",
+        "",
+        f"{patches:,} of the validation patches, changed as `evaluate-model --robustness` changes them; at the card's "
+        "threshold. Flipped: on the other side of it than the patch as it is.",
+        "",
+        "| patches changed | AUROC | change | F1 | balanced accuracy | flipped |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
+        *[
+            f"| {row.name} | {row.auroc:.3f} | {row.auroc_change:+.3f} | {row.f1:.3f} | {row.balanced_accuracy:.3f} | "
+            f"{row.flipped:.1%} |"
+            for row in rows
+        ],
+        "",
+    ]
+
+
+def page(
+    val: list[Mapped],
+    every: list[Mapped],
+    classifier: Classifier,
+    robustness: list[RobustnessRow],
+    patches: int,
+) -> str:
     """The text of docs/results.md."""
     card = classifier.card
     numbers, honest = card.metrics["val"], card.metrics["crossfitted"]
@@ -141,9 +183,9 @@ def page(val: list[Mapped], every: list[Mapped], classifier: Classifier) -> str:
         "## Patches of the validation patients",
         "",
         f"{int(numbers['patches']):,} patches of {card.training['val']['patients']} patients, "
-        f"{numbers['idc_share']:.1%} of them IDC. The best epoch, the temperature and the threshold were chosen on "
-        "these same patients, which flatters; in the second row each patient's temperature and threshold come from "
-        "the other patients.",
+        f"{numbers['idc_share']:.1%} of them IDC. {'Temperature' if last_epoch(card) else 'The best epoch, temperature'} and "
+        "threshold were chosen on these same patients, which flatters; in the second row each patient's temperature "
+        "and threshold come from the other patients. How often they were looked at: docs/history.md.",
         "",
         "| | AUROC | F1 | balanced accuracy | ECE |",
         "| --- | --- | --- | --- | --- |",
@@ -162,6 +204,7 @@ def page(val: list[Mapped], every: list[Mapped], classifier: Classifier) -> str:
         "Published, on the official test patients: F1 0.718 and balanced accuracy 0.842 (Cruz-Roa 2014); 0.765 and "
         "0.847 (Janowczyk and Madabhushi 2016). Those are other patients: the rows cannot be compared one to one.",
         "",
+        *robustness_part(robustness, patches),
         "## Maps of the validation patients' whole mounts",
         "",
         f"`infer-slide` as shipped; the map shown: {shown}. Every labelled patch of the set counts; an IDC patch that "

@@ -27,6 +27,7 @@ from wsi_pipeline.inference.engines.patch_kernels import Resampling, cut_normali
 from wsi_pipeline.inference.engines.pixel_ring import PixelRing, Ring
 from wsi_pipeline.inference.engines.torch_engine import EagerEngine
 from wsi_pipeline.inference.engines.wide_network import FloatLinear, device_networks
+from wsi_pipeline.models.architectures.slide_condition import head_inputs
 from wsi_pipeline.models.model import Model, load_model
 from wsi_pipeline.models.slide_input import UNKNOWN_SLIDE, SlideInput
 from wsi_pipeline.models.stain import tables_of
@@ -267,7 +268,14 @@ def test_widths_made_up_with_zeros_and_layers_left_in_float32_change_nothing(shi
             convolutions = [layer for layer in layers if isinstance(layer, torch.nn.Conv2d)]
             assert all(layer.in_channels % 8 == 0 == layer.out_channels % 8 for layer in convolutions)
         seen.append((channels, any(isinstance(layer, FloatLinear) for layer in layers)))
-        found = network.float()(eight[:, :channels])
+        # Of the slide's last layer, the features that were made up take zeros.
+        head = [
+            torch.nn.functional.pad(
+                torch.from_numpy(part), (0, -part.shape[-1] % channels if part.ndim > 1 else 0)
+            )
+            for part in head_inputs(shipped.network, None)
+        ]
+        found = network.float()(eight[:, :channels], *head)
         np.testing.assert_allclose(found, shipped.network(images), rtol=0, atol=2e-2)  # rounded weights
     assert seen == [(8, True), (3, True), (8, False), (3, False)]
 

@@ -54,8 +54,8 @@ def shipped() -> Model:
     return load_model("idc_default")
 
 
-def eager(model: Model, patches: NDArray[np.uint8]) -> NDArray[np.float32]:
-    return EagerEngine(model, CPU, "fp32", 512).probabilities(patches, UNKNOWN_SLIDE)
+def eager(model: Model, patches: NDArray[np.uint8], slide: SlideInput = UNKNOWN_SLIDE) -> NDArray[np.float32]:
+    return EagerEngine(model, CPU, "fp32", 512).probabilities(patches, slide)
 
 
 def adapted(model: Model, sample: NDArray[np.uint8], **options: object) -> Classifier:
@@ -74,7 +74,7 @@ def test_each_engine_says_what_eager_torch_says(engine: str, precision: Precisio
         patches = made_patches(model.card, 100)
         scored = adapted(model, patches[:40], engine=engine, precision=precision)
         assert (scored.members[0].chosen.runner.engine.name, scored.precision) == (engine, precision)
-        moved = np.abs(scored.scores(patches) - eager(model, patches))
+        moved = np.abs(scored.scores(patches) - eager(model, patches, scored.members[0].slide))
         assert moved.max() <= TOLERANCES[precision].furthest
         assert moved.mean() <= TOLERANCES[precision].mean
         assert (moved.max() > 1e-5) == (precision != "fp32")  # it is what it says

@@ -63,6 +63,16 @@ def test_the_step_learns_more_than_a_plain_mean_and_is_calibrated():
     assert set(metrics["dice_by_slide"]) == {"4", "5"}
 
 
+def test_a_gaussian_learns_nothing_but_its_calibration():
+    step, metrics = fit_and_evaluate(replace(SMALL, kind="gaussian"), MOUNTS[:4], MOUNTS[4:], 0.5)
+    assert (step.card.kind, dict(step.weights)) == ("gaussian", {})
+    for side in ("crossfitted", "val"):
+        found = metrics[side]
+        assert found["context"]["auroc"] > found["alone"]["auroc"] + 0.05
+        assert found["context"]["auroc"] == pytest.approx(found["gaussian"]["auroc"], abs=0.02)
+    assert metrics["crossfitted"]["context"]["ece"] < 0.05
+
+
 def test_the_same_seed_gives_the_same_step_and_the_evaluated_patients_do_not_matter():
     first, _ = fit_and_evaluate(SMALL, MOUNTS[:3], MOUNTS[4:5], 0.5)
     again, _ = fit_and_evaluate(SMALL, MOUNTS[:3], MOUNTS[5:], 0.3)
@@ -157,11 +167,11 @@ def test_the_eight_views_of_a_patch_differ():
     assert np.array_equal(turned(patches, 0), patches)
 
 
-def test_the_config_beside_the_command_says_its_defaults(tmp_path: Path):
+def test_the_config_of_the_shipped_step_is_one(tmp_path: Path):
     path = Path(__file__).parents[2] / "configs/default_model/context.yaml"
     said = load_config(ContextTrainOptions, path)
     assert said.limits
-    assert replace(said, limits="") == ContextTrainOptions()
+    assert replace(said, limits="", kind="rings", views=8) == ContextTrainOptions()
     again = tmp_path / "again.yaml"
     again.write_text(as_yaml(SMALL))
     assert load_config(ContextTrainOptions, again) == SMALL

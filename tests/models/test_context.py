@@ -10,7 +10,14 @@ from models import random_step
 from scipy.special import expit, logit
 
 from wsi_pipeline.base.errors import ModelError
-from wsi_pipeline.models.context import ContextStep, RingOptions, apply_context, neighbour_mean, ring_features
+from wsi_pipeline.models.context import (
+    ContextCard,
+    ContextStep,
+    RingOptions,
+    apply_context,
+    neighbour_mean,
+    ring_features,
+)
 
 STEP = random_step()
 
@@ -113,3 +120,17 @@ def test_weights_that_do_not_fit_the_card_are_refused() -> None:
     wider = replace(STEP.card, options=RingOptions())
     with pytest.raises(ModelError, match="do not fit the card"):
         ContextStep(wider, STEP.weights)
+
+
+def test_a_gaussian_is_the_calibrated_mean_of_log_odds_and_has_no_weights() -> None:
+    random = np.random.default_rng(5)
+    alone = random.uniform(0.01, 0.99, (12, 17)).astype(np.float32)
+    alone[random.random(alone.shape) < 0.2] = np.nan
+    card = ContextCard(kind="gaussian", temperature=0.8, log_odds_shift=0.3)
+    found = apply_context(alone, ContextStep(card, {}))
+    scored = ~np.isnan(alone)
+    mean = neighbour_mean(np.where(scored, logit(np.where(scored, alone, 0.5)), 0.0), scored, 1.0)
+    np.testing.assert_allclose(found[scored], expit(mean / 0.8 + 0.3)[scored], atol=1e-6)
+    assert np.array_equal(np.isnan(found), ~scored)
+    with pytest.raises(ModelError, match="do not fit the card"):
+        ContextStep(card, random_step().weights)

@@ -15,6 +15,7 @@ from wsi_pipeline.base.errors import ModelError, ScaleError, UsageError
 from wsi_pipeline.base.options import options_from_dict, options_to_dict
 from wsi_pipeline.learning.datasets import SplitOptions, load_split
 from wsi_pipeline.learning.evaluation import metrics as evaluate
+from wsi_pipeline.learning.evaluation.patches import evaluate_patches
 from wsi_pipeline.models.architectures.torchvision_guard import declare_missing, torchvision
 from wsi_pipeline.models.card import ModelCard
 from wsi_pipeline.models.model import (
@@ -264,16 +265,14 @@ def test_the_shipped_model_is_as_good_on_validation_patients_as_its_card_says(sh
     if not IDC_DATA.exists():
         pytest.skip(f"no labelled patches at {IDC_DATA}")
     _, val = load_split(IDC_DATA, shipped.card.patch_px, SplitOptions())
-    picked = np.arange(0, len(val), 6)
-    with torch.inference_mode():
-        parts = torch.from_numpy(val.pixels[picked]).split(256)
-        probability = torch.cat([idc_probability(shipped.network, shipped.card, p) for p in parts]).numpy()
-    found = evaluate.measures(probability, val.labels[picked], shipped.card.threshold)
+    picked = val.taken(np.arange(0, len(val), 6))
+    probability = evaluate_patches(shipped, picked, torch.device("cpu")).probability
+    found = evaluate.measures(probability, picked.labels, shipped.card.threshold)
     said = shipped.card.metrics["val"]
     # A sixth of the patches: some 350 with IDC.
     for measure in ("auroc", "f1", "balanced_accuracy"):
         assert found[measure] == pytest.approx(said[measure], abs=0.03)
-    assert found["auroc"] > 0.94
+    assert found["auroc"] > 0.955
 
 
 def sibling(folder: Path, name: str, seed: int = 1, **card: object) -> Path:

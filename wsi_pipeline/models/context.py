@@ -2,7 +2,8 @@
 
 The step looks at a cell through ever wider rings around it: weighted means of log odds and of probability
 over the neighbours, and how much they differ. A few small perceptrons, averaged, correct the narrowest mean
-by what the rings say. Means are over scored cells alone (normalised convolution; Knutsson and Westin, CVPR
+by what the rings say. Or it leaves that mean as it is, and only calibrates it: the Gaussian, which has nothing to
+learn and nothing to learn wrongly. Means are over scored cells alone (normalised convolution; Knutsson and Westin, CVPR
 1993), so that a value under a cell that was not scored never counts, and a map of any size will do. The rings
 are round: turning or flipping the map turns or flips the result.
 
@@ -54,8 +55,8 @@ class RingOptions:
 class ContextCard:
     """What must be known of a model's context step, a part of the model's card."""
 
-    kind: Literal["rings"] = "rings"
-    """Which step: rings, the one of this file."""
+    kind: Literal["rings", "gaussian"] = "rings"
+    """Which step: rings, the perceptrons; gaussian, the mean of log odds of width `options.base_sigma` alone."""
 
     options: RingOptions = Field(default_factory=RingOptions)
     """What it sees of a patch's neighbours."""
@@ -81,8 +82,8 @@ class ContextStep:
     """A context step ready to use.
 
     `weights`, float32, of m perceptrons of c channels and h hidden values: mean [c], std [c], weight1
-    [m, c, h], bias1 [m, h], weight2 [m, h, h], bias2 [m, h], weight3 [m, h], bias3 [m]. Raises ModelError
-    where their shapes do not fit the card.
+    [m, c, h], bias1 [m, h], weight2 [m, h, h], bias2 [m, h], weight3 [m, h], bias3 [m]; a Gaussian has none. Raises
+    ModelError where their shapes do not fit the card.
     """
 
     card: ContextCard
@@ -91,8 +92,9 @@ class ContextStep:
     def __post_init__(self) -> None:
         found = {name: tuple(values.shape) for name, values in self.weights.items()}
         members, hidden = (*found.get("bias1", ()), 0, 0)[:2]
-        expected = weight_shapes(channel_count(self.card.options), hidden, members)
-        if found != expected or not members:
+        learned = self.card.kind == "rings"
+        expected = weight_shapes(channel_count(self.card.options), hidden, members) if learned else {}
+        if found != expected or (learned and not members):
             raise ModelError(
                 f"the weights of the context step do not fit the card: found {found}, expected {expected}; "
                 f"take weights and card of one training, or train the step again (train-context)"
@@ -146,6 +148,9 @@ def log_odds_of(probability: FloatMap, options: RingOptions) -> Floats:
 
 def step_log_odds(log_odds: Floats, step: ContextStep) -> Floats:
     """Log odds [n] after the step, not yet calibrated, of the scored cells of a map [row, column]."""
+    if step.card.kind == "gaussian":
+        scored = ~np.isnan(log_odds)
+        return neighbour_mean(log_odds, scored, step.card.options.base_sigma)[scored]
     base, rings = ring_features(log_odds, step.card.options)
     w = {name: values.astype(np.float64) for name, values in step.weights.items()}
     rings = (rings - w["mean"]) / w["std"]  # [n, c]

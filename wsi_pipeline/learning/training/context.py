@@ -9,7 +9,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -47,6 +47,10 @@ log = logging.getLogger(__name__)
 @options
 class ContextTrainOptions:
     """All that decides what a training of the context step makes of its slides."""
+
+    kind: Literal["rings", "gaussian"] = "rings"
+    """rings: small perceptrons correct the mean of the neighbours; gaussian: the mean alone, calibrated, which no
+    training can spoil. Which is better, a cross-validation over slides that no network was trained on says."""
 
     rings: RingOptions = Field(default_factory=RingOptions)
     split: SplitOptions = Field(default_factory=SplitOptions)
@@ -199,8 +203,11 @@ def fit_and_evaluate(
     labels = _cells(train, lambda slide: slide.labels).astype(int)
     calibration = metrics.fit_calibration(logits, labels)
     probability = metrics.calibrated(logits, calibration).astype(np.float64)
-    weights = _fit([_examples(slide, options, i) for i, slide in enumerate(train)], options, options.seed)
+    learned = options.kind == "rings"
+    examples = [_examples(slide, options, i) for i, slide in enumerate(train)] if learned else []
+    weights = _fit(examples, options, options.seed) if learned else {}
     card = ContextCard(
+        kind=options.kind,
         options=options.rings,
         temperature=calibration.temperature,
         log_odds_shift=calibration.log_odds_shift,
@@ -290,6 +297,8 @@ def _cells(slides: Sequence[LabelledSlide], values: Callable[[LabelledSlide], ND
 
 def _crossfitted_log_odds(options: ContextTrainOptions, slides: Sequence[LabelledSlide]) -> Floats:
     """Log odds after the step of all evaluated cells, each slide's by a step that was trained on other patients."""
+    if options.kind == "gaussian":  # nothing is fitted
+        return _cells(slides, lambda slide: _spread_out(slide, _gaussian(options)))
     examples = [_examples(slide, options, i) for i, slide in enumerate(slides)]
     folds = min(options.folds, len(slides))
     fold_of = np.random.default_rng(options.seed).permutation(len(slides)) % folds
@@ -305,6 +314,18 @@ def _crossfitted_log_odds(options: ContextTrainOptions, slides: Sequence[Labelle
             ]
         log.info("cross-validation: fold %d of %d", fold + 1, folds)
     return np.concatenate([odds[i] for i in range(len(slides))])
+
+
+def _gaussian(options: ContextTrainOptions) -> ContextStep:
+    return ContextStep(ContextCard(kind="gaussian", options=options.rings), {})
+
+
+def _spread_out(slide: LabelledSlide, step: ContextStep) -> Floats:
+    """Log odds [row, column] after the step, NaN where not scored."""
+    probability = slide.patch_probability[0]
+    odds = np.full(probability.shape, np.nan)
+    odds[~np.isnan(probability)] = step_log_odds(log_odds_of(probability, step.card.options), step)
+    return odds
 
 
 def _compared(slides: Sequence[LabelledSlide], sigma: float, context: Floats) -> Compared:
