@@ -183,8 +183,9 @@ def page(
         "## Patches of the validation patients",
         "",
         f"{int(numbers['patches']):,} patches of {card.training['val']['patients']} patients, "
-        f"{numbers['idc_share']:.1%} of them IDC. {'Temperature' if last_epoch(card) else 'The best epoch, temperature'} and "
-        "threshold were chosen on these same patients, which flatters; in the second row each patient's temperature "
+        f"{numbers['idc_share']:.1%} of them IDC. "
+        f"{'Temperature' if last_epoch(card) else 'The best epoch, temperature'} and threshold were chosen on "
+        "these same patients, which flatters; in the second row each patient's temperature "
         "and threshold come from the other patients. How often they were looked at: docs/history.md.",
         "",
         "| | AUROC | F1 | balanced accuracy | ECE |",
