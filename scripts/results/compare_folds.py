@@ -25,7 +25,7 @@ from wsi_pipeline.learning.evaluation.bootstrap import (
 
 ABOUT = (
     "Every choice between trainings is made on the 230 patients that are at hand, divided into five folds "
-    "(`configs/default_model/folds.csv`): a network a fold, which never saw the fold's patients, trained from random "
+    "(`scripts/results/folds.csv`): a network a fold, which never saw the fold's patients, trained from random "
     "weights for 12 epochs, the last of which counts. Calibration and threshold of each patient come from others. The "
     "published validation patients are left out of the table: they are kept for a last look. Written by "
     "`python -m scripts.results.compare_folds` from what `python -m scripts.results.cross_validate` left."

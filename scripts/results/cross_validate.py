@@ -1,6 +1,6 @@
 """Cross-validate a training by patient: a network a fold, each asked about the patients that it never saw.
 
-Folds are those of configs/default_model/folds.csv. What a network says of its fold's patches is kept in
+Folds are those of folds.csv beside this file. What a network says of its fold's patches is kept in
 OUT/fold_K.npz, so that a run that was broken off goes on with the next fold. The last epoch counts: nothing is chosen
 on a fold. Several runs are compared by `python -m scripts.results.compare_folds`.
 
@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from wsi_pipeline.base.configs import config_folder
 from wsi_pipeline.learning.datasets import LabelledPatches
 from wsi_pipeline.learning.datasets.load import load_side
 from wsi_pipeline.learning.datasets.scanner_effects import as_jpeg
@@ -32,6 +31,8 @@ from wsi_pipeline.learning.training.train import (
 )
 from wsi_pipeline.models.logits import evaluate, evaluate_by_slide
 from wsi_pipeline.models.model import save_model
+
+FOLDS = Path(__file__).with_name("folds.csv")
 
 log = logging.getLogger("cross_validate")
 
@@ -74,7 +75,7 @@ def main() -> None:
 
 def read_folds() -> dict[str, int]:
     """The fold of each patient."""
-    with (config_folder() / "default_model" / "folds.csv").open(newline="") as file:
+    with FOLDS.open(newline="") as file:
         return {row["patient"]: int(row["fold"]) for row in csv.DictReader(file)}
 
 

@@ -1,6 +1,6 @@
 """Divide all patients of the IDC set into folds for cross-validation, alike in patches, IDC and whole mounts.
 
-python -m scripts.results.make_folds ../shared/data/idc configs/default_model/folds.csv
+python -m scripts.results.make_folds ../shared/data/idc scripts/results/folds.csv
 """
 
 import csv

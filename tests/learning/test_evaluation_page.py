@@ -44,6 +44,7 @@ KEYS = {
     "slides",
     "all_slides",
     "failed_slides",
+    "robustness",
 }
 MEASURES = {
     "accuracy",

@@ -90,7 +90,7 @@ class TrainOptions:
     """How each patient's patches are changed together: scanner, focus, file format, stain. With `slides_a_batch`."""
 
     condition_dropped: Annotated[float, Field(ge=0, le=1)] = 0.15
-    """Of a network with `slide_condition`: the share of patients of which it is told nothing, so that it bears that."""
+    """Of a network with `slide_condition`: the share of patients of which it hears nothing, so that it bears that."""
 
     epochs: Annotated[int, Field(gt=0)] = 30
     """Passes over the training patches."""
