@@ -252,8 +252,8 @@ def context_part(card: ModelCard, val: list[Mapped], thresholds: dict[str, float
         "",
         f"The same slides: each patch alone; the plain mean of its neighbours' probabilities (Gaussian of one patch, "
         f"over scored cells); the context step (`{card.context.kind}`), made on {len(trained['slides'])} other whole "
-        f"mounts ({trained['patches']:,} patches, {trained['idc']:,} IDC). The thresholds of the Gaussian and of the step, "
-        "and the step's calibration, were chosen on those other slides; that of each patch "
+        f"mounts ({trained['patches']:,} patches, {trained['idc']:,} IDC). The thresholds of the Gaussian and of the "
+        "step, and the step's calibration, were chosen on those other slides; that of each patch "
         "alone is the model's, chosen on the validation patients. The two columns at the right take, for each map, "
         "the threshold that is best on these very slides (highest mean of F1 and balanced accuracy): they flatter "
         "all three alike.",
