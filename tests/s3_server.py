@@ -5,6 +5,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -55,11 +56,15 @@ def s3_server(folder: Path) -> Iterator[dict[str, str]]:
         s3fs.S3FileSystem.clear_instance_cache()
         yield environment
     finally:
-        process.terminate()  # it takes its sockets away, which a kill leaves
+        process.terminate()
         try:
-            process.wait(20)
+            process.wait(3)
         except subprocess.TimeoutExpired:
             process.kill()
+            process.wait()
+        for port in {port for ports in (master, volume, filer, s3) for port in ports}:
+            for left in Path(tempfile.gettempdir()).glob(f"seaweedfs-*-{port}.sock"):
+                left.unlink(missing_ok=True)
             process.wait()
 
 

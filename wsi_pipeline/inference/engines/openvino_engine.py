@@ -9,6 +9,7 @@ Each batch is computed on one thread, so that it gives the same bits however man
 import threading
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import cached_property
 from typing import Any
 
@@ -21,7 +22,7 @@ from wsi_pipeline.inference.engines.batching import Precision
 from wsi_pipeline.inference.engines.quantise import Ranges, conv_ranges, quantised
 from wsi_pipeline.inference.engines.quiet_openvino import FrontEndManager, TorchScriptPythonDecoder, openvino
 from wsi_pipeline.inference.engines.torch_engine import folded, input_table
-from wsi_pipeline.models.architectures.slide_condition import head_inputs, with_slide_inputs
+from wsi_pipeline.models.architectures.slide_condition import Features, SlideConditioned, head_inputs
 from wsi_pipeline.models.calibration import probability
 from wsi_pipeline.models.model import Model, has_bf16
 from wsi_pipeline.models.slide_input import UNKNOWN_SLIDE, SlideInput
@@ -33,7 +34,10 @@ BATCHES_A_THREAD = 2
 
 
 class Graphs:
-    """A model's graphs, one a batch size: uint8 patches [n, S, S, 3] and what `inputs_of` gives in, logits out."""
+    """A model's graphs, one a batch size: uint8 patches [n, S, S, 3] and a table by `table_of` in, logits out.
+
+    Of a network that hears of its slide the features come out, [n, C], and `logits_of` is its last layer.
+    """
 
     def __init__(self, model: Model, batch_size: int):
         self.model = model
@@ -41,41 +45,48 @@ class Graphs:
         self.core = openvino.Core()
         self._lock = threading.Lock()
         self._made: dict[int, tuple[openvino.Model, object]] = {}
-        self._inputs = (UNKNOWN_SLIDE, _inputs(model, UNKNOWN_SLIDE))
+        self._table = (UNKNOWN_SLIDE, input_table(model.card, None))
 
-    def inputs_of(self, slide: SlideInput) -> tuple[NDArray[np.float32], ...]:
-        """What a graph is given of the slide: for each value of R, G and B what the network sees, float32 [768].
-
-        A network that hears of its slide is given its last layer too: weight [classes, C] and bias [classes].
-        """
-        kept = self._inputs  # one slide's, batch after batch
+    def table_of(self, slide: SlideInput) -> NDArray[np.float32]:
+        """What the network is given for each value of R, G and B of the slide, float32 [768]."""
+        kept = self._table  # one slide's, batch after batch
         if kept[0] is not slide:
-            self._inputs = kept = (slide, _inputs(self.model, slide))
+            self._table = kept = (slide, input_table(self.model.card, slide.tables))
         return kept[1]
+
+    def logits_of(self, values: NDArray[np.float32], slide: SlideInput) -> NDArray[np.float32]:
+        """Logits [n, classes] of what a graph gives."""
+        head = head_inputs(self.model.network, slide.head)
+        if not head:
+            return values
+        # Not in the graph, and not by BLAS: there a patch's last bits hang on how many stand beside it.
+        weight, bias = head
+        logits: NDArray[np.float32] = np.einsum("nc,kc->nk", values, weight) + bias
+        return logits
 
     def of(self, batch_size: int) -> openvino.Model:
         """The graph for so many patches; raises what OpenVINO or the tracing of the network raises."""
         with self._lock:
             if batch_size not in self._made:
                 shape = (batch_size, self.model.card.patch_px, self.model.card.patch_px, 3)
-                self._made[batch_size] = _graph(self._whole, shape, self.inputs_of(UNKNOWN_SLIDE))
+                self._made[batch_size] = _graph(self._whole, shape, self.table_of(UNKNOWN_SLIDE))
             return self._made[batch_size][0]
 
     def ranges(self, patches: NDArray[np.uint8], slide: SlideInput) -> Ranges:
         """What the convolutions are given where the network sees these patches, uint8 [n, S, S, 3], of that slide."""
-        size, inputs = self.batch_sizes[-1], self.inputs_of(slide)
+        size, table = self.batch_sizes[-1], self.table_of(slide)
         graph = self.of(size)
         batches: list[Sequence[NDArray[Any]]] = [
-            (filled(patches[i : i + size], size), *inputs) for i in range(0, len(patches), size)
+            (filled(patches[i : i + size], size), table) for i in range(0, len(patches), size)
         ]
         return conv_ranges(self.core, graph, batches)
 
     @cached_property
     def _whole(self) -> nn.Module:
-        try:
-            network = folded(with_slide_inputs(self.model.network))
-        except Exception:  # torch.fx cannot follow every network; OpenVINO folds most of it by itself
-            network = with_slide_inputs(self.model.network)
+        given = self.model.network
+        network: nn.Module = Features(given.core) if isinstance(given, SlideConditioned) else given
+        with suppress(Exception):  # torch.fx cannot follow every network; OpenVINO folds most of it by itself
+            network = folded(network)
         return _FromBytes(network).eval()
 
 
@@ -99,11 +110,12 @@ class OpenVinoEngine:
         patches = np.ascontiguousarray(filled(batch, size))
         request = self._request(size)
         # One call would do all of this, and take longer for it than the steps by themselves.
-        for i, values in enumerate((patches, *self._graphs.inputs_of(slide))):
+        for i, values in enumerate((patches, self._graphs.table_of(slide))):
             request.set_input_tensor(i, openvino.Tensor(values, shared_memory=True))
         request.start_async()
         request.wait()
-        logits, card = request.get_output_tensor().data[: len(batch)], self._graphs.model.card
+        logits = self._graphs.logits_of(request.get_output_tensor().data[: len(batch)], slide)
+        card = self._graphs.model.card
         # Not `model.calibrated`: torch takes longer to begin, and a last bit hangs on the patch's place in the batch.
         found = probability(logits, card.temperature, card.log_odds_shift, card.classes.index("idc"))
         return found.astype(np.float32)
@@ -150,7 +162,7 @@ def filled(patches: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
 
 
 class _FromBytes(nn.Module):
-    """Logits [N, classes] of uint8 patches [N, S, S, 3], an input table, float32 [768], and a head, as one graph."""
+    """Logits [N, classes] of uint8 patches [N, S, S, 3], and an input table, float32 [768], as one graph."""
 
     starts: torch.Tensor
 
@@ -161,20 +173,16 @@ class _FromBytes(nn.Module):
             "starts", torch.arange(0, 768, 256, dtype=torch.int32)
         )  # of R, G, B in the table
 
-    def forward(self, patches: torch.Tensor, table: torch.Tensor, *head: torch.Tensor) -> torch.Tensor:
+    def forward(self, patches: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
         images = table[patches.int() + self.starts].permute(0, 3, 1, 2)  # [N, 3, S, S]
-        return self.network(images, *head)  # type: ignore[no-any-return]
-
-
-def _inputs(model: Model, slide: SlideInput) -> tuple[NDArray[np.float32], ...]:
-    return input_table(model.card, slide.tables), *head_inputs(model.network, slide.head)
+        return self.network(images)  # type: ignore[no-any-return]
 
 
 def _graph(
-    network: nn.Module, shape: tuple[int, ...], inputs: tuple[NDArray[np.float32], ...]
+    network: nn.Module, shape: tuple[int, ...], table: NDArray[np.float32]
 ) -> tuple[openvino.Model, object]:
-    """The graph of uint8 patches of that shape and such inputs; and what holds its weights' memory, torch's own."""
-    example = torch.zeros(shape, dtype=torch.uint8), *map(torch.from_numpy, inputs)
+    """The graph of uint8 patches of that shape and such a table, and what holds its weights' memory, torch's own."""
+    example = torch.zeros(shape, dtype=torch.uint8), torch.from_numpy(table)
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter(
             "ignore"

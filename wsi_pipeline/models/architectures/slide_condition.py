@@ -147,6 +147,18 @@ class WithHead(nn.Module):
         return F.linear(self.core.features(x).to(weight.dtype), weight, bias)  # type: ignore[operator]
 
 
+class Features(nn.Module):
+    """What a core gives its last layer, [N, C], of patches [N, 3, H, W]: for engines that leave that layer out."""
+
+    def __init__(self, core: nn.Module) -> None:
+        super().__init__()
+        self.core = core
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """The features."""
+        return self.core.features(x)  # type: ignore[operator, no-any-return]
+
+
 def with_slide_inputs(network: nn.Module) -> nn.Module:
     """The network as engines take it: with its last layer as inputs, where it hears of its slide."""
     return WithHead(network.core) if isinstance(network, SlideConditioned) else network
