@@ -5,13 +5,12 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from wsi_pipeline.learning.datasets import LabelledPatches
 from wsi_pipeline.learning.datasets.scanner_effects import looking
 from wsi_pipeline.learning.training.augment import SlideStains, Views, draw_slide_stains, draw_views
-from wsi_pipeline.learning.training.card import CLASSES
+from wsi_pipeline.learning.training.coarse_labels import labels_with_neighbours
 from wsi_pipeline.learning.training.looks import LookOptions, draw_look
 from wsi_pipeline.learning.training.options import TrainOptions
 from wsi_pipeline.models.architectures.slide_condition import LEAST_PATCHES, Slides
@@ -32,7 +31,7 @@ class Batch(NamedTuple):
 
     # uint8 [N, S, S, 3], as they were scanned.
     patches: torch.Tensor
-    # float32 [N, classes], 1 for the class that the label says.
+    # float32 [N, classes], shares of the classes: IDC is the last of them.
     targets: torch.Tensor
     views: Views
     blend: Blend | None
@@ -52,7 +51,8 @@ def make_batches(
     Views are drawn from `generator`, blends from torch's own generator of the CPU. Each batch is drawn when it is
     asked for, so that on a CPU dropout, of the same generator, comes after the blend of its batch.
     """
-    pixels, labels = torch.from_numpy(side.pixels), torch.from_numpy(side.labels)
+    pixels = torch.from_numpy(side.pixels)
+    idc = torch.from_numpy(labels_with_neighbours(side, options.neighbours_say))
     for row in rows:
         chosen = torch.from_numpy(row)
         patches, slides, stains = rows_of(pixels, chosen, pinned), None, None
@@ -63,7 +63,7 @@ def make_batches(
             slides = draw_slides(index, options.condition_dropped, generator)
         yield Batch(
             patches,
-            F.one_hot(labels[chosen].long(), len(CLASSES)).float(),
+            torch.stack([1 - idc[chosen], idc[chosen]], dim=1),
             draw_views(len(row), side.pixels.shape[1], options.augment, generator, stains),
             draw_blend(len(row), options.mixup) if options.mixup else None,
             slides,

@@ -126,6 +126,14 @@ class TrainOptions:
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.05
     """Outlines are coarse: no patch of a region's edge is certain."""
 
+    neighbours_say: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """How much of a patch's target is the mean label of its neighbours, where the patches' names say their places:
+    rims of outlines become soft, all else stays."""
+
+    trusted: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """The share of each batch that is learned, the patches of the smallest losses, once the learning rate has risen:
+    others are likelier to be labelled wrong. 1: all."""
+
     mixup: Annotated[float, Field(ge=0)] = 0.0
     """Above 0, each patch is blended with another, by shares from a beta distribution of this parameter."""
 

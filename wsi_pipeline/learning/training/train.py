@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from wsi_pipeline.learning.training.card import (
     stain_of,
 )
 from wsi_pipeline.learning.training.checkpoint import load_checkpoint, save_checkpoint
+from wsi_pipeline.learning.training.coarse_labels import mean_of_trusted
 from wsi_pipeline.learning.training.distillation import load_teachers, teachers_answer
 from wsi_pipeline.learning.training.distributed import ProcessGroup
 from wsi_pipeline.learning.training.history import HistoryFiles, Row, scores
@@ -196,15 +198,20 @@ def train_one_epoch(run: Run, epoch: int, reached: list[float]) -> tuple[float, 
     rows = (group.share(batch) for batch in _with_progress(batches, epoch, group))
     made = make_batches(run.train, rows, options, generator, pinned=device.type == "cuda")
     total = torch.zeros((), device=device)
+    # Before the first passes are done a network knows nothing to doubt a label by.
+    trusted = options.trusted if epoch >= options.warmup_epochs else 1.0
     for step, batch in enumerate(feed(made, copies)):
         rate = learning_rate(epoch + step / len(batches), options, reached)
-        total += take_step(run, batch, rate)
+        total += take_step(run, batch, rate, trusted)
     # Here, and nowhere before, the host waits for the device.
     return float(group.mean(total / len(batches))), rate
 
 
-def take_step(run: Run, batch: Batch, rate: float) -> torch.Tensor:
-    """The loss of a batch, on the device, after one step of that learning rate; nothing is read from the device."""
+def take_step(run: Run, batch: Batch, rate: float, trusted: float = 1.0) -> torch.Tensor:
+    """The loss of a batch, on the device, after one step of that learning rate; nothing is read from the device.
+
+    Of the batch the `trusted` share is learned, those of the smallest losses.
+    """
     options, device = run.options, run.device
     for parameters in run.optimiser.param_groups:
         parameters["lr"] = rate
@@ -216,9 +223,11 @@ def take_step(run: Run, batch: Batch, rate: float) -> torch.Tensor:
         images = normalised(patches, run.card.mean, run.card.std)
         conditioned = isinstance(run.network, SlideConditioned)
         logits = run.learner(images, batch.slides) if conditioned else run.learner(images)  # [N, classes]
-    loss = F.cross_entropy(
-        logits.float(), targets, weight=run.weights, label_smoothing=options.label_smoothing
-    )
+    entropy = partial(F.cross_entropy, weight=run.weights, label_smoothing=options.label_smoothing)
+    if trusted < 1:
+        loss = mean_of_trusted(entropy(logits.float(), targets, reduction="none"), trusted)
+    else:
+        loss = entropy(logits.float(), targets)
     run.optimiser.zero_grad()
     run.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
     run.scaler.step(run.optimiser)
