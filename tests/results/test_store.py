@@ -11,7 +11,7 @@ from ome_zarr_models.v05.image_label import ImageLabel
 from wsi_pipeline.base.errors import OutputError, RecipeError, SlideChangedError
 from wsi_pipeline.base.geometry import Box, Plane
 from wsi_pipeline.results.commit import commit_blocks
-from wsi_pipeline.results.store import PatchTable, SlideStore, StoreLayout, create_store
+from wsi_pipeline.results.store import MAP_TITLES, PatchTable, SlideStore, StoreLayout, create_store
 from wsi_pipeline.tiling.cell_status import Status, initial_status
 from wsi_pipeline.tiling.grid import Grid, Plan, ScoredBlock
 
@@ -50,11 +50,30 @@ def test_the_metadata_is_valid_ome_zarr_0_5(tmp_path: Path) -> None:
     root = zarr.open_group(tmp_path / "slide.zarr", mode="r")
     for name in ("", "heatmap"):
         image = Image.from_zarr(root[name] if name else root)
-        assert [axis.unit for axis in image.attributes.ome.multiscales[0].axes] == ["micrometer"] * 2
+        axes = image.attributes.ome.multiscales[0].axes
+        assert [axis.unit for axis in axes if axis.type == "space"] == ["micrometer"] * 2
     for name in ("status", "tissue"):
         label = ImageLabel.from_zarr(root[f"labels/{name}"])
         assert label.attributes.ome.image_label is not None
     assert root["labels"].attrs["ome"]["labels"] == ["status", "tissue"]
+
+
+def test_a_store_without_maps_is_an_image_of_its_tissue(tmp_path: Path) -> None:
+    grid = Grid(Plane(16, 16), 50, 50, 3, 3)
+    kept = np.ones((3, 3), np.bool_)
+    plan = Plan(grid, kept.astype(np.float32), kept, ~kept, 8)
+    none = PatchTable(np.empty(0, np.int32), np.empty(0, np.int32), np.empty(0, np.float32), None)
+    tissue = np.random.default_rng(0).integers(0, 3, (200, 150)).astype(np.uint8)
+    store = create_store(tmp_path / "slide.zarr", {}, StoreLayout(plan, MPP0, tissue, Plane(30, 30), none))
+    root = zarr.open_group(store.path, mode="r")
+    image, label = (
+        Image.from_zarr(root).attributes.ome,
+        ImageLabel.from_zarr(root["labels/tissue"]).attributes.ome,
+    )
+    paths = [dataset.path for dataset in image.multiscales[0].datasets]
+    assert np.array_equal(np.asarray(root[paths[0]]), tissue)
+    assert image.omero["channels"][0]["window"]["end"] == 2
+    assert len(paths) == len(label.multiscales[0].datasets) == 3
 
 
 @pytest.mark.parametrize("also", [(), ("patch_heatmap",)])
@@ -129,7 +148,50 @@ def test_with_a_context_step_blocks_fill_the_patch_heatmap_and_the_map_comes_aft
     group = zarr.open_group(store.path, mode="r")
     for name in ("", "heatmap", "patch_heatmap"):
         assert Image.from_zarr(group[name] if name else group).attributes.ome.multiscales
-    assert group.attrs["ome"]["multiscales"][0]["datasets"][0]["path"] == "heatmap/0"
+
+
+@pytest.mark.parametrize("also", [(), ("patch_heatmap",), ("patch_heatmap", "uncertainty")])
+def test_the_roots_image_is_every_map_in_small_pixels_where_its_cells_are(
+    tmp_path: Path, also: tuple[str, ...]
+) -> None:
+    store, plan = made(tmp_path / "slide.zarr", 31, 20, also)
+    maps, shape = ["heatmap", *also], (20, 31)
+    rng = np.random.default_rng(1)
+    for name in maps:
+        zarr.open_array(store.path / name / "0", mode="r+")[...] = rng.random(shape).astype(np.float32)
+    zarr.open_array(store.path / "labels/status/0", mode="r+")[...] = rng.integers(0, 4, shape)
+    store.write_pyramid()
+    store.write_display()
+    root = zarr.open_group(store.path, mode="r")
+    image, labels = root.attrs["ome"], root["labels/status"].attrs["ome"]
+    levels = image["multiscales"][0]["datasets"]
+    assert [axis["name"] for axis in image["multiscales"][0]["axes"]] == ["c", "y", "x"]
+    # A viewer that leaves translations out, and one that draws from corners, err by half a pixel.
+    assert max(levels[0]["coordinateTransformations"][0]["scale"][1:]) < 12
+    windows = [(channel["label"], channel["window"]["end"]) for channel in image["omero"]["channels"]]
+    assert windows == [(MAP_TITLES[name], 0.5 if name == "uncertainty" else 1.0) for name in maps]
+    assert [channel["active"] for channel in image["omero"]["channels"]] == [True] + [False] * len(also)
+    for name in ("status", "tissue"):
+        datasets = root[f"labels/{name}"].attrs["ome"]["multiscales"][0]["datasets"]
+        assert len(datasets) == len(levels)
+    plane = plan.grid.map_plane
+    for level, label in zip(levels, labels["multiscales"][0]["datasets"], strict=True):
+        scale, translation = (t[t["type"]][1:] for t in level["coordinateTransformations"])
+        pixels, status = (
+            np.asarray(root[name]) for name in (level["path"], f"labels/status/{label['path']}")
+        )
+        assert pixels.shape == (len(maps), *status.shape)
+        if scale[0] > plane.downsample_y * MPP0[1] * 1.001:
+            continue
+        # Which cell holds the centre of each pixel, by micrometres alone.
+        y0, x0 = (
+            (np.arange(n) * scale[i] + translation[i]) / MPP0[1 - i] for i, n in enumerate(status.shape)
+        )
+        columns, rows = (np.floor(xy).astype(int) for xy in plane.point_from_level0(x0, y0))
+        for channel, name in enumerate(maps):
+            assert np.array_equal(pixels[channel], np.asarray(root[f"{name}/0"])[np.ix_(rows, columns)])
+        assert np.array_equal(status, np.asarray(root["labels/status/0"])[np.ix_(rows, columns)])
+    assert max(np.asarray(root[levels[-1]["path"]]).shape[1:]) <= 64
 
 
 def test_what_is_unfinished_is_the_same_of_a_new_store_and_of_one_opened_again(tmp_path: Path) -> None:

@@ -151,6 +151,7 @@ def _make_map(job: _Job, store: SlideStore | None, watch: Stopwatch, run: RunOpt
             store.write_heatmap(apply_context(patch_probability, shown.step, plan.grid.patch_cells))
     with watch("stitch"):
         store.write_pyramid()
+        store.write_display()
         store.finish(computed, initial_status(plan))
     return store
 

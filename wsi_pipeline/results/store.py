@@ -2,17 +2,21 @@
 
 Layout (zarr format 3, OME-Zarr 0.5; DESIGN.md, section 5)::
 
-    slide.zarr/          the heatmap is its image, so that a viewer pointed here shows it
+    slide.zarr/          an image: the maps, so that a viewer pointed here shows them
+      display/0,1,2..    float32 [channel, y, x], what that image is made of: the maps below, their cells repeated to
+                         pixels of about 8 um (multiscales.py says why)
       heatmap/0,1,2..    float32 [y, x], probability of IDC, NaN = not scored
       patch_heatmap/0..  the same before the model's context step, each patch alone; only where it has a step
       uncertainty/0..    float32 [y, x], standard deviation between an ensemble's models; only of an ensemble
-      labels/status/0..  uint8: 0 background, 1 scored, 2 rejected, 3 unreadable, 4 planned
+      labels/status/0..  uint8: 0 background, 1 scored, 2 rejected, 3 unreadable, 4 planned; its image is
+                         labels/status/display_0.., as large as display/0..
       labels/tissue/0..  uint8 at the tissue plane: 1 tissue, 2 tissue rejected by quality
       patches/           x0, y0 (int32, level-0 pixels), tissue (float32 share), label (int8 1, 0, -1; if annotated)
 
-Physical coordinates are micrometres from the upper left corner of level 0, of pixel centres.
+Of a store without maps (`tile-slides`), the image is the tissue.
 """
 
+import itertools
 import json
 import warnings
 from collections.abc import Callable, Iterable
@@ -30,6 +34,15 @@ from zarr.storage import MemoryStore
 from wsi_pipeline.base.errors import OutputError, RecipeError
 from wsi_pipeline.base.files import OutPath, new_tree, sync_files, sync_tree, write_bytes, writing, zarr_store
 from wsi_pipeline.base.geometry import Box, Plane, Size
+from wsi_pipeline.results.multiscales import (
+    display_factor,
+    halve_mean,
+    halve_nearest,
+    image_label,
+    level_count,
+    multiscale,
+    shown_as,
+)
 from wsi_pipeline.tiling.cell_status import Status, initial_status
 from wsi_pipeline.tiling.grid import Block, Plan
 
@@ -44,21 +57,13 @@ MAP_TITLES = {
     "patch_heatmap": f"{MAP_TITLE}, each patch alone",
     "uncertainty": f"{MAP_TITLE}, standard deviation between models",
 }
-# A pyramid ends at a level that fits a thumbnail.
-SMALLEST_LEVEL = 64
+# How viewers show each: colour, and highest value.
+MAP_CHANNELS = {"heatmap": ("FFFF00", 1.0), "patch_heatmap": ("00FFFF", 1.0), "uncertainty": ("FF00FF", 0.5)}
 # Chunks of arrays that are not written block by block: planes, and lists of patches.
 FLAT_CHUNK = 1024
 PATCH_CHUNK = 2**18
 # Every chunk: the values, little-endian, in zstd's own default.
 ZSTD_LEVEL = 0
-
-STATUS_COLOURS = {
-    Status.BACKGROUND: (0, 0, 0, 0),
-    Status.SCORED: (68, 119, 170, 255),
-    Status.REJECTED: (204, 187, 68, 255),
-    Status.UNREADABLE: (238, 102, 119, 255),
-    Status.PLANNED: (187, 187, 187, 255),
-}
 
 
 @dataclass(frozen=True, eq=False)
@@ -201,13 +206,35 @@ class SlideStore:
             names.add("uncertainty")
         for name in sorted(names):
             reduce: Callable[[NDArray[Any]], NDArray[Any]] = (
-                _halve_nearest if name == "labels/status" else _halve_mean
+                halve_nearest if name == "labels/status" else halve_mean
             )
             level = self.array(f"{name}/0")
-            for index in range(1, _level_count(Size(level.shape[1], level.shape[0]))):
+            for index in range(1, self._level_count(name)):
                 level = reduce(level)
                 with writing(self.path):
                     self._array(f"{name}/{index}")[...] = level
+
+    def write_display(self) -> None:
+        """The images for viewers, of the maps and their coarser levels; none in a store of an earlier version."""
+        if not self._has("display"):
+            return
+        maps = [name for name in MAP_TITLES if self._has(name)]
+        for index in range(self._level_count("display")):
+            with writing(self.path):
+                for channel, name in enumerate(maps):
+                    self._write_repeated(f"display/{index}", name, index, channel)
+                self._write_repeated(f"labels/status/display_{index}", "labels/status", index)
+
+    def _write_repeated(self, target: str, name: str, index: int, channel: int | None = None) -> None:
+        """A level of an image for viewers: the cells of a level of `name`, each as often as it takes."""
+        array, steps = self._array(target), self._level_count("display") - self._level_count(name)
+        cells = self.array(f"{name}/{max(0, index - steps)}")
+        repeat, (height, width) = 2 ** max(0, steps - index), array.shape[-2:]
+        columns = np.arange(width) // repeat
+        for top in range(0, height, FLAT_CHUNK):  # a row of chunks at a time: it is large
+            rows = np.arange(top, min(top + FLAT_CHUNK, height)) // repeat
+            place: tuple[Any, ...] = (slice(top, top + len(rows)), slice(None))
+            array[place if channel is None else (channel, *place)] = cells[np.ix_(rows, columns)]
 
     def finish(self, computed: dict[str, Any], planned: NDArray[np.uint8]) -> None:
         """Say that it is complete, once all of it is on the disk; `computed` says on what (`store_attributes`).
@@ -254,6 +281,9 @@ class SlideStore:
         path = self.path / name / array.metadata.encode_chunk_key(place)
         write_bytes(path, numcodecs.Zstd(ZSTD_LEVEL).encode(chunk), durable)
 
+    def _level_count(self, name: str) -> int:
+        return next(index for index in itertools.count() if f"{name}/{index}" not in self._root)
+
     def _has(self, name: str) -> bool:
         # Asked for its array: to open a group, zarr 3.1 needs an assert that `python -O` leaves out.
         return f"{name}/0" in self._root
@@ -288,7 +318,7 @@ def create_store(
         _create_maps(root, labels.create_group("status"), layout)
     names = ["status", "tissue"] if layout.maps else ["tissue"]
     labels.attrs["ome"] = {"version": "0.5", "labels": names}
-    _create_tissue(labels.create_group("tissue"), layout)
+    _create_tissue(root, labels.create_group("tissue"), layout)
     _create_patches(root.create_group("patches"), layout.patches)
     with new_tree(path, {name: part.to_bytes() for name, part in contents.items()}, ROOT_FILE):
         if clear:
@@ -299,8 +329,8 @@ def create_store(
 def _create_maps(root: zarr.Group, status: zarr.Group, layout: StoreLayout) -> None:
     """The layout's maps, float32 [row, column] of the map's cells with nothing scored yet, and their `status`."""
     plan, mpp0 = layout.plan, layout.mpp0
-    levels, plane = _level_count(plan.grid.map_size), plan.grid.map_plane
-    heatmaps = {name: root.create_group(name) for name in layout.maps}
+    levels, plane = level_count(plan.grid.map_size), plan.grid.map_plane
+    heatmaps = {name: root.create_group(name) for name in MAP_TITLES if name in layout.maps}
     planned = initial_status(plan)
     shape = planned.shape
     for index in range(levels):
@@ -309,23 +339,58 @@ def _create_maps(root: zarr.Group, status: zarr.Group, layout: StoreLayout) -> N
         array = _create_array(status, str(index), shape, np.uint8, plan.chunk_cells)
         if index == 0:
             array[...] = planned
-        shape = (-(-shape[0] // 2), -(-shape[1] // 2))
+        shape = _half(shape)
     for name, heatmap in heatmaps.items():
-        heatmap.attrs["ome"] = _multiscale(MAP_TITLES[name], plane, mpp0, levels)
-    root.attrs["ome"] = _multiscale(MAP_TITLE, plane, mpp0, levels, folder="heatmap/")
+        title = MAP_TITLES[name]
+        heatmap.attrs["ome"] = shown_as(
+            multiscale(title, plane, mpp0, levels), [(title, *MAP_CHANNELS[name])]
+        )
+    _create_display(root, status, layout, list(heatmaps))
+
+
+def _create_display(root: zarr.Group, status: zarr.Group, layout: StoreLayout, maps: list[str]) -> None:
+    """The images for viewers of the root and of `status`, empty until the maps are whole."""
+    size, mpp0, levels = layout.plan.grid.map_size, layout.mpp0, _image_levels(layout)
+    factor = display_factor(layout.plan.grid.map_plane, mpp0, size)
+    plane = layout.plan.grid.map_plane.coarser(1 / factor, 1 / factor)
+    display = root.create_group("display")
+    shape: tuple[int, ...] = (size.height * factor, size.width * factor)
+    for index in range(levels):
+        _create_array(display, str(index), (len(maps), *shape), np.float32, FLAT_CHUNK, fill=np.nan)
+        _create_array(status, f"display_{index}", shape, np.uint8, FLAT_CHUNK)
+        # Halved while cells are repeated, this is exact; after that it is as the cells' own levels are.
+        shape = _half(shape)
+    image = multiscale(MAP_TITLE, plane, mpp0, levels, "display/", channels=True)
+    root.attrs["ome"] = shown_as(image, [(MAP_TITLES[name], *MAP_CHANNELS[name]) for name in maps])
     meanings = {value: value.name.lower() for value in Status}
-    status.attrs["ome"] = _image_label(_multiscale("status", plane, mpp0, levels), "../../", meanings)
-
-
-def _create_tissue(group: zarr.Group, layout: StoreLayout) -> None:
-    """The mask in as many levels as the heatmap: OME-Zarr wants them to match."""
-    levels, tissue = _level_count(layout.plan.grid.map_size), layout.tissue
-    group.attrs["ome"] = _image_label(
-        _multiscale("tissue", layout.tissue_plane, layout.mpp0, levels), "../../"
+    status.attrs["ome"] = image_label(
+        multiscale("status", plane, mpp0, levels, "display_"), "../../", meanings
     )
+
+
+def _image_levels(layout: StoreLayout) -> int:
+    """Levels of the root's image; OME-Zarr wants those of its labels to match."""
+    if not layout.maps:
+        return level_count(Size(layout.tissue.shape[1], layout.tissue.shape[0]))
+    grid = layout.plan.grid
+    factor = display_factor(grid.map_plane, layout.mpp0, grid.map_size)
+    return level_count(grid.map_size) + factor.bit_length() - 1
+
+
+def _create_tissue(root: zarr.Group, group: zarr.Group, layout: StoreLayout) -> None:
+    """The mask, in as many levels as the root's image; where there are no maps, it is that image."""
+    levels, tissue, plane, mpp0 = _image_levels(layout), layout.tissue, layout.tissue_plane, layout.mpp0
+    group.attrs["ome"] = image_label(multiscale("tissue", plane, mpp0, levels), "../../")
+    if not layout.maps:
+        image = multiscale("tissue", plane, mpp0, levels, "labels/tissue/")
+        root.attrs["ome"] = shown_as(image, [("tissue", "FFFFFF", 2.0)])
     for index in range(levels):
         _create_array(group, str(index), tissue.shape, np.uint8, FLAT_CHUNK)[...] = tissue
-        tissue = _halve_nearest(tissue)
+        tissue = halve_nearest(tissue)
+
+
+def _half(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(-(-n // 2) for n in shape)
 
 
 def _create_patches(group: zarr.Group, patches: PatchTable) -> None:
@@ -339,7 +404,9 @@ def _create_array(
     group: zarr.Group, name: str, shape: tuple[int, ...], dtype: Any, chunk: int, fill: float = 0
 ) -> "zarr.Array[Any]":
     chunks = tuple(max(1, min(chunk, n)) for n in shape)
-    axes = ["y", "x"] if len(shape) == 2 else ["patch"]
+    axes = ["patch"] if len(shape) == 1 else ["c", "y", "x"][-len(shape) :]
+    if len(shape) == 3:
+        chunks = (1, *chunks[1:])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # zero-length arrays: a slide without tissue has them
         return group.create_array(
@@ -351,60 +418,6 @@ def _create_array(
             compressors=ZstdCodec(level=ZSTD_LEVEL),
             dimension_names=axes,
         )
-
-
-def _multiscale(
-    name: str, plane: Plane, mpp0: tuple[float, float], levels: int, folder: str = ""
-) -> dict[str, Any]:
-    """OME-Zarr 0.5 metadata of an image whose level 0 lies on `plane`, each next one twice as coarse."""
-    datasets = []
-    for index in range(levels):
-        level = plane.coarser(2**index, 2**index)
-        x0, y0 = level.point_to_level0(0.5, 0.5)
-        scale = [level.downsample_y * mpp0[1], level.downsample_x * mpp0[0]]
-        translation = [y0 * mpp0[1], x0 * mpp0[0]]
-        transforms = [
-            {"type": "scale", "scale": scale},
-            {"type": "translation", "translation": translation},
-        ]
-        datasets.append({"path": f"{folder}{index}", "coordinateTransformations": transforms})
-    axes = [{"name": axis, "type": "space", "unit": "micrometer"} for axis in ("y", "x")]
-    return {"version": "0.5", "multiscales": [{"name": name, "axes": axes, "datasets": datasets}]}
-
-
-def _image_label(
-    metadata: dict[str, Any], source: str, names: dict[Status, str] | None = None
-) -> dict[str, Any]:
-    label: dict[str, Any] = {"source": {"image": source}}
-    if names:
-        label["colors"] = [{"label-value": int(v), "rgba": list(STATUS_COLOURS[v])} for v in names]
-        label["properties"] = [{"label-value": int(v), "name": name} for v, name in names.items()]
-    return metadata | {"image-label": label}
-
-
-def _level_count(size: Size) -> int:
-    levels, side = 1, max(size.width, size.height)
-    while side > SMALLEST_LEVEL:
-        side = -(-side // 2)
-        levels += 1
-    return levels
-
-
-def _halve_mean(level: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Half the size, each value the mean of the scored of four; NaN where none is."""
-    height, width = level.shape
-    even = np.pad(level, ((0, height % 2), (0, width % 2)), constant_values=np.nan)
-    quarters = np.stack([even[y::2, x::2] for y in (0, 1) for x in (0, 1)])
-    scored = ~np.isnan(quarters)
-    count = scored.sum(axis=0)
-    total = np.where(scored, quarters, 0).sum(axis=0, dtype=np.float64)
-    mean = np.full(count.shape, np.nan, np.float32)
-    np.divide(total, count, out=mean, where=count > 0, casting="same_kind")
-    return mean
-
-
-def _halve_nearest(level: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    return level[::2, ::2]
 
 
 def _slices(box: Box) -> tuple[slice, slice]:
