@@ -332,6 +332,7 @@ def test_the_store_of_one_model_holds_one_map(make_slide: MakeSlide, tmp_path: P
     summary = json.loads((folder / "summary.json").read_text())
     assert not {"models", "uncertainty"} & set(summary)
     assert sorted(p.name for p in (folder / "slide.zarr").iterdir() if p.is_dir()) == [
+        "display",
         "heatmap",
         "labels",
         "patches",
