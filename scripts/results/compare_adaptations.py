@@ -1,0 +1,233 @@
+"""How much a slide's own level costs, and what ways of adapting to it bring back, on the folds of a cross-validation.
+
+Each fold's network is asked about patients that it never saw (scripts/results/cross_validate.py, whose OUT is given):
+hearing nothing of the slide; with batch-norm statistics of the slide's own patches; with the share of IDC of each
+patient estimated by EM (Saerens 2002, Neural Computation 14: 21); hearing of the slide as shipped; and, as a ceiling
+that nobody can reach, each patient's log odds shifted so that its mean probability is its true share.
+
+python -m scripts.results.compare_adaptations runs/folds/conditioned --data ../shared/data/idc
+"""
+
+import argparse
+import csv
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from scripts.doc_sections import put_section
+from scripts.results.cross_validate import read_folds
+from wsi_pipeline.learning.datasets.load import load_side
+from wsi_pipeline.learning.evaluation import metrics
+from wsi_pipeline.learning.evaluation.bootstrap import (
+    decision_measures,
+    draw_patients,
+    interval,
+    ranking_measures,
+)
+from wsi_pipeline.learning.training.train import load_train_options
+from wsi_pipeline.models.logits import evaluate
+from wsi_pipeline.models.model import Model, load_model
+from wsi_pipeline.models.stain import normalise_stain_by_patient
+
+Floats = NDArray[np.floating]
+
+MEASURES = {"auroc": "AUROC", "f1": "F1", "balanced_accuracy": "balanced accuracy", "ece": "ECE"}
+# A patient of fewer patches has no batch-norm statistics of its own.
+LEAST_PATCHES = 32
+ABOUT = (
+    "The same folds and patients. *Alone*: the network hears nothing of the slide. *Batch-norm statistics*: as alone, "
+    "with those of each patient's own patches. *EM*: as alone, each patient's share of IDC estimated from its "
+    "answers (Saerens 2002) after calibration on others. *Hears of its slide*: as shipped. *Oracle*: as alone, each "
+    "patient's log odds shifted to its true share of IDC, the ceiling for any shift. After the semicolon the "
+    "difference to alone, draw by draw over patients. Written by `python -m scripts.results.compare_adaptations`."
+)
+
+log = logging.getLogger("compare_adaptations")
+
+
+def main() -> None:
+    """Ask, adapt, print the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("run", type=Path, help="folder of fold_K.npz and fold_K.safetensors")
+    parser.add_argument("--data", type=Path, required=True, help="folder of the IDC set")
+    parser.add_argument(
+        "--config", default="default_model/conditioned", help="what the folds were trained by"
+    )
+    parser.add_argument("--out", type=Path, help="a page whose section on adaptation is written anew")
+    options = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    with (options.data / "manifest.csv").open(newline="") as file:
+        val = {row["patient"] for row in csv.DictReader(file) if row["split"] == "val"}
+    answers = gathered(options.run, options.data, options.config)
+    kept = ~np.isin(answers["patients"], sorted(val))
+    answers = {name: values[kept] for name, values in answers.items()}
+    text = table(answers)
+    print(text)
+    if options.out:
+        put_section(options.out, "adaptation", f"## Ways to adapt to a slide\n\n{ABOUT}\n\n{text}")
+
+
+def gathered(run: Path, data: Path, config: str) -> dict[str, NDArray[np.generic]]:
+    """All folds' labels, patients and logits: alone, with batch-norm statistics of the slide, hearing of it."""
+    recipe, folds = load_train_options(config), read_folds()
+    everyone = load_side(data, recipe.patch_px, "all", recipe.split, mpp=recipe.mpp)
+    of_patch = np.array([folds[patient] for patient in everyone.patients.tolist()])
+    parts: list[dict[str, NDArray[np.generic]]] = []
+    for path in sorted(run.glob("fold_*.npz")):
+        with np.load(path) as kept:
+            part = {name: kept[name] for name in ("labels", "patients", "alone", "plain")}
+        held = everyone.taken(np.flatnonzero(of_patch == int(path.stem.removeprefix("fold_"))))
+        if not np.array_equal(held.names, np.load(path)["names"]):
+            raise SystemExit(f"{path}: other patches than those of {data}; cross-validate again")
+        model = load_model(path.with_suffix(".safetensors"))
+        part["slide statistics"] = with_slide_statistics(
+            model, held.pixels, held.patients, recipe.stain_normalisation
+        )
+        parts.append(part)
+        log.info("%s: %d patches", path.stem, len(held))
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def with_slide_statistics(
+    model: Model, pixels: NDArray[np.uint8], patients: NDArray[np.str_], strength: float
+) -> NDArray[np.float32]:
+    """Logits [N, classes], batch-norm layers using the mean and deviation over each patient's own patches."""
+    card = model.card
+    if card.stain is not None:
+        pixels = normalise_stain_by_patient(pixels, patients, card.stain, strength)
+    device = torch.device("cpu")
+    logits = np.empty((len(pixels), len(card.classes)), np.float32)
+    layers = [layer for layer in model.network.modules() if isinstance(layer, nn.BatchNorm2d)]
+    learned = [(layer.running_mean.clone(), layer.running_var.clone()) for layer in layers]  # type: ignore[union-attr]
+    for patient in np.unique(patients):
+        rows = np.flatnonzero(patients == patient)
+        if len(rows) >= LEAST_PATCHES:
+            _measure_statistics(model.network, layers, model, pixels[rows])
+        logits[rows] = evaluate(model.network, card, pixels[rows], device)
+        for layer, (mean, variance) in zip(layers, learned, strict=True):
+            layer.running_mean, layer.running_var = mean.clone(), variance.clone()
+    return logits
+
+
+@torch.inference_mode()
+def _measure_statistics(
+    network: nn.Module, layers: list[nn.BatchNorm2d], model: Model, pixels: NDArray[np.uint8]
+) -> None:
+    """Set each layer's mean and variance to those over these patches (at most 512), all layers at once."""
+    from wsi_pipeline.models.model import normalised
+
+    some = pixels[:: max(len(pixels) // 512, 1)][:512]
+    network.eval()
+    for layer in layers:
+        layer.reset_running_stats()
+        layer.momentum = None
+        layer.train()
+    network(normalised(torch.from_numpy(some), model.card.mean, model.card.std))
+    network.eval()
+
+
+def table(answers: dict[str, NDArray[np.generic]]) -> str:
+    """A row a way, with 95 % intervals over patients and the differences to the first."""
+    labels, patients = answers["labels"], answers["patients"]
+    ways: dict[str, Callable[[], tuple[Floats, NDArray[np.bool_]]]] = {
+        "alone": lambda: metrics.crossfit(answers["alone"], labels, patients),
+        "batch-norm statistics": lambda: metrics.crossfit(answers["slide statistics"], labels, patients),
+        "EM": lambda: adapted_crossfit(answers["alone"], labels, patients, shift_by_em),
+        "hears of its slide": lambda: metrics.crossfit(answers["plain"], labels, patients),
+        "oracle": lambda: adapted_crossfit(answers["alone"], labels, patients, shift_to_share),
+    }
+    resampled = draw_patients(patients)
+    lines, first = [], {}
+    for way, answer in ways.items():
+        probability, called = answer()
+        drawn = decision_measures(called, labels, resampled) | ranking_measures(
+            probability, labels, resampled
+        )
+        decisions = metrics.decide(called.astype(float), labels, 0.5)
+        values = {
+            "auroc": metrics.auroc(probability, labels),
+            "f1": decisions.f1,
+            "balanced_accuracy": decisions.balanced_accuracy,
+            "ece": metrics.calibration_error(probability, labels),
+        }
+        cells = []
+        for name in MEASURES:
+            cell = f"{values[name]:.3f}"
+            if first:
+                low, high = interval(drawn[name] - first[name][1])
+                cell += f"; {values[name] - first[name][0]:+.3f} ({low:+.3f} to {high:+.3f})"
+            cells.append(cell)
+        first = first or {name: (values[name], drawn[name]) for name in MEASURES}
+        lines.append(f"| {way} | " + " | ".join(cells) + " |")
+    return "\n".join(
+        [
+            f"{len(labels):,} patches of {len(np.unique(patients))} patients.",
+            "",
+            "| adapted | " + " | ".join(MEASURES.values()) + " |",
+            "| --- | " + " | ".join("---" for _ in MEASURES) + " |",
+            *lines,
+        ]
+    )
+
+
+def adapted_crossfit(
+    logits: Floats,
+    labels: NDArray[np.integer],
+    patients: NDArray[np.str_],
+    adapt: Callable[[Floats, NDArray[np.integer], float], Floats],
+) -> tuple[Floats, NDArray[np.bool_]]:
+    """As metrics.crossfit, each patient's calibrated probabilities adapted before the threshold is chosen."""
+    probability, _ = metrics.crossfit(logits, labels, patients)
+    adapted = np.empty_like(probability)
+    share = float(labels.mean())
+    for patient in np.unique(patients):
+        rows = np.flatnonzero(patients == patient)
+        adapted[rows] = adapt(probability[rows], labels[rows], share)
+    as_logits = np.stack([np.zeros_like(adapted), log_odds(adapted)], axis=1)
+    return metrics.crossfit(as_logits, labels, patients)
+
+
+def shift_by_em(probability: Floats, labels: NDArray[np.integer], share: float) -> Floats:
+    """Posteriors after the patient's share of IDC was estimated by EM from the share `share` of training."""
+    del labels
+    prior = share
+    for _ in range(200):
+        odds = probability / (1 - probability) * (prior / (1 - prior)) / (share / (1 - share))
+        adapted = odds / (1 + odds)
+        new = float(np.clip(adapted.mean(), 1e-4, 1 - 1e-4))
+        if abs(new - prior) < 1e-6:
+            break
+        prior = new
+    return adapted
+
+
+def shift_to_share(probability: Floats, labels: NDArray[np.integer], share: float) -> Floats:
+    """Posteriors whose log odds are shifted so that they are on average the patient's true share."""
+    del share
+    wanted, odds = float(np.clip(labels.mean(), 1e-3, 1 - 1e-3)), log_odds(probability)
+    low, high = -20.0, 20.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _logistic(odds + middle).mean() < wanted else (low, middle)
+    return _logistic(odds + (low + high) / 2)
+
+
+def log_odds(probability: Floats) -> Floats:
+    """Log odds of probabilities, kept finite."""
+    kept = np.clip(probability, 1e-6, 1 - 1e-6)
+    return np.log(kept / (1 - kept))
+
+
+def _logistic(values: Floats) -> Floats:
+    return 1 / (1 + np.exp(-values))
+
+
+if __name__ == "__main__":
+    main()
