@@ -265,7 +265,9 @@ def folders(folder: OutPath) -> set[str]:
             listed = folder.fs.ls(folder.path, detail=True)
         except FileNotFoundError:
             return set()
-        found = {entry["name"].rstrip("/").rpartition("/")[2] for entry in listed if entry["type"] == "directory"}
+        found = {
+            entry["name"].rstrip("/").rpartition("/")[2] for entry in listed if entry["type"] == "directory"
+        }
     return {name for name in found if not name.startswith(".")}
 
 

@@ -131,4 +131,6 @@ def legend(name: str) -> list[dict[str, Any]]:
     """Value, name and colour of each class of a layer of classes."""
     if name == "tissue":
         return [{"value": v, "name": TISSUE_NAMES[v], "rgba": list(c)} for v, c in TISSUE_COLOURS.items()]
-    return [{"value": int(v), "name": Status(v).name.lower(), "rgba": list(c)} for v, c in STATUS_COLOURS.items()]
+    return [
+        {"value": int(v), "name": Status(v).name.lower(), "rgba": list(c)} for v, c in STATUS_COLOURS.items()
+    ]

@@ -33,7 +33,7 @@ class BoundedCache:
         self._making: dict[tuple[object, ...], threading.Lock] = {}
 
     @property
-    def bytes(self) -> int:
+    def used_bytes(self) -> int:
         """What it holds."""
         return self._bytes
 
@@ -115,8 +115,8 @@ def read_box(slide: Slide, box: Box, plane: Plane) -> NDArray[np.uint8]:
     needed = reader.source_size(box)
     if needed.area > MOST_PIXELS:
         raise SlideError(
-            f"{slide.path}: for this tile {needed.width:,} x {needed.height:,} pixels would have to be decoded, at most "
-            f"{MOST_PIXELS:,} are: the slide has no level that is coarse enough"
+            f"{slide.path}: for this tile {needed.width:,} x {needed.height:,} pixels would have to be decoded, at "
+            f"most {MOST_PIXELS:,} are: the slide has no level that is coarse enough"
         )
     return reader(box).rgb
 
@@ -136,7 +136,9 @@ def find_slide(recorded: str, folders: list[Path]) -> Path:
     path = Path(recorded)
     if not folders:
         if not path.exists():
-            raise SlideOpenError(f"{path} is not there any more: the pictures are shown (--slides DIR where it lies)")
+            raise SlideOpenError(
+                f"{path} is not there any more: the pictures are shown (--slides DIR where it lies)"
+            )
         return path
     for folder in folders:
         for candidate in (path, folder / path.name):

@@ -2,7 +2,6 @@
 
 import json
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -101,7 +100,9 @@ class RunFolders:
             if kind == "batch_started" and when >= self._batch.started:
                 planned = event.get("slides")
                 self._batch = Batch(
-                    when, planned=planned if isinstance(planned, int) else 0, last_event=self._batch.last_event
+                    when,
+                    planned=planned if isinstance(planned, int) else 0,
+                    last_event=self._batch.last_event,
                 )
             elif isinstance(kind, str) and kind.startswith("batch_") and kind != "batch_started":
                 self._batch.ended = max(self._batch.ended, when)
@@ -167,7 +168,9 @@ class RunFolders:
         found = names(self.out / name)
         if isinstance(self.out, Path) and (self.out / name / STORE_NAME).is_dir():
             found.add(STORE_NAME)
-        return found if found & {SUMMARY, STORE_NAME, "tissue.png"} or not isinstance(self.out, Path) else set()
+        return (
+            found if found & {SUMMARY, STORE_NAME, "tissue.png"} or not isinstance(self.out, Path) else set()
+        )
 
     def _numbers(self, name: str) -> dict[str, Any]:
         try:
@@ -187,7 +190,10 @@ class RunFolders:
                 "finished": summary.get("finished"),
             }
         except (OSError, ValueError, AttributeError, TypeError) as error:
-            return {"status": "broken", "reason": f"{SUMMARY} cannot be read ({error}); make the result again"}
+            return {
+                "status": "broken",
+                "reason": f"{SUMMARY} cannot be read ({error}); make the result again",
+            }
 
     def _why_unfinished(self, name: str, there: set[str]) -> str:
         if STORE_NAME not in there and isinstance(self.out, Path):
@@ -207,7 +213,9 @@ class RunFolders:
         newer = [
             known
             for known in self._known.values()
-            if known.finished and known.finished >= batch.started and known.status in ("done", "skipped", "failed")
+            if known.finished
+            and known.finished >= batch.started
+            and known.status in ("done", "skipped", "failed")
         ]
         failed = sum(known.status == "failed" for known in newer)
         running = bool(batch.started) and batch.ended < batch.started and _age_s(batch.last_event) < SILENT_S
@@ -232,5 +240,3 @@ def _age_s(text: str) -> float:
         return time.time() - datetime.fromisoformat(text).replace(tzinfo=UTC).timestamp()
     except ValueError:
         return 1e12
-
-
