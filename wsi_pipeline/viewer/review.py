@@ -14,9 +14,10 @@ from wsi_pipeline.base.errors import UsageError
 from wsi_pipeline.base.files import OutPath, write_json
 from wsi_pipeline.base.geometry import Size
 from wsi_pipeline.results.geojson import ORIGIN0
+from wsi_pipeline.slides.annotations.files import REVIEW_NAME
 from wsi_pipeline.viewer.append_log import AppendLog
 
-LOG_NAME, GEOJSON_NAME = "review.jsonl", "review.geojson"
+LOG_NAME = "review.jsonl"
 # With their colours in QuPath. What is rejected becomes "Not IDC": somebody looked at it and said so.
 CLASSES = {
     "IDC": [200, 0, 0],
@@ -64,7 +65,7 @@ class Review:
         if not isinstance(revision, int):
             raise UsageError("'revision': expected the whole number of the state that was changed")
         entries = self._log.add(revision, reviewer, values)
-        write_json(self._folder / GEOJSON_NAME, self._geojson(replayed(entries)))
+        write_json(self._folder / REVIEW_NAME, self._geojson(replayed(entries)))
         return self._answer(entries)
 
     def _answer(self, entries: list[dict[str, Any]]) -> dict[str, Any]:

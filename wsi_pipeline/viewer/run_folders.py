@@ -187,6 +187,7 @@ class RunFolders:
                 "model": ", ".join(str(model.get("name")) for model in models) or None,
                 "map_kind": summary.get("map_kind"),
                 "patient": summary.get("patient"),
+                "stain_spreads": (summary.get("stain") or {}).get("spreads"),
                 "finished": summary.get("finished"),
             }
         except (OSError, ValueError, AttributeError, TypeError) as error:
