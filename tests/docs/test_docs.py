@@ -36,6 +36,7 @@ COMMANDS = (
     "tune-model",
     "evaluate-model",
     "explore-patches",
+    "view-slides",
     "classify-images",
 )
 SHELL = ("mkdir", "cp", "mv", "for", "done")

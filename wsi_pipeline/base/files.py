@@ -254,6 +254,45 @@ def names(folder: OutPath) -> set[str]:
     return {entry["name"].rpartition("/")[2] for entry in found if entry["type"] == "file" and entry["size"]}
 
 
+def folders(folder: OutPath) -> set[str]:
+    """Names of the folders in the folder, without links and hidden ones; none where there is no such folder."""
+    if isinstance(folder, Path):
+        if not folder.is_dir():
+            return set()
+        found = {entry.name for entry in os.scandir(folder) if entry.is_dir(follow_symlinks=False)}
+    else:
+        try:
+            listed = folder.fs.ls(folder.path, detail=True)
+        except FileNotFoundError:
+            return set()
+        found = {
+            entry["name"].rstrip("/").rpartition("/")[2] for entry in listed if entry["type"] == "directory"
+        }
+    return {name for name in found if not name.startswith(".")}
+
+
+def append_line(path: OutPath, line: bytes) -> None:
+    """Add a line to a file, which is made where there is none; it is on the disk then. Raises OutputError.
+
+    One process at a time may add to a file. A line that a power cut left half is closed by the next one's own end, so
+    that a reader passes over that one alone. On an object store, where nothing can be added, the file is put anew.
+    """
+    with writing(path):
+        if not isinstance(path, Path):
+            before = path.read_bytes() if path.exists() else b""
+            path.fs.pipe_file(path.path, before + line + b"\n")
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a+b") as file:
+            if file.tell():
+                file.seek(-1, os.SEEK_END)
+                if file.read(1) != b"\n":
+                    line = b"\n" + line
+            file.write(line + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+
 def remove(path: OutPath) -> None:
     """Remove a file or a whole folder; nothing where there is none. Raises OutputError."""
     with writing(path):

@@ -8,6 +8,7 @@ bytes that still are a picture, for it holds no checksum.
 import io
 import struct
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -41,14 +42,30 @@ def read_image(path: Path) -> NDArray[np.uint8]:
 
     Raises DataError where it cannot be decoded whole, has no colours, or more than 8 bits of them.
     """
+    return _decoded(path, path.read_bytes, str(path), None)
+
+
+def decode_image(data: bytes, name: str, most_pixels: int) -> NDArray[np.uint8]:
+    """The same of a file's bytes; DataError too where it has more than `most_pixels`, before any is decoded."""
+    return _decoded(io.BytesIO(data), lambda: data, name, most_pixels)
+
+
+def _decoded(
+    file: Path | io.BytesIO, content: Callable[[], bytes], path: str, most_pixels: int | None
+) -> NDArray[np.uint8]:
+    """The picture of an open file, or one at a path, which errors call `path`."""
     try:
-        with Image.open(path) as image:
+        with Image.open(file) as image:
+            if most_pixels is not None and image.width * image.height > most_pixels:
+                raise DataError(
+                    f"{path}: found {image.width:,} x {image.height:,} pixels, expected at most {most_pixels:,}"
+                )
             if image.format in ("JPEG", "MPO"):
-                pixels = _strictly(path.read_bytes(), image.size)
+                pixels = _strictly(content(), image.size)
                 if image.mode == "RGB" and "transparency" not in image.info:
                     return pixels
             elif image.format == "TIFF":
-                _check_tiff(image, path)
+                _check_tiff(image, content(), path)
             if image.mode == "RGB" and "transparency" not in image.info:
                 return np.array(image)
             return _as_rgb(image, path)
@@ -83,7 +100,7 @@ def _strictly(data: bytes, size: tuple[int, int]) -> NDArray[np.uint8]:
     return pixels
 
 
-def _check_tiff(image: Image.Image, path: Path) -> None:
+def _check_tiff(image: Image.Image, data: bytes, path: str) -> None:
     """Raises DataError at what Pillow reads wrongly, ValueError or zlib.error at damage that it does not notice."""
     tags = dict(image.tag_v2)  # type: ignore[attr-defined]
     bits = max(np.ravel(tags.get(BITS, 1)))
@@ -97,7 +114,7 @@ def _check_tiff(image: Image.Image, path: Path) -> None:
     if check is None:
         return
     offsets, lengths = (np.ravel(tags.get(tag, ())) for tag in (TILES if TILES[0] in tags else STRIPS))
-    tables, data = tags.get(JPEG_TABLES, b""), path.read_bytes()
+    tables = tags.get(JPEG_TABLES, b"")
     for offset, length in zip(offsets, lengths, strict=True):
         check(data[offset : offset + length], tables)
 
@@ -146,7 +163,7 @@ def png_scale(path: Path) -> tuple[float, int] | None:
         return None
 
 
-def _as_rgb(image: Image.Image, path: Path) -> NDArray[np.uint8]:
+def _as_rgb(image: Image.Image, path: str) -> NDArray[np.uint8]:
     if image.mode in ("P", "PA", "RGBA", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")

@@ -144,6 +144,22 @@ def score_images(
             yield from _score(chosen, list(pool.map(load, chosen)), stains, classifier)
 
 
+def score_picture(
+    rgb: NDArray[np.uint8], name: str, classifier: Classifier, mpp: float | None, squeeze: bool = False
+) -> ImageScore:
+    """The score of one picture's pixels, uint8 [height, width, 3], as `score_images` gives that of a file.
+
+    Raises ScaleError, DataError as `cut_image` does.
+    """
+    card = classifier.card
+    cut = cut_image(rgb, name, card.patch_px, card.mpp, mpp, squeeze)
+    if mpp is not None:
+        cut = replace(cut, scale_from="what was entered")
+    (score,) = _score([Path(name)], [cut], [None], classifier)
+    assert isinstance(score, ImageScore)
+    return score
+
+
 def _exports(paths: Sequence[Path]) -> dict[Path, ExportInfo | WsiError | None]:
     """Of each folder of pictures, the export that they are of, none, or why that cannot be known."""
     found: dict[Path, ExportInfo | WsiError | None] = {}

@@ -1,6 +1,9 @@
 """What a network is given of a slide beside its patches."""
 
 from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
 
 from wsi_pipeline.models.architectures.slide_condition import SlideHead
 from wsi_pipeline.models.stain import Tables
@@ -18,3 +21,15 @@ class SlideInput:
 
 
 UNKNOWN_SLIDE = SlideInput()
+
+
+def head_values(head: SlideHead | None) -> dict[str, list[Any]] | None:
+    """What a network heard of a slide, as plain values that say each float32 to the bit."""
+    return head and {"weight": head.weight.tolist(), "bias": head.bias.tolist()}
+
+
+def head_of_values(values: dict[str, list[Any]] | None) -> SlideHead | None:
+    """The head of such values."""
+    if values is None:
+        return None
+    return SlideHead(np.array(values["weight"], np.float32), np.array(values["bias"], np.float32))

@@ -56,7 +56,6 @@ from wsi_pipeline.tiling.overview import Overview, too_unreadable
 from wsi_pipeline.tiling.patches import patch_positions
 
 if TYPE_CHECKING:  # torch takes seconds to import: it waits until something is classified
-    from wsi_pipeline.models.architectures.slide_condition import SlideHead
     from wsi_pipeline.models.model import Model
 
 
@@ -118,12 +117,14 @@ def _make_map(job: _Job, store: SlideStore | None, watch: Stopwatch, run: RunOpt
 
     Without a store a new one is made, and precision and dense are settled with it.
     """
+    from wsi_pipeline.models.slide_input import head_of_values
+
     slide, plan, shown = job.slide, job.overview.plan, job.shown
     with watch("stain"), slide.fails_if_changed():
         stain = _measure_stain(slide, plan, job.classifier.models)
         # A map that goes on is of what its networks heard of the slide when it was begun.
         heard = store.attributes["computed"] if store else {}
-        heads = [_head_in(values) for values in heard.get("heads", [])]
+        heads = [head_of_values(values) for values in heard.get("heads", [])]
         classifier = job.classifier.adapted(stain.densities, stain.sample, heads)
         if store:
             store, classifier = _same_precision(store, classifier, job.folder, run)
@@ -308,6 +309,8 @@ def _map_warnings(finished: FinishedMap, computed: dict[str, Any]) -> list[str]:
 
 def _computed(classifier: Classifier, stain: _SlideStain) -> dict[str, Any]:
     """On what the map is computed, how far from float32, and on what stain: kept in the store for the summary."""
+    from wsi_pipeline.models.slide_input import head_values
+
     return {
         "device": {
             "name": str(classifier.device),
@@ -318,21 +321,8 @@ def _computed(classifier: Classifier, stain: _SlideStain) -> dict[str, Any]:
         "stain_gain": [stain_gain_of(model.card, stain.densities) for model in classifier.models],
         "sampled_patches": len(stain.sample),
         "distance": [member.distance for member in classifier.members],
-        "heads": [_head_out(member.slide.head) for member in classifier.members],
+        "heads": [head_values(member.slide.head) for member in classifier.members],
     }
-
-
-def _head_out(head: "SlideHead | None") -> dict[str, list[Any]] | None:
-    """What a network heard of the slide, as plain values that say each float32 to the bit."""
-    return head and {"weight": head.weight.tolist(), "bias": head.bias.tolist()}
-
-
-def _head_in(values: dict[str, list[Any]] | None) -> "SlideHead | None":
-    from wsi_pipeline.models.architectures.slide_condition import SlideHead
-
-    if values is None:
-        return None
-    return SlideHead(np.array(values["weight"], np.float32), np.array(values["bias"], np.float32))
 
 
 def _condition_info(computed: dict[str, Any]) -> dict[str, Any] | None:

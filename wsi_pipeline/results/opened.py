@@ -201,6 +201,25 @@ class Result:
         frame: geopandas.GeoDataFrame = package.GeoDataFrame(table, geometry=outlines)
         return frame
 
+    def levels(self, array: str) -> tuple[NDArray[Any], ...]:
+        """An array's levels as they lie in the store ("heatmap", "labels/tissue" ...), the finest first; none: ().
+
+        Read anew at each call. Raises ResultError.
+        """
+        found: list[NDArray[Any]] = []
+        while self._store.has(name := f"{array}/{len(found)}"):
+            found.append(self._read(lambda name=name: self._store.array(name)))  # type: ignore[misc]
+        return tuple(found)
+
+    def cells_um(self, array: str) -> tuple[tuple[float, float], tuple[float, float]]:
+        """Size (x, y) of the cells of such an array, and the centre (x, y) of its first, in micrometres."""
+        return self._read(lambda: self._store.cells_um(array))
+
+    @property
+    def store_attributes(self) -> dict[str, Any]:
+        """What the store says of itself: map_key, map_recipe, computed, complete."""
+        return dict(self._store.attributes)
+
     @cached_property
     def _cells(self) -> tuple[tuple[float, float], tuple[float, float]]:
         """Size (x, y) of the map's cells, and the centre (x, y) of the first, in micrometres."""

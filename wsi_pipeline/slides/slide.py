@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,7 @@ from wsi_pipeline.base.geometry import Box, Plane, Region, Size, cover
 from wsi_pipeline.slides.levels import Level, Pyramid, Reader, find_pyramid
 from wsi_pipeline.slides.names import fault_of_name, slide_name
 from wsi_pipeline.slides.readers.formats import dicom_folder, slide_files
+from wsi_pipeline.slides.readers.openslide import associated_names, read_associated
 from wsi_pipeline.slides.readers.source import SourceFile, with_retries
 from wsi_pipeline.slides.readers.tiff import open_reader
 from wsi_pipeline.slides.readers.tile_cache import TiledLevels
@@ -325,6 +327,15 @@ class Slide:
                 if part.unreadable is not None:
                     unreadable[box.y : box.bottom, box.x : box.right] = part.unreadable
         return Pixels(rgb, unreadable if unreadable.any() else None)
+
+    @cached_property
+    def associated(self) -> list[str]:
+        """Names of the pictures that lie beside its pixels, "macro" and "label" say: they may show a patient's name."""
+        return associated_names(self._reader.path)
+
+    def read_associated(self, name: str) -> NDArray[np.uint8]:
+        """Such a picture, uint8 RGB [row, column, 3]. Raises SlideError."""
+        return read_associated(self._reader.path, name)
 
     def fingerprint(self) -> str:
         """What tells this slide's content from another's: file size, its ends, and OpenSlide's quickhash.

@@ -125,6 +125,7 @@ def evaluated_card(
             "val": metrics.measures(probability, val.labels, threshold),
             **crossfitted,
             "patients": metrics.spread(by_patient),
+            "reliability": metrics.reliability(probability, val.labels),
             "bf16_moves_by_at_most": moved,
         },
     )

@@ -8,10 +8,14 @@ from wsi_pipeline.slides.names import slide_name
 # As QuPath and people write it; packed, as QuPath does where one asks for it.
 OUTLINE_SUFFIXES = (".geojson", ".GEOJSON", ".geojson.gz", ".GEOJSON.GZ")
 PICTURE_SUFFIX = "_labels.png"
+# As the page in the browser leaves it in a run folder.
+REVIEW_NAME = "review.geojson"
 
 
 def outlines_of(folder: Path, slide: Path, name: str) -> Path | None:
     """The outlines in `folder` of the slide at `slide`, called `name`: NAME.geojson or FILE.geojson, packed or not.
+
+    Of a folder of runs: NAME/review.geojson, what people said there of the slide.
 
     None where there are none. Raises DataError where there are two.
     """
@@ -22,9 +26,12 @@ def outlines_of(folder: Path, slide: Path, name: str) -> Path | None:
     for path in (folder / f"{each}{suffix}" for each in names for suffix in OUTLINE_SUFFIXES):
         if path.is_file() and not any(path.samefile(other) for other in found):
             found.append(path)
+    if (review := folder / name / REVIEW_NAME).is_file():
+        found.append(review)
     if len(found) > 1:
         raise DataError(
-            f"{slide}: found two files of outlines, {found[0].name} and {found[1].name} in {folder}; keep one"
+            f"{slide}: found two files of outlines, {found[0].name} and {found[1].relative_to(folder)} in {folder}; "
+            "keep one"
         )
     return found[0] if found else None
 

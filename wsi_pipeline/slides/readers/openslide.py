@@ -184,3 +184,21 @@ class OpenSlideReader:
 def _background(properties: dict[str, str]) -> tuple[int, int, int]:
     colour = properties.get("openslide.background-color", "FFFFFF")
     return int(colour[0:2], 16), int(colour[2:4], 16), int(colour[4:6], 16)
+
+
+def associated_names(path: Path) -> list[str]:
+    """Names of the pictures beside a slide's pixels ("macro", "label"); none where OpenSlide does not read it."""
+    try:
+        with openslide.OpenSlide(path) as handle:
+            return sorted(handle.associated_images)
+    except (openslide.OpenSlideError, OSError):
+        return []
+
+
+def read_associated(path: Path, name: str) -> NDArray[np.uint8]:
+    """Such a picture, uint8 RGB [row, column, 3]. Raises SlideError where it cannot be read."""
+    try:
+        with openslide.OpenSlide(path) as handle:
+            return np.asarray(handle.associated_images[name].convert("RGB"))
+    except (openslide.OpenSlideError, OSError, KeyError) as error:
+        raise SlideError(f"{path}: its picture '{name}' cannot be read ({error})") from error

@@ -1,0 +1,136 @@
+"""The map's layers as tiles on the slide's own deep-zoom geometry: what a pixel's centre lies on is what it shows."""
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Literal
+
+import matplotlib
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from wsi_pipeline.base.geometry import Box, Plane
+from wsi_pipeline.base.images import png_bytes
+from wsi_pipeline.results.figures.palette import COLOURS, LARGEST_DEVIATION, UNCERTAINTY_COLOURS
+from wsi_pipeline.results.opened import Result
+from wsi_pipeline.results.store import MAP_TITLES, STATUS_COLOURS
+from wsi_pipeline.tiling.cell_status import Status
+
+Kind = Literal["probability", "deviation", "classes"]
+
+# The arrays of a store that the page can show, with what each is.
+LAYERS: dict[str, tuple[str, str, Kind]] = {
+    "heatmap": ("heatmap", MAP_TITLES["heatmap"], "probability"),
+    "patch_heatmap": ("patch_heatmap", MAP_TITLES["patch_heatmap"], "probability"),
+    "uncertainty": ("uncertainty", MAP_TITLES["uncertainty"], "deviation"),
+    "status": ("labels/status", "what became of each cell", "classes"),
+    "tissue": ("labels/tissue", "tissue and what was rejected of it", "classes"),
+}
+# Colour maps to choose from. All grow evenly in lightness and can be read with any colour vision.
+COLORMAPS = tuple(dict.fromkeys((COLOURS.name, "viridis", "cividis", "magma", "plasma")))
+TISSUE_COLOURS = {1: (0, 114, 178, 110), 2: (230, 159, 0, 170)}
+TISSUE_NAMES = {1: "tissue", 2: "rejected tissue"}
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """One array of a result's store with the level-0 plane of its cells, and its coarser levels."""
+
+    name: str
+    title: str
+    kind: Kind
+    plane: Plane
+    levels: tuple[NDArray[Any], ...]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns of the finest level."""
+        return self.levels[0].shape[0], self.levels[0].shape[1]
+
+    def at(self, x0: float, y0: float) -> Any:
+        """The value of the cell that the level-0 point lies in; None outside."""
+        x, y = self.plane.point_from_level0(x0, y0)
+        rows, columns = self.shape
+        if not (0 <= x < columns and 0 <= y < rows):
+            return None
+        return self.levels[0][int(y), int(x)]
+
+    def on(self, box: Box, plane: Plane) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        """Values [row, column] at the centres of the box's pixels, and where there is a cell.
+
+        Of pixels larger than a cell, those of the coarser level whose cells are at most as large.
+        """
+        step = min(plane.downsample_x / self.plane.downsample_x, plane.downsample_y / self.plane.downsample_y)
+        index = int(np.clip(np.floor(np.log2(max(step, 1.0))), 0, len(self.levels) - 1))
+        values, cells = self.levels[index], self.plane.coarser(2**index, 2**index)
+        x0 = plane.origin_x0 + (box.x + 0.5 + np.arange(box.width)) * plane.downsample_x
+        y0 = plane.origin_y0 + (box.y + 0.5 + np.arange(box.height)) * plane.downsample_y
+        columns = np.floor((x0 - cells.origin_x0) / cells.downsample_x).astype(np.int64)
+        rows = np.floor((y0 - cells.origin_y0) / cells.downsample_y).astype(np.int64)
+        inside = ((rows >= 0) & (rows < values.shape[0]))[:, None] & (
+            (columns >= 0) & (columns < values.shape[1])
+        )[None, :]
+        taken = values[
+            np.clip(rows, 0, values.shape[0] - 1)[:, None], np.clip(columns, 0, values.shape[1] - 1)[None, :]
+        ]
+        return taken, inside
+
+
+def load_layer(result: Result, name: str, mpp0: tuple[float, float]) -> Layer | None:
+    """The layer of that name of a result; None where it has none. Raises ResultError where it cannot be read."""
+    array, title, kind = LAYERS[name]
+    levels = result.levels(array)
+    if not levels:
+        return None
+    (cell_x, cell_y), (x_um, y_um) = result.cells_um(array)
+    plane = Plane(
+        cell_x / mpp0[0], cell_y / mpp0[1], (x_um - cell_x / 2) / mpp0[0], (y_um - cell_y / 2) / mpp0[1]
+    )
+    return Layer(name, title, kind, plane, levels)
+
+
+def layer_tile(
+    layer: Layer, box: Box, plane: Plane, colormap: str, low: float, high: float, threshold: float | None
+) -> bytes:
+    """A tile of the layer as an RGBA PNG, wholly transparent where there is no value, or one below the threshold."""
+    values, inside = layer.on(box, plane)
+    if layer.kind == "classes":
+        rgba = _class_table(layer.name)[values]
+        rgba[~inside] = 0
+    else:
+        table = _colour_table("deviation" if layer.kind == "deviation" else colormap)
+        top = LARGEST_DEVIATION if layer.kind == "deviation" else 1.0
+        shares = (values / top - low) / max(high - low, 1e-6)
+        steps = np.clip(np.nan_to_num(shares) * 256, 0, 255).astype(np.uint8)
+        shown = inside & np.isfinite(values)
+        if threshold is not None:
+            shown &= np.nan_to_num(values, nan=-1.0) >= threshold
+        rgba = table[steps]
+        rgba[~shown] = 0
+    return png_bytes(Image.fromarray(rgba, "RGBA"))
+
+
+@cache
+def _colour_table(name: str) -> NDArray[np.uint8]:
+    colours = UNCERTAINTY_COLOURS if name == "deviation" else matplotlib.colormaps[name]
+    if name == COLOURS.name:
+        colours = COLOURS
+    return np.asarray(colours(np.linspace(0, 1, 256), bytes=True))
+
+
+@cache
+def _class_table(name: str) -> NDArray[np.uint8]:
+    table = np.zeros((256, 4), np.uint8)
+    colours = TISSUE_COLOURS if name == "tissue" else {int(k): v for k, v in STATUS_COLOURS.items()}
+    for value, rgba in colours.items():
+        table[value] = rgba
+    return table
+
+
+def legend(name: str) -> list[dict[str, Any]]:
+    """Value, name and colour of each class of a layer of classes."""
+    if name == "tissue":
+        return [{"value": v, "name": TISSUE_NAMES[v], "rgba": list(c)} for v, c in TISSUE_COLOURS.items()]
+    return [
+        {"value": int(v), "name": Status(v).name.lower(), "rgba": list(c)} for v, c in STATUS_COLOURS.items()
+    ]

@@ -1,0 +1,53 @@
+"""What a deployed model needs watching for, as Prometheus reads it: requests, and what maps and pictures say."""
+
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+SCORES = tuple(i / 10 for i in range(1, 11))
+
+
+class Metrics:
+    """The figures of one server."""
+
+    def __init__(self) -> None:
+        self._registry = CollectorRegistry()
+        register: dict[str, Any] = {"registry": self._registry, "namespace": "wsi_pipeline"}
+        self.requests = Counter("requests", "answers, by route and status", ("route", "status"), **register)
+        self.seconds = Histogram(
+            "request_seconds", "seconds an answer took, by route", ("route",), buckets=SECONDS, **register
+        )
+        self.predictions = Counter("predictions", "pictures and places scored", ("model",), **register)
+        self.positive = Counter(
+            "predictions_positive", "of them, at or above the model's threshold", ("model",), **register
+        )
+        self.scores = Histogram(
+            "prediction_score", "probabilities given", ("model",), buckets=SCORES, **register
+        )
+        self._slides = Gauge("slides", "slides in OUT, by status", ("status",), **register)
+        self._share = Gauge("slide_idc_share", "mean share of IDC in tissue over slides done", **register)
+        self._warned = Gauge("slides_warned", "slides done with a warning", **register)
+        self._stain = Gauge(
+            "slide_stain_spreads", "largest distance of a slide's stain from the card, in spreads", **register
+        )
+        self.cache_bytes = Gauge("tile_cache_bytes", "bytes of tiles kept", **register)
+
+    def scored(self, answer: dict[str, Any]) -> None:
+        """A prediction was given."""
+        model, value = str(answer["model"]), float(answer["probability"])
+        self.predictions.labels(model).inc()
+        self.scores.labels(model).observe(value)
+        if value >= float(answer["threshold"]):
+            self.positive.labels(model).inc()
+
+    def text(self, slides: list[dict[str, Any]], cache_bytes: int) -> bytes:
+        """All figures, with those of the slides as the list shows them."""
+        for status in ("done", "failed", "running", "unfinished", "broken"):
+            self._slides.labels(status).set(sum(slide["status"] == status for slide in slides))
+        shares = [slide["share"] for slide in slides if slide["share"] is not None]
+        self._share.set(sum(shares) / len(shares) if shares else 0.0)
+        self._warned.set(sum(bool(slide["warnings"]) for slide in slides))
+        self._stain.set(max((slide.get("stain_spreads") or 0.0 for slide in slides), default=0.0))
+        self.cache_bytes.set(cache_bytes)
+        return generate_latest(self._registry)

@@ -1,0 +1,472 @@
+"""What the page asks for, of one OUT: slides, tiles, layers, outlines, reviews. Knows nothing of HTTP."""
+
+import json
+import math
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import shapely
+
+from wsi_pipeline.base.errors import ResultError, SlideError, UsageError, WsiError
+from wsi_pipeline.base.files import OutPath, names
+from wsi_pipeline.base.geometry import Size
+from wsi_pipeline.base.options import options_from_dict
+from wsi_pipeline.results.figures.palette import COLOURS
+from wsi_pipeline.results.geojson import ORIGIN0
+from wsi_pipeline.results.opened import Result
+from wsi_pipeline.results.regions import DelineateOptions, IdcRegion, delineate
+from wsi_pipeline.slides.slide import Slide
+from wsi_pipeline.tiling.cell_status import Status
+from wsi_pipeline.viewer.deep_zoom import TILE_PX, DeepZoom
+from wsi_pipeline.viewer.grading_sheet import GradingSheet
+from wsi_pipeline.viewer.layers import COLORMAPS, LAYERS, Layer, layer_tile, legend, load_layer
+from wsi_pipeline.viewer.pictures import Predictor
+from wsi_pipeline.viewer.pixels import (
+    CACHE_BYTES,
+    BoundedCache,
+    OpenSlides,
+    find_slide,
+    jpeg_bytes,
+    slide_tile,
+)
+from wsi_pipeline.viewer.review import Review
+from wsi_pipeline.viewer.run_folders import RunFolders
+
+# Results whose maps are kept in memory, and cells that `values` sends at most.
+KEPT_RESULTS = 32
+MOST_CELLS = 4_000_000
+PICTURES = ("tissue.png", "heatmap.png", "overlay.png", "uncertainty.png", "report.png", "fields.png")
+ASSOCIATED = ("macro", "label")
+NO_CELL = "outside"
+
+
+@dataclass(eq=False)
+class OpenResult:
+    """A result that somebody looks at, with what was read of it."""
+
+    result: Result
+    summary: dict[str, Any]
+    stamp: str
+    """Changes when the result does."""
+
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    layers: dict[str, Layer | None] = field(default_factory=dict)
+    place: Path | None = None
+    why_no_slide: str | None = None
+
+    @property
+    def mpp0(self) -> tuple[float, float]:
+        """um per level-0 pixel, along x and y."""
+        return float(self.summary["mpp"][0]), float(self.summary["mpp"][1])
+
+    @property
+    def zoom(self) -> DeepZoom:
+        """The geometry of its tiles."""
+        return DeepZoom(Size(*map(int, self.summary["size0"])))
+
+    def layer(self, name: str) -> Layer:
+        """A layer, read once. Raises UsageError where there is none of that name, ResultError."""
+        if name not in LAYERS:
+            raise UsageError(f"found layer {name[:50]!r}, expected one of {', '.join(LAYERS)}")
+        with self.lock:
+            if name not in self.layers:
+                self.layers[name] = load_layer(self.result, name, self.mpp0)
+            layer = self.layers[name]
+        if layer is None:
+            raise UsageError(f"this result has no layer '{name}'")
+        return layer
+
+
+class Viewer:
+    """One OUT and the folders its slides lie in. From any thread."""
+
+    def __init__(self, out: OutPath, slides: list[Path], model: str = "idc_default", device: str = "auto"):
+        self.out, self._folders = out, slides
+        self.predictor = Predictor(model, device)
+        self.tiles = BoundedCache(CACHE_BYTES)
+        self._runs, self._lock = RunFolders(out), threading.Lock()
+        self._slides = OpenSlides()
+        self._kept: OrderedDict[str, OpenResult] = OrderedDict()
+
+    def close(self) -> None:
+        """Close all slides."""
+        self._slides.close()
+
+    # --- the list -------------------------------------------------------------------------------------------
+
+    def listing(self) -> dict[str, Any]:
+        """All slides, and the batch."""
+        with self._lock:
+            return {"out": str(self.out), **self._runs.listing()}
+
+    def state(self) -> str:
+        """What changes when anything in the list does."""
+        with self._lock:
+            return self._runs.state()
+
+    # --- one slide ------------------------------------------------------------------------------------------
+
+    def opened(self, slide_id: str) -> OpenResult:
+        """The slide's result, kept while it does not change. Raises ResultError."""
+        folder = self._runs.folder(slide_id)
+        stamp = _stamp(folder)
+        with self._lock:
+            kept = self._kept.get(slide_id)
+            if kept is not None and kept.stamp == stamp:
+                self._kept.move_to_end(slide_id)
+                return kept
+        result = Result(folder)
+        summary = result.summary if "summary.json" in names(folder) else _summary_of_store(result)
+        opened = OpenResult(result, summary, stamp)
+        try:
+            opened.place = find_slide(str(summary["slide"]), self._folders)
+        except WsiError as error:
+            opened.why_no_slide = str(error)
+        with self._lock:
+            self._kept[slide_id] = opened
+            while len(self._kept) > KEPT_RESULTS:
+                self._kept.popitem(last=False)
+        return opened
+
+    def info(self, slide_id: str) -> dict[str, Any]:
+        """All that the page needs to show a slide."""
+        opened = self.opened(slide_id)
+        slide, why_not = self._readable(opened)
+        result, summary, zoom = opened.result, opened.summary, opened.zoom
+        drawn = "regions.geojson" in names(result.folder) and "threshold" in summary
+        regions = [_region_feature(region) for region in result.regions] if drawn else []
+        layers = []
+        for name in LAYERS:
+            try:
+                layer = opened.layer(name)
+            except UsageError:
+                continue
+            cell = layer.plane.downsample_x * opened.mpp0[0], layer.plane.downsample_y * opened.mpp0[1]
+            rows, columns = layer.shape
+            layers.append(
+                {
+                    "name": name,
+                    "title": layer.title,
+                    "kind": layer.kind,
+                    "cell_um": list(cell),
+                    "rows": rows,
+                    "columns": columns,
+                    "legend": legend(name) if layer.kind == "classes" else None,
+                }
+            )
+        return {
+            "id": slide_id,
+            "name": result.name,
+            "complete": result.is_complete,
+            "width0": zoom.size0.width,
+            "height0": zoom.size0.height,
+            "mpp_x": opened.mpp0[0],
+            "mpp_y": opened.mpp0[1],
+            "mpp_overridden": bool(summary.get("mpp_overridden")),
+            "has_slide": slide is not None,
+            "why_not": why_not,
+            "tile_size": TILE_PX,
+            "levels": zoom.levels,
+            "stamp": opened.stamp,
+            "layers": layers,
+            "map_kind": summary.get("map_kind"),
+            "threshold": summary.get("threshold"),
+            "threshold_low": summary.get("threshold_low"),
+            "colormaps": list(COLORMAPS),
+            "default_colormap": COLOURS.name,
+            "regions": {"type": "FeatureCollection", "features": regions},
+            "fields": self._fields(opened) if drawn else [],
+            "numbers": {key: value for key, value in summary.items() if key not in _HIDDEN},
+            "warnings": summary.get("warnings", []),
+            "model": _model_of(summary),
+            "pictures": {
+                name.removesuffix(".png"): f"/api/slides/{slide_id}/pictures/{name}"
+                for name in PICTURES
+                if name in names(result.folder)
+            },
+            "associated": slide.associated if slide else [],
+        }
+
+    def tile(self, slide_id: str, level: int, column: int, row: int) -> tuple[bytes, str]:
+        """A tile of the slide as a JPEG, and its ETag. Raises UsageError where there is none, SlideError."""
+        opened = self.opened(slide_id)
+        zoom = opened.zoom
+        if (box := zoom.box(level, column, row)) is None:
+            raise UsageError("there is no such tile")
+        slide, why_not = self._readable(opened)
+        if slide is None:
+            raise SlideError(why_not or "the slide cannot be read")
+        key = ("slide", slide_id, opened.stamp, level, column, row)
+        try:
+            return self.tiles.get(key, lambda: slide_tile(slide, zoom, level, box)), _tag(key)
+        except SlideError:
+            # A handle that failed once may refuse all later reads.
+            if opened.place:
+                self._slides.forget(opened.place)
+            raise
+
+    def layer(
+        self,
+        slide_id: str,
+        name: str,
+        level: int,
+        column: int,
+        row: int,
+        colormap: str,
+        low: float,
+        high: float,
+        threshold: float | None,
+    ) -> tuple[bytes, str]:
+        """A tile of a layer as a PNG on the slide's own geometry, and its ETag. Raises UsageError."""
+        opened = self.opened(slide_id)
+        layer, zoom = opened.layer(name), opened.zoom
+        if (box := zoom.box(level, column, row)) is None:
+            raise UsageError("there is no such tile")
+        if colormap not in COLORMAPS:
+            raise UsageError(f"found colour map {colormap[:50]!r}, expected one of {', '.join(COLORMAPS)}")
+        if not (math.isfinite(low) and math.isfinite(high) and low < high):
+            raise UsageError("'low' and 'high': expected numbers, the first the lower one")
+        key = ("layer", slide_id, opened.stamp, name, level, column, row, colormap, low, high, threshold)
+        plane = zoom.plane(level)
+        make = lambda: layer_tile(layer, box, plane, colormap, low, high, threshold)  # noqa: E731
+        return self.tiles.get(key, make), _tag(key)
+
+    def at(self, slide_id: str, x0: float, y0: float) -> dict[str, Any]:
+        """What the map says at a level-0 point."""
+        opened = self.opened(slide_id)
+        found: dict[str, Any] = {}
+        for key, name in (("probability", "heatmap"), ("patch_probability", "patch_heatmap")):
+            found[key] = _number(_value(opened, name, x0, y0))
+        found["uncertainty"] = _number(_value(opened, "uncertainty", x0, y0))
+        status = _value(opened, "status", x0, y0)
+        found["status"] = NO_CELL if status is None else Status(int(status)).name.lower()
+        return found
+
+    def values(self, slide_id: str) -> tuple[bytes, dict[str, str]]:
+        """The map's cells, little-endian float32 by row, and headers that say where they lie."""
+        layer = self.opened(slide_id).layer("heatmap")
+        rows, columns = layer.shape
+        if rows * columns > MOST_CELLS:
+            raise UsageError(
+                f"the map has {rows * columns:,} cells, at most {MOST_CELLS:,} are sent; ask /at"
+            )
+        plane = layer.plane
+        return np.ascontiguousarray(layer.levels[0], "<f4").tobytes(), {
+            "X-Rows": str(rows),
+            "X-Cols": str(columns),
+            "X-Cell-Px": f"{plane.downsample_x!r},{plane.downsample_y!r}",
+            "X-Origin": f"{plane.origin_x0!r},{plane.origin_y0!r}",
+        }
+
+    def outlines(self, slide_id: str, threshold: float) -> dict[str, Any]:
+        """The regions at another threshold, made in memory; the run's own stay as they are. Raises UsageError."""
+        if not 0 < threshold <= 1:
+            raise UsageError("'threshold': expected a number above 0 and at most 1")
+        opened = self.opened(slide_id)
+        layer = opened.layer("heatmap")
+        recipe = (opened.summary.get("report_recipe") or {}).get("options") or {}
+        options = options_from_dict(
+            DelineateOptions, dict(recipe.get("delineate") or {}), "the run's options"
+        )
+        options = replace(options, threshold=threshold)
+        regions = delineate(layer.levels[0], layer.plane, opened.mpp0, threshold, options)
+        return {
+            "threshold": threshold,
+            "regions": {"type": "FeatureCollection", "features": [_region_feature(r) for r in regions]},
+            "idc_mm2": sum(region.area_mm2 for region in regions),
+            "n": len(regions),
+        }
+
+    def picture(self, slide_id: str, name: str) -> bytes:
+        """A picture of the run folder. Raises UsageError where there is none."""
+        folder = self._runs.folder(slide_id)
+        if name not in PICTURES or name not in names(folder):
+            raise UsageError("there is no such picture")
+        return (folder / name).read_bytes()
+
+    def thumbnail(self, slide_id: str, side: int = 256) -> bytes:
+        """The overlay, or the tissue picture, small, as a JPEG."""
+        from io import BytesIO
+
+        from PIL import Image
+
+        folder = self._runs.folder(slide_id)
+        there = names(folder)
+        name = next((n for n in ("overlay.png", "tissue.png") if n in there), None)
+        if name is None:
+            raise UsageError("there is no picture of this slide yet")
+
+        def make() -> bytes:
+            with Image.open(BytesIO((folder / name).read_bytes())) as image:
+                image.thumbnail((side, side))
+                return jpeg_bytes(np.asarray(image.convert("RGB")))
+
+        return self.tiles.get(("thumbnail", slide_id, _stamp(folder), side), make)
+
+    def associated(self, slide_id: str, name: str) -> bytes:
+        """The slide's macro or label picture as a JPEG: it may show a patient's name. Raises UsageError."""
+        opened = self.opened(slide_id)
+        slide, why_not = self._readable(opened)
+        if slide is None or name not in ASSOCIATED or name not in slide.associated:
+            raise UsageError(why_not or "the slide has no such picture")
+        return jpeg_bytes(slide.read_associated(name))
+
+    # --- what people say ------------------------------------------------------------------------------------
+
+    def review(self, slide_id: str) -> Review:
+        """The slide's review."""
+        opened = self.opened(slide_id)
+        origin0 = self._origin0(opened)
+        return Review(opened.result.folder, opened.zoom.size0, origin0, opened.summary.get("map_key"))
+
+    def grading(self, slide_id: str) -> GradingSheet:
+        """The slide's grading sheet."""
+        opened = self.opened(slide_id)
+        fields = self._fields(opened)
+        return GradingSheet(opened.result.folder, {f["id"]: f["usable_mm2"] for f in fields})
+
+    def predict_at(self, slide_id: str, x0: float, y0: float) -> dict[str, Any]:
+        """What the model says of the patch centred on a level-0 point."""
+        opened = self.opened(slide_id)
+        slide, why_not = self._readable(opened)
+        if slide is None:
+            raise SlideError(why_not or "the slide cannot be read")
+        computed = opened.result.store_attributes.get("computed") or {}
+        mine = {model.sha256 for model in self.predictor.classifier.models}
+        same = {m.get("sha256") for m in _models(opened.summary)} == mine
+        stain = opened.summary.get("stain") if same else None
+        heads = computed.get("heads", []) if same else []
+        return self.predictor.of_place(slide, x0, y0, stain, heads)
+
+    # --- parts ----------------------------------------------------------------------------------------------
+
+    def _readable(self, opened: OpenResult) -> tuple[Slide | None, str | None]:
+        """The slide, open, or why it cannot be shown."""
+        if opened.place is None:
+            return None, opened.why_no_slide
+        try:
+            mpp = opened.mpp0[0] if opened.summary.get("mpp_overridden") else None
+            slide = self._slides.get(opened.place, mpp)
+        except WsiError as error:
+            return None, str(error)
+        if slide.size0 != opened.zoom.size0:
+            found, expected = slide.size0, opened.zoom.size0
+            return None, (
+                f"{opened.place}: found {found.width:,} x {found.height:,} pixels, expected {expected.width:,} x "
+                f"{expected.height:,}: it is another slide than the one that was mapped; the pictures are shown"
+            )
+        return slide, None
+
+    def _fields(self, opened: OpenResult) -> list[dict[str, Any]]:
+        mpp_x, mpp_y = opened.mpp0
+        if "regions.geojson" not in names(opened.result.folder):
+            return []
+        found = []
+        for drawn in opened.result.fields:
+            diameter_um = drawn.radius_x0 * 2 * mpp_x
+            usable = getattr(drawn, "usable_mm2", None)
+            whole = math.pi * (drawn.radius_x0 * mpp_x) * (drawn.radius_y0 * mpp_y) / 1e6
+            found.append(
+                {
+                    "id": drawn.name,
+                    "x0": drawn.x0,
+                    "y0": drawn.y0,
+                    "radius_x0": drawn.radius_x0,
+                    "radius_y0": drawn.radius_y0,
+                    "diameter_um": diameter_um,
+                    "usable_mm2": whole if usable is None else usable,
+                    "mean_probability": drawn.mean_probability,
+                    "region": drawn.region_name,
+                }
+            )
+        return found
+
+    def _origin0(self, opened: OpenResult) -> tuple[float, float]:
+        """The level-0 point that QuPath counts from: as the run wrote it."""
+        try:
+            collection = json.loads((opened.result.folder / "regions.geojson").read_text(encoding="utf-8"))
+            x0, y0 = collection[ORIGIN0]
+            return float(x0), float(y0)
+        except (OSError, ValueError, KeyError, TypeError):
+            return 0.0, 0.0
+
+
+# What the page has no use for, or reads elsewhere.
+_HIDDEN = ("map_recipe", "report_recipe", "slide")
+
+
+def _region_feature(region: IdcRegion) -> dict[str, Any]:
+    return {
+        "type": "Feature",
+        "id": region.name,
+        "geometry": shapely.geometry.mapping(region.polygon),
+        "properties": {
+            "id": region.name,
+            "name": region.name,
+            "class": "IDC",
+            "area_mm2": region.area_mm2,
+            "mean_probability": region.mean_probability,
+            "max_probability": region.max_probability,
+        },
+    }
+
+
+def _summary_of_store(result: Result) -> dict[str, Any]:
+    """What is known of a slide whose run did not end. Raises ResultError."""
+    recipe = result.store_attributes.get("map_recipe") or {}
+    slide = recipe.get("slide")
+    if not isinstance(slide, dict) or "size0" not in slide:
+        raise ResultError(f"{result.folder}: the run did not get far enough to be shown; run it again")
+    path = result.store_attributes.get("slide") or {}
+    return {
+        "slide": path.get("path", slide.get("name", "")),
+        "size0": slide["size0"],
+        "mpp": slide["mpp"],
+        "map_recipe": recipe,
+        "warnings": ["the run of this slide did not end: the map holds what was scored so far"],
+    }
+
+
+def _models(summary: dict[str, Any]) -> list[dict[str, Any]]:
+    models = (summary.get("map_recipe") or {}).get("models") or []
+    return [model for model in models if isinstance(model, dict)]
+
+
+def _model_of(summary: dict[str, Any]) -> dict[str, Any] | None:
+    models = _models(summary)
+    if not models:
+        return None
+    return {"name": ", ".join(str(m.get("name")) for m in models), "sha256": models[0].get("sha256")}
+
+
+def _stamp(folder: OutPath) -> str:
+    """Changes when what lies in the folder does."""
+    parts = []
+    for name in ("summary.json", "slide.zarr/zarr.json", "regions.geojson"):
+        try:
+            found = (folder / name).stat()
+        except OSError:
+            continue
+        parts.append(f"{getattr(found, 'st_mtime_ns', '')}-{found.st_size}")
+    return f"{hash(tuple(parts)) & 0xFFFFFFFFFFFF:x}"
+
+
+def _tag(key: tuple[object, ...]) -> str:
+    import hashlib
+
+    return hashlib.sha256(repr(key).encode()).hexdigest()[:20]
+
+
+def _value(opened: OpenResult, layer: str, x0: float, y0: float) -> Any:
+    try:
+        return opened.layer(layer).at(x0, y0)
+    except UsageError:
+        return None
+
+
+def _number(value: Any) -> float | None:
+    return None if value is None or not math.isfinite(float(value)) else float(value)
