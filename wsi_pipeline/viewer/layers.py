@@ -12,8 +12,9 @@ from PIL import Image
 from wsi_pipeline.base.geometry import Box, Plane
 from wsi_pipeline.base.images import png_bytes
 from wsi_pipeline.results.figures.palette import COLOURS, LARGEST_DEVIATION, UNCERTAINTY_COLOURS
+from wsi_pipeline.results.multiscales import STATUS_COLOURS
 from wsi_pipeline.results.opened import Result
-from wsi_pipeline.results.store import MAP_TITLES, STATUS_COLOURS
+from wsi_pipeline.results.store import MAP_TITLES
 from wsi_pipeline.tiling.cell_status import Status
 
 Kind = Literal["probability", "deviation", "classes"]
