@@ -83,7 +83,8 @@ def load_layer(result: Result, name: str, mpp0: tuple[float, float]) -> Layer | 
     levels = result.levels(array)
     if not levels:
         return None
-    (cell_x, cell_y), (x_um, y_um) = result.cells_um(array)
+    # Status has the map's own cells; what its metadata names is an image for viewers.
+    (cell_x, cell_y), (x_um, y_um) = result.cells_um("heatmap" if name == "status" else array)
     plane = Plane(
         cell_x / mpp0[0], cell_y / mpp0[1], (x_um - cell_x / 2) / mpp0[0], (y_um - cell_y / 2) / mpp0[1]
     )
