@@ -126,6 +126,8 @@ export interface SlideView {
   warnings: string[];
   model: ModelFacts | null;
   pictures: Record<string, string>;
+  read_only: boolean;
+  map_kind: string | null;
   associated: string[];
 }
 

@@ -27,11 +27,7 @@ const TABS: [Tab, string][] = [
 ];
 
 async function open(id: string): Promise<Workspace> {
-  const [view, list] = await Promise.all([
-    getJson<SlideView>(slidePath(id)),
-    getJson<SlideList>("/api/slides").catch(() => null),
-  ]);
-  const space = new Workspace(view, list?.read_only ?? false);
+  const space = new Workspace(await getJson<SlideView>(slidePath(id)));
   void space.review.load();
   void space.grades.load();
   void ValueMap.load(id).then((values) => {
@@ -41,11 +37,17 @@ async function open(id: string): Promise<Workspace> {
   return space;
 }
 
+/** Why there is no result, as the list says. */
+async function reasonOf(id: string): Promise<string | null> {
+  const list = await getJson<SlideList>("/api/slides").catch(() => null);
+  return list?.slides.find((slide) => slide.id === id)?.reason ?? null;
+}
+
 export function SlidePage({ id }: { id: string }) {
   const [space, setSpace] = useState<Workspace | null>(null);
   const [trouble, setTrouble] = useState("");
   useEffect(() => {
-    open(id).then(setSpace, (error) => setTrouble(sentence(error)));
+    open(id).then(setSpace, async (error) => setTrouble((await reasonOf(id)) ?? sentence(error)));
   }, [id]);
   useEffect(() => {
     if (!space) {

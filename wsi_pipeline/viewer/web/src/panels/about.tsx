@@ -1,20 +1,31 @@
 // The numbers of the run, its warnings, its pictures; label and overview only when asked for.
 import { useState } from "preact/hooks";
 import { slidePath } from "../api";
+import { when } from "../format";
 import { Facts } from "../parts/facts";
 import type { Workspace } from "../slide/workspace";
+
+// What is read first; all the rest is folded away.
+const MAIN: [string, string][] = [
+  ["idc_mm2", "IDC, mm²"],
+  ["tissue_mm2", "tissue, mm²"],
+  ["tissue_reason", "tissue"],
+  ["threshold", "threshold"],
+  ["finished", "finished"],
+];
 
 const CAN_SHOW = ["macro", "label"];
 
 export function AboutPanel({ space }: { space: Workspace }) {
   const { view } = space;
+  const main = Object.fromEntries(
+    MAIN.filter(([key]) => view.numbers[key] !== null && view.numbers[key] !== undefined).map(([key, name]) => [
+      name,
+      key === "finished" ? when(String(view.numbers[key])) : view.numbers[key],
+    ]),
+  );
   return (
     <>
-      {!view.has_slide && (
-        <p class="warning">
-          The slide itself cannot be read, so its picture stands in: {view.why_not ?? "no reason is known"}
-        </p>
-      )}
       {view.warnings.map((warning) => (
         <p key={warning} class="warning">
           {warning}
@@ -22,13 +33,17 @@ export function AboutPanel({ space }: { space: Workspace }) {
       ))}
       <Facts
         facts={{
+          ...main,
+          map: view.map_kind,
           size: `${view.width0} x ${view.height0} px`,
-          "um a pixel": `${view.mpp_x.toFixed(4)} x ${view.mpp_y.toFixed(4)}`,
+          "µm a pixel": `${view.mpp_x.toFixed(4)} x ${view.mpp_y.toFixed(4)}`,
           model: view.model ? `${view.model.name}${view.model.version ? ` ${view.model.version}` : ""}` : null,
         }}
       />
-      <h2>Numbers</h2>
-      <Facts facts={view.numbers} />
+      <details>
+        <summary>All numbers of the run</summary>
+        <Facts facts={view.numbers} />
+      </details>
       <h2>Pictures</h2>
       <ul>
         {Object.entries(view.pictures).map(([name, url]) => (

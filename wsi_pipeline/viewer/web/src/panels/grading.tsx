@@ -22,6 +22,55 @@ export function GradingPanel({ space }: { space: Workspace }) {
   return (
     <>
       {!space.readOnly && <ReviewerName />}
+      {chosen ? (
+        <section class="details" aria-label={chosen.id}>
+          <h3>
+            {chosen.id}
+            <Steps space={space} />
+          </h3>
+          <p class="small">
+            {length(chosen.diameter_um)} wide; usable {area(chosen.usable_mm2)}
+          </p>
+          {!space.readOnly && (
+            <>
+              <Mitoses space={space} field={chosen.id} />
+              <Scores
+                title="Tubules in this field"
+                meanings={TUBULES}
+                now={space.grades.of(chosen.id).tubules}
+                enter={(tubules) => space.grades.change(chosen.id, { tubules })}
+              />
+              <Scores
+                title="Nuclei in this field"
+                meanings={NUCLEI}
+                now={space.grades.of(chosen.id).nuclei}
+                enter={(nuclei) => space.grades.change(chosen.id, { nuclei })}
+              />
+            </>
+          )}
+        </section>
+      ) : (
+        <p>
+          Choose a field in the table below, or the next one: <Steps space={space} />
+        </p>
+      )}
+      <section class="details" aria-label="The tumour as a whole">
+        <h3>The tumour as a whole</h3>
+        <p class="small">The grade is computed from these two and from the mitoses of all fields counted.</p>
+        <Scores
+          title="Tubules"
+          meanings={TUBULES}
+          now={grading.tubules}
+          enter={(tubules) => space.grades.changeSheet({ tubules })}
+        />
+        <Scores
+          title="Nuclei"
+          meanings={NUCLEI}
+          now={grading.nuclei}
+          enter={(nuclei) => space.grades.changeSheet({ nuclei })}
+        />
+        <Computed computed={grading.computed} />
+      </section>
       <table class="sheet">
         <caption class="hidden">Fields to grade</caption>
         <thead>
@@ -50,50 +99,6 @@ export function GradingPanel({ space }: { space: Workspace }) {
           })}
         </tbody>
       </table>
-      {chosen ? (
-        <section class="details" aria-label={chosen.id}>
-          <h3>{chosen.id}</h3>
-          <p class="small">
-            {length(chosen.diameter_um)} wide; usable {area(chosen.usable_mm2)}
-          </p>
-          {!space.readOnly && (
-            <>
-              <Mitoses space={space} field={chosen.id} />
-              <Scores
-                title="Tubules in this field"
-                meanings={TUBULES}
-                now={space.grades.of(chosen.id).tubules}
-                enter={(tubules) => space.grades.change(chosen.id, { tubules })}
-              />
-              <Scores
-                title="Nuclei in this field"
-                meanings={NUCLEI}
-                now={space.grades.of(chosen.id).nuclei}
-                enter={(nuclei) => space.grades.change(chosen.id, { nuclei })}
-              />
-            </>
-          )}
-        </section>
-      ) : (
-        <p>Choose a field: click on it in the table, or press f.</p>
-      )}
-      <section class="details" aria-label="The tumour as a whole">
-        <h3>The tumour as a whole</h3>
-        <p class="small">The grade is computed from these two and from the mitoses of all fields counted.</p>
-        <Scores
-          title="Tubules"
-          meanings={TUBULES}
-          now={grading.tubules}
-          enter={(tubules) => space.grades.changeSheet({ tubules })}
-        />
-        <Scores
-          title="Nuclei"
-          meanings={NUCLEI}
-          now={grading.nuclei}
-          enter={(nuclei) => space.grades.changeSheet({ nuclei })}
-        />
-        <Computed computed={grading.computed} />
-      </section>
       <p class="row">
         <a class="button" href={slidePath(space.view.id, "/grading.csv")} download>
           CSV
@@ -103,6 +108,19 @@ export function GradingPanel({ space }: { space: Workspace }) {
         </a>
       </p>
     </>
+  );
+}
+
+function Steps({ space }: { space: Workspace }) {
+  return (
+    <span class="steps">
+      <button type="button" onClick={() => space.stepField(-1)} title="Previous field (d)" aria-label="Previous field">
+        ‹
+      </button>
+      <button type="button" onClick={() => space.stepField(1)} title="Next field (f)" aria-label="Next field">
+        ›
+      </button>
+    </span>
   );
 }
 
@@ -168,7 +186,9 @@ function Mitoses({ space, field }: { space: Workspace; field: string }) {
         </label>
       )}
       <span class="small">
-        {counting ? "Click on each mitosis; a click on a mark takes it back." : "Or k: one at the cross in the middle."}
+        {counting
+          ? "Click on each mitosis; a click on a mark takes it back. The map is hidden meanwhile."
+          : "Or k: one at the cross in the middle."}
       </span>
     </fieldset>
   );

@@ -2,11 +2,12 @@ import { reviewer, setReviewer } from "../slide/reviewer";
 
 export function ReviewerName() {
   return (
-    <label class="stacked">
-      <span>Your name, kept with each change</span>
+    <label class="reviewer-name">
+      <span>Your name</span>
       <input
         class="reviewer"
         type="text"
+        title="Kept with each change"
         autocomplete="name"
         maxLength={80}
         value={reviewer.value}

@@ -1,8 +1,8 @@
-// Whatever the server tells, as a list of words and values; values inside of values are set in.
+// Whatever the server tells, as a list of words and values; values inside of values are folded away.
 import { NONE, number } from "../format";
 
 function text(value: unknown): string {
-  if (value === null || value === undefined) {
+  if (value === null || value === undefined || value === "") {
     return NONE;
   }
   if (typeof value === "number") {
@@ -14,26 +14,35 @@ function text(value: unknown): string {
   return String(value);
 }
 
-const isGroup = (value: unknown): value is Record<string, unknown> =>
-  typeof value === "object" && value !== null && !Array.isArray(value);
+const isGroup = (value: unknown): value is Record<string, unknown> | unknown[] =>
+  typeof value === "object" && value !== null && (!Array.isArray(value) || value.some(isObject));
 
-export function Facts({ facts }: { facts: Record<string, unknown> }) {
+const isObject = (value: unknown): boolean => typeof value === "object" && value !== null;
+
+export function Facts({ facts }: { facts: Record<string, unknown> | unknown[] }) {
+  const entries = Array.isArray(facts)
+    ? facts.map((value, i) => [String(i + 1), value] as const)
+    : Object.entries(facts);
   return (
     <dl class="facts">
-      {Object.entries(facts).map(([name, value]) => (
-        <div key={name} class={isGroup(value) ? "group" : ""}>
-          <dt>{name.replaceAll("_", " ")}</dt>
-          <dd>
-            {isGroup(value) ? (
-              <Facts facts={value} />
-            ) : Array.isArray(value) ? (
-              value.map(text).join(", ") || NONE
-            ) : (
-              text(value)
-            )}
-          </dd>
-        </div>
-      ))}
+      {entries.map(([name, value]) =>
+        isGroup(value) ? (
+          <div key={name} class="group">
+            <dt class="hidden">{name.replaceAll("_", " ")}</dt>
+            <dd>
+              <details>
+                <summary>{name.replaceAll("_", " ")}</summary>
+                <Facts facts={value} />
+              </details>
+            </dd>
+          </div>
+        ) : (
+          <div key={name}>
+            <dt>{name.replaceAll("_", " ")}</dt>
+            <dd>{Array.isArray(value) ? value.map(text).join(", ") || NONE : text(value)}</dd>
+          </div>
+        ),
+      )}
     </dl>
   );
 }

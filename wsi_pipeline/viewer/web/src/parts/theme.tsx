@@ -29,7 +29,7 @@ export function ThemeChoice() {
     <label class="quiet">
       <span class="hidden">Colours of the page</span>
       <select value={theme.value} onChange={(event) => choose(event.currentTarget.value)}>
-        <option value="auto">As the system</option>
+        <option value="auto">Light or dark: auto</option>
         <option value="light">Light</option>
         <option value="dark">Dark</option>
       </select>

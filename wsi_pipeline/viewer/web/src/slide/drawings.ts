@@ -1,5 +1,6 @@
 // What is drawn over the slide now.
 import type { GradingPlace, Point, Verdict } from "../types";
+import { drawing, target } from "./outline_tools";
 import type { Drawing } from "./overlay";
 import type { Workspace } from "./workspace";
 
@@ -29,10 +30,12 @@ export function drawingsOf(space: Workspace): Drawing[] {
   const selected = space.selected.value;
   const reviewed = space.review.review.value?.features.features ?? [];
   const moved = space.outlines.value !== null;
+  // Annotorious shows it meanwhile.
+  const mended = drawing.value?.mends ? target.value?.id : undefined;
   if (space.outlinesShown.value) {
     const answered = new Set(reviewed.map((feature) => feature.properties.source_region));
     for (const { id, feature } of space.regions.value) {
-      if (moved || !answered.has(id)) {
+      if ((moved || !answered.has(id)) && id !== mended) {
         drawings.push({
           kind: "outline",
           id,
@@ -45,6 +48,9 @@ export function drawingsOf(space: Workspace): Drawing[] {
     }
     for (const { geometry, properties } of reviewed) {
       const id = properties.source_region ?? properties.id;
+      if (id === mended) {
+        continue;
+      }
       const strong = id === selected;
       const label = strong
         ? { label: `${properties.class}${properties.verdict ? `, ${properties.verdict}` : ""}` }

@@ -17,6 +17,8 @@ export class OutlineEditor {
     const editor = await OutlineEditor.open(stage);
     editor.annotator.setDrawingTool("polygon");
     editor.annotator.setDrawingEnabled(true);
+    // Its layer is put in place at the next drawing of the slide, and none is due while nothing moves.
+    window.setTimeout(() => stage.viewer.forceRedraw(), 0);
     editor.annotator.on("createAnnotation", (annotation) => {
       editor.annotator.setDrawingEnabled(false);
       drawn(editor.toLevel0(annotation));

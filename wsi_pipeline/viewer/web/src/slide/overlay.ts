@@ -36,9 +36,14 @@ export type Drawing = Outline | Circle | Mark;
 // A dark casing under each line: legible on white glass, on pink stroma and on dark nuclei.
 const CASING = "rgba(0, 0, 0, 0.65)";
 
+// Smaller circles would lie under their own names.
+const LEAST_NAMED_PX = 45;
+
 interface Shape {
   path: Path2D;
   box: Box;
+  /** Its topmost corner. */
+  top: Point;
 }
 
 export class Overlay {
@@ -92,12 +97,12 @@ export class Overlay {
   private drawOne(context: CanvasRenderingContext2D, drawing: Drawing, seen: Box, ratio: number): void {
     const scale = this.stage.pointsPerPx0;
     if (drawing.kind === "outline") {
-      const { path, box } = this.shapeOf(drawing.geometry);
+      const { path, box, top } = this.shapeOf(drawing.geometry);
       if (overlap(box, seen)) {
         const [x, y] = this.stage.toScreen([box.left, box.top]);
         context.setTransform(ratio * scale, 0, 0, ratio * scale, ratio * x, ratio * y);
         stroke(context, path, drawing, scale);
-        this.write(context, drawing.label, x, y, drawing.colour, ratio);
+        this.write(context, drawing.label, ...this.stage.toScreen(top), drawing.colour, ratio);
       }
       return;
     }
@@ -108,7 +113,9 @@ export class Overlay {
       const path = new Path2D();
       path.ellipse(x, y, Math.max(radiusX, 3), Math.max(radiusY, 3), 0, 0, 2 * Math.PI);
       stroke(context, path, drawing, 1);
-      this.write(context, drawing.label, x - radiusX * 0.7, y - radiusY * 0.7, drawing.colour, ratio);
+      if (radiusX >= LEAST_NAMED_PX || drawing.strong) {
+        this.write(context, drawing.label, x - radiusX * 0.7, y - radiusY * 0.7, drawing.colour, ratio);
+      }
     } else {
       const path = new Path2D();
       path.arc(x, y, 8, 0, 2 * Math.PI);
@@ -155,7 +162,9 @@ export class Overlay {
         });
         path.closePath();
       }
-      shape = { path, box };
+      const points = polygonsOf(geometry).flat(2);
+      const top = points.find(([, y]) => y === box.top) ?? [box.left, box.top];
+      shape = { path, box, top };
       this.shapes.set(geometry, shape);
     }
     return shape;

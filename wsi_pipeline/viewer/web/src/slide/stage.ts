@@ -6,6 +6,7 @@ import { magnificationOf, umPerPoint } from "./scale";
 import { type PlacedTiles, slideTiles } from "./tiles";
 
 const MOST_MAGNIFICATION = 80;
+const NAVIGATOR_PX = 160;
 // Of the view's width, at each press of an arrow.
 export const STEP = 0.1;
 
@@ -35,8 +36,14 @@ export class Stage {
       showNavigationControl: false,
       showNavigator: navigator,
       navigatorPosition: "TOP_RIGHT",
-      navigatorSizeRatio: 0.16,
+      navigatorWidth: `${NAVIGATOR_PX}px`,
+      navigatorHeight: `${Math.min(1.5, Math.max(0.3, view.height0 / view.width0)) * NAVIGATOR_PX}px`,
       navigatorAutoFade: false,
+      navigatorBackground: "#ffffff",
+      navigatorBorderColor: "#888888",
+      navigatorDisplayRegionColor: "#b00020",
+      navigatorOpacity: 1,
+      silenceMultiImageWarnings: true,
       gestureSettingsMouse: { clickToZoom: false, dblClickToZoom: true },
       gestureSettingsTouch: { clickToZoom: false },
       gestureSettingsPen: { clickToZoom: false },
@@ -47,9 +54,10 @@ export class Stage {
       springStiffness: 10,
       maxImageCacheCount: 400,
       imageLoaderLimit: 8,
+      // Else seams show between tiles of a layer that is seen through.
+      subPixelRoundingForTransparency: OpenSeadragon.SUBPIXEL_ROUNDING_OCCURRENCES.ALWAYS,
       preserveImageSizeOnResize: true,
-      ...({ crossOriginPolicy: false } as object),
-    } as OpenSeadragon.Options);
+    } as unknown as OpenSeadragon.Options);
     const canvas = this.viewer.canvas as HTMLElement;
     canvas.setAttribute("role", "application");
     canvas.setAttribute("aria-label", label);
@@ -60,13 +68,28 @@ export class Stage {
     this.viewer.addHandler("tile-load-failed", () => {
       this.failedTiles += 1;
     });
+    this.tellTiles(element);
     if (view.has_slide) {
       const tiles = slideTiles(view);
       this.viewer.addTiledImage({ tileSource: tiles.source, x: 0, y: 0, width: tiles.width, index: 0 });
     } else if (picture) {
       this.viewer.addTiledImage({ tileSource: { type: "image", url: picture }, x: 0, y: 0, width: 1, index: 0 });
     }
-    this.viewer.viewport.setHomeBounds?.(this.rect({ left: 0, top: 0, right: view.width0, bottom: view.height0 }), 1);
+  }
+
+  /** The element says whether all tiles of the view are there: data-tiles is "whole" or "coming". */
+  private tellTiles(element: HTMLElement): void {
+    const { world } = this.viewer;
+    const tell = () => {
+      const items = Array.from({ length: world.getItemCount() }, (_, i) => world.getItemAt(i));
+      element.dataset.tiles = items.every((item) => item.getFullyLoaded()) ? "whole" : "coming";
+    };
+    element.dataset.tiles = "coming";
+    world.addHandler("add-item", ({ item }: { item: OpenSeadragon.TiledImage }) => {
+      tell();
+      item.addHandler("fully-loaded-change", tell);
+    });
+    world.addHandler("remove-item", tell);
   }
 
   private point(x0: number, y0: number): OpenSeadragon.Point {
@@ -153,9 +176,9 @@ export class Stage {
     this.viewer.viewport.fitBounds(this.rect(wide));
   }
 
-  fitAll(): void {
+  fitAll(immediately = false): void {
     const { width0, height0 } = this.view;
-    this.viewer.viewport.fitBounds(this.rect({ left: 0, top: 0, right: width0, bottom: height0 }));
+    this.viewer.viewport.fitBounds(this.rect({ left: 0, top: 0, right: width0, bottom: height0 }), immediately);
   }
 
   /** Show a layer, or other tiles of it in place of those shown; the old ones stay until the new ones are there. */

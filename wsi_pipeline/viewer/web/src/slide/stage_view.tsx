@@ -19,7 +19,8 @@ function keepLayers(space: Workspace, stage: Stage, withMap: () => boolean): () 
   const masks = new Set<string>();
   const stopMap = effect(() => {
     const layer = withMap() ? space.view.layers.find(({ name }) => name === space.layer.value) : undefined;
-    const opacity = space.opacity.value;
+    // Mitoses are looked for on the tissue, not through a map.
+    const opacity = space.tool.value === "mitoses" ? 0 : space.opacity.value;
     const threshold = space.hideBelow.value ? space.threshold.value : null;
     const wanted = layer ? `${layer.name} ${space.colormap.value} ${threshold}` : "";
     if (wanted === shown) {
@@ -79,6 +80,9 @@ export function StageView({ space }: { space: Workspace }) {
       true,
     );
     const stops = [keepLayers(space, stage, () => !space.beside.value), keepDrawings(space, new Overlay(stage))];
+    // Another view in the address, by hand or by a link: the page comes anew.
+    const goElsewhere = () => window.location.reload();
+    window.addEventListener("hashchange", goElsewhere);
     let timer = 0;
     const { viewer } = stage;
     const moved = () => {
@@ -86,13 +90,12 @@ export function StageView({ space }: { space: Workspace }) {
       window.clearTimeout(timer);
       timer = window.setTimeout(() => writeView(space, stage.current), 250);
     };
-    viewer.addOnceHandler("open", () => undefined);
     viewer.world.addOnceHandler("add-item", () => {
       window.setTimeout(() => {
         if (space.first.view) {
           stage.show(space.first.view, true);
         } else {
-          viewer.viewport.goHome(true);
+          stage.fitAll(true);
         }
         space.stage.value = stage;
         viewer.addHandler("viewport-change", moved);
@@ -112,6 +115,7 @@ export function StageView({ space }: { space: Workspace }) {
     );
     return () => {
       window.clearTimeout(timer);
+      window.removeEventListener("hashchange", goElsewhere);
       for (const stop of stops) {
         stop();
       }

@@ -48,12 +48,11 @@ export class Workspace {
   readonly review: ReviewLog;
   readonly grades: Grades;
   readonly first: UrlView;
+  readonly readOnly: boolean;
   private asked = 0;
 
-  constructor(
-    readonly view: SlideView,
-    readonly readOnly: boolean,
-  ) {
+  constructor(readonly view: SlideView) {
+    this.readOnly = view.read_only;
     this.first = readView(window.location.hash);
     const names = view.layers.map((layer) => layer.name);
     const wanted = this.first.layer;
