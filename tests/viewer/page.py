@@ -29,7 +29,12 @@ def browser_or_skip(playwright: Any) -> Any:
     if not BUNDLE.is_file():
         pytest.skip("needs the page, which is not built: make page")
     # A container's root has no sandbox; a machine without a GPU draws by software.
-    flags = ["--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--font-render-hinting=none"]
+    flags = [
+        "--no-sandbox",
+        "--use-angle=swiftshader",
+        "--enable-unsafe-swiftshader",
+        "--font-render-hinting=none",
+    ]
     return playwright.chromium.launch(executable_path=chromium, args=flags)
 
 
@@ -87,3 +92,14 @@ def centre_of(mask: NDArray[np.bool_]) -> tuple[float, float]:
 def near(pixels: NDArray[np.uint8], colour: tuple[int, int, int], within: int = 40) -> NDArray[np.bool_]:
     """Where a picture has about that colour."""
     return (np.abs(pixels.astype(int) - np.array(colour)).max(axis=2)) <= within
+
+
+def wait_for_change(page: Any, before: NDArray[np.uint8], share: float) -> None:
+    """Until so much of the first stage looks otherwise."""
+    changed = 0.0
+    for _ in range(60):
+        changed = float((np.abs(stage_pixels(page).astype(int) - before).sum(axis=2) > 30).mean())
+        if changed > share:
+            return
+        page.wait_for_timeout(150)
+    raise AssertionError(f"{changed:.3f} of the stage changed, expected more than {share}")

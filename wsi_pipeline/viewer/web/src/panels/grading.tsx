@@ -24,10 +24,10 @@ export function GradingPanel({ space }: { space: Workspace }) {
       {!space.readOnly && <ReviewerName />}
       {chosen ? (
         <section class="details" aria-label={chosen.id}>
-          <h3>
+          <h2>
             {chosen.id}
             <Steps space={space} />
-          </h3>
+          </h2>
           <p class="small">
             {length(chosen.diameter_um)} wide; usable {area(chosen.usable_mm2)}
           </p>
@@ -55,7 +55,7 @@ export function GradingPanel({ space }: { space: Workspace }) {
         </p>
       )}
       <section class="details" aria-label="The tumour as a whole">
-        <h3>The tumour as a whole</h3>
+        <h2>The tumour as a whole</h2>
         <p class="small">The grade is computed from these two and from the mitoses of all fields counted.</p>
         <Scores
           title="Tubules"

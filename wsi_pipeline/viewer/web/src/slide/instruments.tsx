@@ -112,7 +112,7 @@ export function Readout({ space }: { space: Workspace }) {
 /** The colours of the map shown, with the threshold. */
 export function ColourBar({ space }: { space: Workspace }) {
   const layer = space.view.layers.find(({ name }) => name === space.layer.value);
-  const stops = space.view.colormap_stops?.[layer?.kind === "deviation" ? layer.name : space.colormap.value];
+  const stops = space.view.colormap_stops?.[layer?.kind === "deviation" ? layer.kind : space.colormap.value];
   if (!layer || !stops || layer.kind === "classes") {
     return null;
   }

@@ -48,7 +48,8 @@ export class Stage {
       gestureSettingsTouch: { clickToZoom: false },
       gestureSettingsPen: { clickToZoom: false },
       visibilityRatio: 0.2,
-      minZoomImageRatio: 0.4,
+      // Small slides, too, can be seen at 1.25x.
+      minZoomImageRatio: 0.05,
       maxZoomPixelRatio: Math.max(2, view.mpp_x / umPerPoint(MOST_MAGNIFICATION)),
       animationTime: still ? 0 : 0.5,
       springStiffness: 10,

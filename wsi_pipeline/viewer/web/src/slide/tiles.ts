@@ -46,8 +46,8 @@ export interface Colouring {
   threshold: number | null;
 }
 
-// Finer tiles than so many pixels a cell would show nothing more.
-const PIXELS_A_CELL = 16;
+// The finest pixels of a layer, in um: cells are a hundred times as large, and their edges lie right within half of it.
+const FINEST_UM = 1;
 
 export function layerTiles(view: SlideView, layer: Layer, colouring: Colouring): PlacedTiles {
   const asked = new URLSearchParams({ v: view.stamp });
@@ -57,8 +57,7 @@ export function layerTiles(view: SlideView, layer: Layer, colouring: Colouring):
       asked.set("threshold", String(colouring.threshold));
     }
   }
-  const cellPx = Math.min(layer.cell_um[0] / view.mpp_x, layer.cell_um[1] / view.mpp_y);
-  const coarser = Math.max(0, Math.floor(Math.log2(cellPx / PIXELS_A_CELL)));
+  const coarser = Math.max(0, Math.floor(Math.log2(FINEST_UM / Math.max(view.mpp_x, view.mpp_y))));
   const levels = Math.max(1, view.levels - coarser);
   return pyramid(view, levels, (level, column, row) =>
     slidePath(view.id, `/layers/${layer.name}/${level}/${column}_${row}.png?${asked}`),
