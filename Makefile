@@ -1,5 +1,5 @@
 # make demo           set up, then the main job on a made sample slide (SLIDE=path: on that slide)
-# make page           the page of view-slides anew, where what it is made of has changed
+# make page           build the page of view-slides again, where what it is made of has changed
 # make test           set up, then formatter, linter, types and every test
 # make test-lowest    set up .venv-lowest with the lowest versions that setup.cfg allows (constraints-lowest.txt; Python
 #                     3.11), then the quick tests of the core on them; docs/dependencies.md says when that was last done

@@ -356,7 +356,7 @@ def test_an_outline_drawn_with_the_mouse_is_kept_and_labels_patches(
     wait_for_tiles(page)
     page.get_by_role("button", name="Added DCIS added").click()
     assert page.get_by_label("Note").input_value() == "cribriform <b>"
-    page.get_by_role("button", name="Mend its outline").click()
+    page.get_by_role("button", name="Edit its outline").click()
     page.get_by_role("button", name="Save the outline").wait_for()
     page.keyboard.press("Escape")
     # What tile-slides takes as labels.

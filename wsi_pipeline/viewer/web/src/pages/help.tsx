@@ -32,7 +32,7 @@ export function HelpPage() {
         </li>
         <li>
           A click on an outline chooses it. Yellow: the model's region. Orange, dashed: regions at another threshold.
-          Green: accepted, mended or added. Red, dotted: rejected. White, dashed circles: grading fields.
+          Green: accepted, redrawn or added. Red, dotted: rejected. White, dashed circles: grading fields.
         </li>
         <li>With the keys alone: the cross in the middle stands for the pointer; move the slide under it.</li>
       </ul>

@@ -168,13 +168,13 @@ function Details({ space, item, classes }: { space: Workspace; item: Item; class
       </fieldset>
       <div class="row">
         <button type="button" disabled={busy} onClick={() => mend(space, item)}>
-          Mend its outline
+          Edit its outline
         </button>
         <button type="button" disabled={busy} onClick={() => draw(space, item)}>
-          Draw it anew
+          Redraw it
         </button>
         <button type="button" disabled={busy} onClick={() => drawWithKeys(space, item)}>
-          Anew with the keys
+          Redraw with the keys
         </button>
       </div>
       <label class="line">
