@@ -27,8 +27,9 @@ LAYERS: dict[str, tuple[str, str, Kind]] = {
     "status": ("labels/status", "what became of each cell", "classes"),
     "tissue": ("labels/tissue", "tissue and what was rejected of it", "classes"),
 }
-# Colour maps to choose from. All grow evenly in lightness and can be read with any colour vision.
-COLORMAPS = tuple(dict.fromkeys((COLOURS.name, "viridis", "cividis", "magma", "plasma")))
+# Colour maps to choose from. All grow evenly in lightness and can be read with any colour vision; those of matplotlib
+# that hold colours of tissue (magma, plasma, inferno) are left out.
+COLORMAPS = (COLOURS.name, "viridis", "cividis")
 # The colours of deviations, which are never to be taken for probabilities.
 DEVIATION = "deviation"
 TISSUE_COLOURS = {1: (0, 114, 178, 110), 2: (230, 159, 0, 170)}

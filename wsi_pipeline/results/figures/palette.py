@@ -1,8 +1,9 @@
 """What pictures and the report share: the colours of a map, a map on another plane, text, writing PNGs.
 
-Probabilities are shown on one colour scale, 0 to 1, whatever a map holds: viridis. Its lightness grows evenly
-with the probability, it survives every kind of colour blindness and a grey printer, and its blue, green and
-yellow are no colours of a haematoxylin and eosin stain. Where nothing was scored there is no colour at all.
+Probabilities are shown on one colour scale, 0 to 1, whatever a map holds: viridis from a quarter of it on. Its
+lightness grows evenly with the probability, and it survives every kind of colour blindness and a grey printer. Its blue,
+green and yellow are no colours of a haematoxylin and eosin stain, as the dark violet that viridis begins with is:
+scripts/results/measure_colours.py measures the distances. Where nothing was scored there is no colour at all.
 """
 
 import math
@@ -11,7 +12,7 @@ from functools import cache
 import matplotlib
 import numpy as np
 from matplotlib import font_manager
-from matplotlib.colors import Colormap
+from matplotlib.colors import Colormap, ListedColormap
 from PIL import Image, ImageFont
 
 from wsi_pipeline.base.files import OutPath, write_bytes
@@ -19,9 +20,9 @@ from wsi_pipeline.base.geometry import Plane
 from wsi_pipeline.base.images import png_bytes
 from wsi_pipeline.base.types import FloatMap, RgbImage
 
-COLOURS = matplotlib.colormaps["viridis"]
-# Of uncertainty, which must not be taken for a probability: as even in lightness, pale where models agree.
-UNCERTAINTY_COLOURS = matplotlib.colormaps["magma_r"]
+COLOURS = ListedColormap(matplotlib.colormaps["viridis"](np.linspace(0.25, 1, 256)), "viridis_upper")
+# Of uncertainty, which must not be taken for a probability, nor for tissue: white where models agree, then grey.
+UNCERTAINTY_COLOURS = ListedColormap(matplotlib.colormaps["bone"](np.linspace(1, 0.4, 256)), "bone_upper_r")
 # The largest standard deviation that numbers between 0 and 1 can have.
 LARGEST_DEVIATION = 0.5
 
@@ -31,12 +32,12 @@ BLACK, GREY, WHITE = "#000000", "#777777", "#FFFFFF"
 
 
 def colour(heatmap: FloatMap) -> RgbImage:
-    """The map as RGBA bytes [y, x, 4]: 0 to 1 from dark blue to yellow, wholly transparent where NaN."""
+    """The map as RGBA bytes [y, x, 4]: 0 to 1 from blue to yellow, wholly transparent where NaN."""
     return _coloured(heatmap, COLOURS)
 
 
 def colour_uncertainty(deviation: FloatMap) -> RgbImage:
-    """Standard deviations as RGBA bytes [y, x, 4]: 0 to 0.5 from cream to black, transparent where NaN."""
+    """Standard deviations as RGBA bytes [y, x, 4]: 0 to 0.5 from white to grey, transparent where NaN."""
     return _coloured(deviation / LARGEST_DEVIATION, UNCERTAINTY_COLOURS)
 
 
