@@ -33,6 +33,11 @@ COLORMAPS = tuple(dict.fromkeys((COLOURS.name, "viridis", "cividis", "magma", "p
 DEVIATION = "deviation"
 TISSUE_COLOURS = {1: (0, 114, 178, 110), 2: (230, 159, 0, 170)}
 TISSUE_NAMES = {1: "tissue", 2: "rejected tissue"}
+# Over a slide, what was scored is left clear, so that its map is seen; glass is dark, so that the two are told apart.
+PAGE_STATUS_COLOURS = {int(status): rgba for status, rgba in STATUS_COLOURS.items()} | {
+    int(Status.BACKGROUND): (0, 0, 0, 110),
+    int(Status.SCORED): (0, 0, 0, 0),
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,7 +136,7 @@ def _colour_table(name: str) -> NDArray[np.uint8]:
 @cache
 def _class_table(name: str) -> NDArray[np.uint8]:
     table = np.zeros((256, 4), np.uint8)
-    colours = TISSUE_COLOURS if name == "tissue" else {int(k): v for k, v in STATUS_COLOURS.items()}
+    colours = TISSUE_COLOURS if name == "tissue" else PAGE_STATUS_COLOURS
     for value, rgba in colours.items():
         table[value] = rgba
     return table
@@ -142,5 +147,5 @@ def legend(name: str) -> list[dict[str, Any]]:
     if name == "tissue":
         return [{"value": v, "name": TISSUE_NAMES[v], "rgba": list(c)} for v, c in TISSUE_COLOURS.items()]
     return [
-        {"value": int(v), "name": Status(v).name.lower(), "rgba": list(c)} for v, c in STATUS_COLOURS.items()
+        {"value": v, "name": Status(v).name.lower(), "rgba": list(c)} for v, c in PAGE_STATUS_COLOURS.items()
     ]

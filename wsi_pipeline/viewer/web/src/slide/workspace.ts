@@ -36,6 +36,8 @@ export class Workspace {
   readonly outlinesShown = signal(true);
   readonly fieldsShown = signal(true);
   readonly cross = signal(false);
+  /** Tiles that the server could not give. */
+  readonly unreadable = signal(0);
 
   readonly tool = signal<Tool>("look");
   readonly corners = signal<Point[]>([]);
