@@ -25,7 +25,15 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=ROOT / "docs/viewer.png")
     parser.add_argument("--view", default="tab=map&beside=&x=14200&y=10600&at=0.68", help="after the #")
     args = parser.parse_args()
-    command = [sys.executable, "-m", "wsi_pipeline.cli.view_slides", str(args.maps), "--port", "0", "--read-only"]
+    command = [
+        sys.executable,
+        "-m",
+        "wsi_pipeline.cli.view_slides",
+        str(args.maps),
+        "--port",
+        "0",
+        "--read-only",
+    ]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as server:
         assert server.stdout is not None
         address = server.stdout.readline().split(" at ")[-1].strip()
@@ -42,7 +50,9 @@ def main() -> int:
         finally:
             server.terminate()
     with Image.open(io.BytesIO(shown)) as image:
-        image.convert("RGB").quantize(COLOURS, kmeans=3, dither=Image.Dither.NONE).save(args.out, optimize=True)
+        image.convert("RGB").quantize(COLOURS, kmeans=3, dither=Image.Dither.NONE).save(
+            args.out, optimize=True
+        )
     print(f"{args.out}: {args.out.stat().st_size / 1000:.0f} kB")
     return 0
 
