@@ -36,7 +36,7 @@ from wsi_pipeline.results.figures.slide_figures import draw_map
 from wsi_pipeline.results.finished_map import FinishedMap
 from wsi_pipeline.results.geojson import regions_to_geojson
 from wsi_pipeline.results.provenance import model_names, store_attributes
-from wsi_pipeline.results.regions import delineate, rasterise
+from wsi_pipeline.results.regions import TissueMask, delineate, rasterise
 from wsi_pipeline.results.run_folder import (
     OUTPUTS,
     SlideResult,
@@ -181,7 +181,7 @@ def _draw_report(job: _Job, store: SlideStore, watch: Stopwatch, drawn_again: st
     models, computed = job.classifier.models, store.attributes["computed"]
     report = map_report(map_key_of(store), slide, config, shown)
     with watch("delineate"):
-        finished = _finished_map(store, slide, overview.plan, shown, len(models), config)
+        finished = _finished_map(store, slide, overview, shown, len(models), config)
         begin_report(folder)
         _write_regions(folder, slide, finished)
         warnings = [*overview.warnings, *shown.warnings, *_map_warnings(finished, computed)]
@@ -189,7 +189,9 @@ def _draw_report(job: _Job, store: SlideStore, watch: Stopwatch, drawn_again: st
         draw_map(folder, slide, overview, models, finished, warnings)
     recipes = (store.map_recipe or {}, report)
     summary = summarise(slide, overview, recipes, finished.counts, watch, warnings)
-    return finish(folder, summary | _map_info(models, finished, computed), drawn_again)
+    info = _map_info(models, finished, computed)
+    info |= region_info(finished.regions, overview.tissue_mm2(slide.mpp), slide.mpp)
+    return finish(folder, summary | info, drawn_again)
 
 
 def fill_store(
@@ -263,16 +265,18 @@ def _measure_stain(slide: Slide, plan: Plan, models: "Sequence[Model]") -> _Slid
 
 
 def _finished_map(
-    store: SlideStore, slide: Slide, plan: Plan, shown: ShownMap, models: int, config: InferConfig
+    store: SlideStore, slide: Slide, overview: Overview, shown: ShownMap, models: int, config: InferConfig
 ) -> FinishedMap:
     """The map that the store holds, made by so many models, and what lies above the threshold on it.
 
     Raises UnreadableSlideError where more of it than the config allows could not be decoded.
     """
-    heatmap, plane = store.array("heatmap/0"), plan.grid.map_plane
-    counts = count(plan, store.array("labels/status/0"))
+    plan = overview.plan
+    heatmap, plane, status = store.array("heatmap/0"), plan.grid.map_plane, store.array("labels/status/0")
+    counts = count(plan, status)
     _check_unreadable(slide, counts["cells"], config.max_unreadable)
-    regions = delineate(heatmap, plane, slide.mpp, shown.threshold, config.delineate)
+    tissue = TissueMask(overview.labels == 1, overview.tissue.plane, status == Status.BACKGROUND)
+    regions = delineate(heatmap, plane, slide.mpp, shown.threshold, config.delineate, tissue, slide.size0)
     fields = choose_fields(heatmap, plane, slide.mpp, regions, config.delineate)
     finished = FinishedMap(heatmap, plane, shown.kind, shown.threshold, regions, fields, counts)
     if models == 1:
@@ -341,7 +345,6 @@ def _map_info(models: "Sequence[Model]", finished: FinishedMap, computed: dict[s
         "stain": computed["stain"],
         "stain_gain": computed["stain_gain"],
         "slide_condition": _condition_info(computed),
-        **region_info(finished.regions),
     }
     if finished.uncertainty:
         info |= {"models": model_names(models), "uncertainty": asdict(finished.uncertainty)}
