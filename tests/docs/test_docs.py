@@ -38,6 +38,7 @@ COMMANDS = (
     "explore-patches",
     "view-slides",
     "classify-images",
+    "export-map",
 )
 SHELL = ("mkdir", "cp", "mv", "for", "done")
 # Private words, or words that say less than the plain one beside them (docs/glossary.md).

@@ -40,6 +40,7 @@ OUTPUTS = {
     "heatmap.png",
     "overlay.png",
     "report.png",
+    "report.pdf",
     "regions.geojson",
     "summary.json",
 }

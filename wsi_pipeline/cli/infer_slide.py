@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 
 from wsi_pipeline.cli.batch_arguments import add_batch_arguments
 from wsi_pipeline.cli.common import command_parser, run_command
@@ -10,7 +11,7 @@ from wsi_pipeline.cli.common import command_parser, run_command
 EXAMPLE = """  infer-slide biopsy.svs --out maps
   infer-slide *.svs --out maps --device cuda:1 --config infer
   infer-slide archive/ more.csv 'scans/**/*.ndpi' --out maps --workers 4
-  infer-slide scan.svs --out maps --mpp 0.2525
+  infer-slide scan.svs --out maps --mpp 0.2525 --exports ometiff,pdf
   infer-slide biopsy.svs --out maps --model idc_default --model mine.safetensors"""
 
 
@@ -27,6 +28,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="a shipped model, or a .safetensors with its card (default: idc_default); several, each with its "
         "--model: their mean, each patch alone, and a map of how far they are apart",
     )
+    parser.add_argument(
+        "--exports",
+        metavar="LIST",
+        help="files for other tools: of ometiff, dicom, asap and pdf, or none (default: what the config says, pdf)",
+    )
     return run_command(parser, _run, argv)
 
 
@@ -38,8 +44,11 @@ def _run(args: argparse.Namespace) -> int:
     from wsi_pipeline.pipeline.config import InferConfig, load_config
     from wsi_pipeline.pipeline.estimate import estimator_of_inference
     from wsi_pipeline.pipeline.slide_jobs import InferJob
+    from wsi_pipeline.results.exports.formats import exports_of
 
     config = load_config(InferConfig, args.config) if args.config else InferConfig()
+    if args.exports is not None:
+        config = replace(config, exports=exports_of(args.exports))
     models = tuple(args.model or ["idc_default"])
     job = InferJob(out_path(args.out), config, models, args.device, args.overwrite, staging_of(args))
     entries = listed_slides(args)

@@ -6,6 +6,7 @@ from typing import Annotated, TypeVar
 from wsi_pipeline.base.configs import find_config
 from wsi_pipeline.base.options import Field, options, options_from_dict, read_yaml_file
 from wsi_pipeline.inference.classify import ClassifyOptions
+from wsi_pipeline.results.exports.formats import ExportName
 from wsi_pipeline.results.regions import DelineateOptions
 from wsi_pipeline.slides.annotations.geojson import AnnotationOptions
 from wsi_pipeline.tiling.artefacts import ArtefactOptions
@@ -60,6 +61,10 @@ class InferConfig:
     patch alone."""
 
     delineate: DelineateOptions = DelineateOptions()
+    exports: tuple[ExportName, ...] = ("pdf",)
+    """Files for other tools, beside the map, its regions and pictures: ometiff, dicom, asap, pdf. `export-map` writes
+    them later, too."""
+
     max_unreadable: Annotated[float, Field(ge=0, le=1)] = 0.25
     """A slide fails when more than this share of it cannot be decoded; below, it is mapped with gaps."""
 

@@ -36,6 +36,7 @@ if TYPE_CHECKING:  # torch takes seconds to import
 DECIDES_REPORT = ("delineate", "max_unreadable")
 # Options that decide neither, each with the reason.
 DECIDES_NOTHING = {
+    "exports": "the same map and report, as other files",
     "classify.batch_size": "moves a probability by less than 1e-5",
     "classify.reader_threads": "the same pixels, read by more or fewer",
     "classify.engine": "engines of one precision are checked against each other, within 1e-3",
@@ -97,7 +98,9 @@ def wanted_map(slide: Slide, models: "Sequence[Model]", config: InferConfig, sho
     options = options_to_dict(config)
     grid, classify = options["grid"], options.pop("classify")
     grid["stride_px"] = grid["stride_px"] or grid["patch_px"]
-    decides = {name: value for name, value in options.items() if name not in ("context", *DECIDES_REPORT)}
+    decides = {
+        name: value for name, value in options.items() if name not in ("context", "exports", *DECIDES_REPORT)
+    }
     recipe = {
         "command": "infer-slide",
         "format": MAP_FORMAT,

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsi_pipeline.base.errors import ModelError, RecipeError, UnreadableSlideError
-from wsi_pipeline.base.files import OutPath, write_json
+from wsi_pipeline.base.files import OutPath, names, remove, write_json
 from wsi_pipeline.base.memory import release_free_memory
 from wsi_pipeline.base.types import Progress
 from wsi_pipeline.inference.classifier import Classifier
@@ -31,6 +31,9 @@ from wsi_pipeline.pipeline.run import (
     same_plan,
 )
 from wsi_pipeline.results.commit import commit_blocks
+from wsi_pipeline.results.exports.exported_map import ExportedMap
+from wsi_pipeline.results.exports.formats import ExportName, exports_in, files_of, missing_packages
+from wsi_pipeline.results.exports.written import write_exports
 from wsi_pipeline.results.fields import choose_fields
 from wsi_pipeline.results.figures.slide_figures import draw_map
 from wsi_pipeline.results.finished_map import FinishedMap
@@ -183,15 +186,34 @@ def _draw_report(job: _Job, store: SlideStore, watch: Stopwatch, drawn_again: st
     with watch("delineate"):
         finished = _finished_map(store, slide, overview, shown, len(models), config)
         begin_report(folder)
-        _write_regions(folder, slide, finished)
-        warnings = [*overview.warnings, *shown.warnings, *_map_warnings(finished, computed)]
+        _write_regions(folder, slide, finished, map_key_of(store))
+        exports, not_again = _exports_of(folder, config)
+        warnings = [*overview.warnings, *shown.warnings, *_map_warnings(finished, computed), *not_again]
     with watch("render"):
         draw_map(folder, slide, overview, models, finished, warnings)
     recipes = (store.map_recipe or {}, report)
     summary = summarise(slide, overview, recipes, finished.counts, watch, warnings)
-    info = _map_info(models, finished, computed)
-    info |= region_info(finished.regions, overview.tissue_mm2(slide.mpp), slide.mpp)
-    return finish(folder, summary | info, drawn_again)
+    summary |= _map_info(models, finished, computed)
+    summary |= region_info(finished.regions, overview.tissue_mm2(slide.mpp), slide.mpp)
+    with watch("export"):
+        exported = ExportedMap(slide.name, slide.path, finished, summary, overview.thumbnail)
+        write_exports(folder, exports, exported)
+    summary["seconds"] = watch.seconds | {"total": watch.total}
+    return finish(folder, summary, drawn_again)
+
+
+def _exports_of(folder: OutPath, config: InferConfig) -> tuple[set[ExportName], list[str]]:
+    """What to export: what is asked for, and again what lies there of another report; warnings where that cannot be."""
+    there = exports_in(names(folder)) - set(config.exports)
+    cannot = {name for name in there if missing_packages(name)}
+    for file in files_of(cannot):
+        remove(folder / file)
+    warnings = [
+        f"{', '.join(files_of([name]))} of an earlier report was removed: to write it again needs "
+        f"{' and '.join(missing_packages(name))}, which is not installed"
+        for name in sorted(cannot)
+    ]
+    return {*config.exports, *(there - cannot)}, warnings
 
 
 def fill_store(
@@ -231,6 +253,7 @@ def why_draw_map(
 ) -> str | None:
     """Why what lies beside a whole map is to be made again, as `why_draw`; how: its config and which map is shown."""
     needed = [name for name in OUTPUTS if name != "uncertainty.png" or len(models) > 1]
+    needed += files_of(how[0].exports)
     return why_draw(folder, map_report(map_key_of(store), slide, *how), needed)
 
 
@@ -291,9 +314,11 @@ def _check_unreadable(slide: Slide, cells: dict[str, int], allowed: float) -> No
         raise UnreadableSlideError(too_unreadable(slide, unreadable / (scored + unreadable), allowed))
 
 
-def _write_regions(folder: OutPath, slide: Slide, finished: FinishedMap) -> None:
+def _write_regions(folder: OutPath, slide: Slide, finished: FinishedMap, map_key: str) -> None:
     origin0 = qupath_origin0(slide.properties, slide.size0)
-    write_json(folder / "regions.geojson", regions_to_geojson(finished.regions, finished.fields, origin0))
+    write_json(
+        folder / "regions.geojson", regions_to_geojson(finished.regions, finished.fields, origin0, map_key)
+    )
 
 
 def _map_warnings(finished: FinishedMap, computed: dict[str, Any]) -> list[str]:

@@ -20,6 +20,7 @@ from wsi_pipeline.pipeline.maps import grid_for_model
 from wsi_pipeline.pipeline.prefetch import PrefetchedSlide
 from wsi_pipeline.pipeline.run import RunOptions
 from wsi_pipeline.pipeline.tile import tile_slide
+from wsi_pipeline.results.exports.formats import check_exports
 from wsi_pipeline.results.run_folder import SlideResult, check_outside, is_finished
 from wsi_pipeline.slides.catalog import SlideEntry
 from wsi_pipeline.slides.local_copies import Stager
@@ -184,6 +185,7 @@ class InferJob:
         from wsi_pipeline.inference.device import choose_device
         from wsi_pipeline.models.model import load_models
 
+        check_exports(self.config.exports)
         models = load_models(list(self.models))
         card = models[0].card
         config = replace(self.config, grid=grid_for_model(self.config.grid, card.patch_px, card.mpp))

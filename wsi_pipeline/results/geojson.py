@@ -1,5 +1,6 @@
 """Regions and fields as GeoJSON that QuPath reads."""
 
+import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -22,16 +23,23 @@ LARGEST = "Largest dimension mm"
 NEAREST = "Nearest region mm"
 # The level-0 point from which the coordinates count.
 ORIGIN0 = "origin0"
+# Of the ids of regions and fields.
+OBJECT_IDS = uuid.UUID("8e4a2b0c-53f1-5c0e-9d0b-7f3a6f2d1b64")
 
 
 def regions_to_geojson(
-    regions: Sequence[IdcRegion], fields: Sequence[GradingField], origin0: tuple[float, float] = (0.0, 0.0)
+    regions: Sequence[IdcRegion],
+    fields: Sequence[GradingField],
+    origin0: tuple[float, float] = (0.0, 0.0),
+    identity: str = "",
 ) -> dict[str, Any]:
     """A FeatureCollection of annotations as QuPath reads and writes it, in level-0 pixels from `origin0`.
 
     origin0: the level-0 point that the viewer shows at its (0, 0); `qupath_origin0` finds QuPath's. The collection
     says it under a key that GeoJSON does not know and viewers pass over, so that `regions_from_geojson` gives level-0
     pixels back.
+    identity: what they are of, the map's key; with it and its name each has an id of its own, the same whenever it is
+    written, by which a viewer knows again what it imported before.
     """
 
     def shifted(polygon: Polygons) -> Polygons:
@@ -43,6 +51,7 @@ def regions_to_geojson(
 
     features = [
         _feature(
+            _id(identity, region.name),
             shapely.geometry.mapping(shifted(region.polygon)),
             region.name,
             IDC_CLASS,
@@ -60,7 +69,15 @@ def regions_to_geojson(
         # GeoJSON knows no ellipse: QuPath writes a polygon with this mark, and reads its bounding box back.
         geometry = {**shapely.geometry.mapping(shifted(field_outline(field))), "isEllipse": True}
         name = f"{field.name} ({field.region_name})"
-        features.append(_feature(geometry, name, FIELD_CLASS, {MEAN_PROBABILITY: field.mean_probability}))
+        features.append(
+            _feature(
+                _id(identity, field.name),
+                geometry,
+                name,
+                FIELD_CLASS,
+                {MEAN_PROBABILITY: field.mean_probability},
+            )
+        )
     return {"type": "FeatureCollection", ORIGIN0: [float(xy) for xy in origin0], "features": features}
 
 
@@ -96,8 +113,16 @@ def field_outline(field: GradingField) -> shapely.Polygon:
     return shapely.Polygon(np.stack([x0, y0], axis=1))
 
 
+def _id(identity: str, name: str) -> str:
+    return str(uuid.uuid5(OBJECT_IDS, f"{identity}/{name}"))
+
+
 def _feature(
-    geometry: dict[str, Any], name: str, classification: dict[str, Any], measurements: dict[str, float]
+    object_id: str,
+    geometry: dict[str, Any],
+    name: str,
+    classification: dict[str, Any],
+    measurements: dict[str, float],
 ) -> dict[str, Any]:
     properties = {
         "objectType": "annotation",
@@ -105,4 +130,4 @@ def _feature(
         "classification": classification,
         "measurements": measurements,
     }
-    return {"type": "Feature", "geometry": geometry, "properties": properties}
+    return {"type": "Feature", "id": object_id, "geometry": geometry, "properties": properties}

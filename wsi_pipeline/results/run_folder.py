@@ -9,6 +9,7 @@ from typing import Any
 
 from wsi_pipeline.base.errors import RecipeError, SlideError
 from wsi_pipeline.base.files import OutPath, clear_leftovers, names, remove, tree_exists, write_bytes
+from wsi_pipeline.results.exports.formats import EXPORT_FILES
 from wsi_pipeline.results.provenance import as_stored, differences, listed
 from wsi_pipeline.results.store import ROOT_FILE, STORE_NAME, SlideStore
 
@@ -211,7 +212,7 @@ def result_of(folder: OutPath, summary: dict[str, Any]) -> SlideResult:
 
 def clear_outputs(folder: OutPath) -> None:
     """Remove what an earlier run left beside its store."""
-    for name in (*OUTPUTS, EXPORT_FOLDER):
+    for name in (*OUTPUTS, *EXPORT_FILES, EXPORT_FOLDER):
         remove(folder / name)
 
 

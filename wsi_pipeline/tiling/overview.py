@@ -119,6 +119,12 @@ def make_overview(slide: Slide, options: OverviewOptions, grid: GridOptions) -> 
     return Overview(Thumbnail(thumbnail.rgb, plane), tissue, artefacts, plan, tuple(warnings))
 
 
+def thumbnail_of(slide: Slide) -> Thumbnail:
+    """A picture of the slide, THUMBNAIL_PX along its longer side or less. Raises UnreadableSlideError."""
+    plane = slide.plane_at(_thumbnail_mpp(slide, float("inf")))
+    return Thumbnail(slide.read_whole(plane).rgb, plane)
+
+
 def _thumbnail_mpp(slide: Slide, tissue_mpp: float) -> float:
     """No coarser than the tissue plane, no finer than the slide, else THUMBNAIL_PX along the longer side."""
     longest_um = max(slide.bounds.width * slide.mpp[0], slide.bounds.height * slide.mpp[1])

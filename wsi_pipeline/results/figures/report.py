@@ -85,6 +85,15 @@ class ReportInfo:
 
 def render_report(path: OutPath, thumbnail: Thumbnail, finished: FinishedMap, info: ReportInfo) -> None:
     """Write one page: slide and map at the same scale, regions and fields on them, and the numbers."""
+    write_png(path, _draw_page(thumbnail, finished, info).image())
+
+
+def report_figure(thumbnail: Thumbnail, finished: FinishedMap, info: ReportInfo) -> Figure:
+    """The same page, for other kinds of files."""
+    return _draw_page(thumbnail, finished, info).figure
+
+
+def _draw_page(thumbnail: Thumbnail, finished: FinishedMap, info: ReportInfo) -> "_Page":
     regions, fields, threshold = finished.regions, finished.fields, finished.threshold
     ground = _Ground(thumbnail.plane, thumbnail.shape, info.mpp0)
     info_lines, table_rows = info_rows(info, finished), _table_rows(regions, fields)
@@ -117,7 +126,7 @@ def render_report(path: OutPath, thumbnail: Thumbnail, finished: FinishedMap, in
     for i, line in enumerate(warnings):
         weight = "bold" if line in HEADS else "normal"
         page.text(0, layout.warnings_top + (i + 0.7) * LINE_IN, line, weight=weight)
-    write_png(path, page.image())
+    return page
 
 
 # --- the page ------------------------------------------------------------------------------------------

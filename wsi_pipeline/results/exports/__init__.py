@@ -1,0 +1,1 @@
+"""A finished map as files of other tools."""
