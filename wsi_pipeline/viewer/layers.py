@@ -29,6 +29,8 @@ LAYERS: dict[str, tuple[str, str, Kind]] = {
 }
 # Colour maps to choose from. All grow evenly in lightness and can be read with any colour vision.
 COLORMAPS = tuple(dict.fromkeys((COLOURS.name, "viridis", "cividis", "magma", "plasma")))
+# The colours of deviations, which are never to be taken for probabilities.
+DEVIATION = "deviation"
 TISSUE_COLOURS = {1: (0, 114, 178, 110), 2: (230, 159, 0, 170)}
 TISSUE_NAMES = {1: "tissue", 2: "rejected tissue"}
 
@@ -110,6 +112,12 @@ def layer_tile(
         rgba = table[steps]
         rgba[~shown] = 0
     return png_bytes(Image.fromarray(rgba, "RGBA"))
+
+
+def colour_stops(name: str, steps: int = 17) -> list[str]:
+    """Colours of a colour map, or of "deviation", from its lowest value to its highest, as a page writes them."""
+    table = _colour_table(name)[np.linspace(0, 255, steps).round().astype(int)]
+    return [f"#{red:02x}{green:02x}{blue:02x}" for red, green, blue, _ in table.tolist()]
 
 
 @cache

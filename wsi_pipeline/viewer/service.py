@@ -23,7 +23,16 @@ from wsi_pipeline.slides.slide import Slide
 from wsi_pipeline.tiling.cell_status import Status
 from wsi_pipeline.viewer.deep_zoom import TILE_PX, DeepZoom
 from wsi_pipeline.viewer.grading_sheet import GradingSheet
-from wsi_pipeline.viewer.layers import COLORMAPS, LAYERS, Layer, layer_tile, legend, load_layer
+from wsi_pipeline.viewer.layers import (
+    COLORMAPS,
+    DEVIATION,
+    LAYERS,
+    Layer,
+    colour_stops,
+    layer_tile,
+    legend,
+    load_layer,
+)
 from wsi_pipeline.viewer.pictures import Predictor
 from wsi_pipeline.viewer.pixels import (
     CACHE_BYTES,
@@ -178,6 +187,7 @@ class Viewer:
             "threshold_low": summary.get("threshold_low"),
             "colormaps": list(COLORMAPS),
             "default_colormap": COLOURS.name,
+            "colormap_stops": {name: colour_stops(name) for name in (*COLORMAPS, DEVIATION)},
             "regions": {"type": "FeatureCollection", "features": regions},
             "fields": self._fields(opened) if drawn else [],
             "numbers": {key: value for key, value in summary.items() if key not in _HIDDEN},

@@ -1,0 +1,83 @@
+// Bundles the page into ../static: app.js with its chunks, app.css, index.html, and the licences of what is in it.
+import { copyFile, mkdir, readdir, readFile, rm, writeFile } from "node:fs/promises";
+import { dirname, join } from "node:path";
+import { fileURLToPath } from "node:url";
+import { build } from "esbuild";
+
+const here = dirname(fileURLToPath(import.meta.url));
+const modules = join(here, "node_modules");
+const out = join(here, "..", "static");
+
+// Annotorious brings Pixi, which makes functions of strings; the page's content security policy forbids that. Pixi's
+// own package for such pages, @pixi/unsafe-eval, replaces two methods of a class that Annotorious does not export, so
+// they are replaced here. The build fails where an update changes what is looked for.
+const withoutEval = {
+  name: "without-eval",
+  setup(builder) {
+    builder.onLoad({ filter: /annotorious-openseadragon\.es\.js$/ }, async ({ path }) => {
+      const source = await readFile(path, "utf8");
+      const checked = replaceOnce(
+        source,
+        /systemCheck\(\) \{\s+if \(!\w+\(\)\)\s+throw new Error\([^;]+;\s+\}/,
+        "systemCheck() {}",
+      );
+      const contents = replaceOnce(
+        checked,
+        /syncUniforms\((\w+), (\w+), \w+\) \{\s+\(\w+\.syncUniforms\[this\.shader\.program\.id\][^;]+;\s+\}/,
+        (_, group, program) =>
+          `syncUniforms(${group}, ${program}) {
+             pixiSyncUniforms(${group}, this.shader.program.uniformData, ${program}.uniformData, ${group}.uniforms, this.renderer);
+           }`,
+      );
+      const sync = JSON.stringify(join(modules, "@pixi/unsafe-eval/lib/syncUniforms.mjs"));
+      return { contents: `import { syncUniforms as pixiSyncUniforms } from ${sync};\n${contents}`, loader: "js" };
+    });
+  },
+};
+
+function replaceOnce(source, pattern, replacement) {
+  const found = source.match(new RegExp(pattern, "g"))?.length ?? 0;
+  if (found !== 1) {
+    throw new Error(`build.mjs: ${pattern} was found ${found} times in Annotorious, not once: look at its new version`);
+  }
+  return source.replace(pattern, replacement);
+}
+
+async function licences(metafile) {
+  const inputs = Object.values(metafile.outputs).flatMap((output) => Object.keys(output.inputs));
+  const names = inputs.map((input) => input.match(/node_modules\/((?:@[^/]+\/)?[^/]+)\//)?.[1]).filter(Boolean);
+  // What Annotorious carries inside its own file.
+  const inside = ["@annotorious/annotorious", "@annotorious/core", "pixi.js"];
+  const texts = [];
+  for (const name of [...new Set([...names, ...inside])].sort()) {
+    const folder = join(modules, name);
+    const about = JSON.parse(await readFile(join(folder, "package.json"), "utf8"));
+    const file = (await readdir(folder)).find((entry) => /^licen[cs]e/i.test(entry));
+    const text = file ? await readFile(join(folder, file), "utf8") : "(its package holds no licence text)";
+    texts.push(`${name} ${about.version}: ${about.license}\n\n${text.trim()}\n`);
+  }
+  return texts.join(`\n${"-".repeat(80)}\n\n`);
+}
+
+await rm(out, { recursive: true, force: true });
+await mkdir(out, { recursive: true });
+const result = await build({
+  entryPoints: { app: join(here, "src/main.tsx") },
+  bundle: true,
+  splitting: true,
+  format: "esm",
+  target: "es2022",
+  minify: true,
+  jsx: "automatic",
+  jsxImportSource: "preact",
+  outdir: out,
+  chunkNames: "[name]-[hash]",
+  legalComments: "none",
+  metafile: true,
+  logLevel: "warning",
+  absWorkingDir: here,
+  plugins: [withoutEval],
+});
+await copyFile(join(here, "src/index.html"), join(out, "index.html"));
+await copyFile(join(here, "src/icon.svg"), join(out, "icon.svg"));
+await writeFile(join(out, "licences.txt"), await licences(result.metafile));

@@ -1,0 +1,121 @@
+// One slide: the stage and its panels.
+import { useEffect, useState } from "preact/hooks";
+import { getJson, sentence, slidePath } from "../api";
+import { AboutPanel } from "../panels/about";
+import { GradingPanel } from "../panels/grading";
+import { LayersPanel } from "../panels/layers";
+import { PlacePanel } from "../panels/place";
+import { RegionsPanel } from "../panels/regions";
+import { ReviewPanel } from "../panels/review";
+import { listen } from "../parts/keys";
+import { Shell } from "../parts/shell";
+import { Tabs } from "../parts/tabs";
+import { Trouble } from "../parts/trouble";
+import { bindings } from "../slide/shortcuts";
+import { StageView } from "../slide/stage_view";
+import { ValueMap } from "../slide/values";
+import { type Tab, Workspace } from "../slide/workspace";
+import type { SlideList, SlideView } from "../types";
+
+const TABS: [Tab, string][] = [
+  ["map", "Map"],
+  ["regions", "Regions"],
+  ["review", "Review"],
+  ["grading", "Grading"],
+  ["place", "Ask"],
+  ["about", "About"],
+];
+
+async function open(id: string): Promise<Workspace> {
+  const space = new Workspace(await getJson<SlideView>(slidePath(id)));
+  void space.review.load();
+  void space.grades.load();
+  void ValueMap.load(id).then((values) => {
+    space.values.value = values;
+  });
+  void space.outlineAnew();
+  return space;
+}
+
+/** Why there is no result, as the list says. */
+async function reasonOf(id: string): Promise<string | null> {
+  const list = await getJson<SlideList>("/api/slides").catch(() => null);
+  return list?.slides.find((slide) => slide.id === id)?.reason ?? null;
+}
+
+export function SlidePage({ id }: { id: string }) {
+  const [space, setSpace] = useState<Workspace | null>(null);
+  const [trouble, setTrouble] = useState("");
+  useEffect(() => {
+    open(id).then(setSpace, async (error) => setTrouble((await reasonOf(id)) ?? sentence(error)));
+  }, [id]);
+  useEffect(() => {
+    if (!space) {
+      return;
+    }
+    const acts = new Map(bindings(space).flatMap(({ keys, act }) => keys.map((key) => [key, act] as const)));
+    return listen(() => acts);
+  }, [space]);
+
+  if (!space) {
+    return (
+      <Shell title="Slide" wide>
+        {trouble ? (
+          <>
+            <h1>This slide cannot be shown</h1>
+            <Trouble>{trouble}</Trouble>
+            <p>
+              <a href="/">All slides</a>
+            </p>
+          </>
+        ) : (
+          <p role="status">Loading…</p>
+        )}
+      </Shell>
+    );
+  }
+  return <OpenSlide space={space} />;
+}
+
+function OpenSlide({ space }: { space: Workspace }) {
+  const { view } = space;
+  return (
+    <Shell title={view.name} wide beside={<h1 class="slide-name">{view.name}</h1>}>
+      <div class="slide-page">
+        <StageView space={space} />
+        <aside class="side" aria-label="Panels">
+          {!view.has_slide && (
+            <p class="warning">The slide itself cannot be read: its small picture stands in. {view.why_not}</p>
+          )}
+          <Tabs
+            label="Panels"
+            tabs={TABS}
+            chosen={space.tab.value}
+            choose={(tab) => {
+              space.tab.value = tab;
+            }}
+          >
+            <Panel space={space} />
+          </Tabs>
+        </aside>
+      </div>
+    </Shell>
+  );
+}
+
+function Panel({ space }: { space: Workspace }) {
+  switch (space.tab.value) {
+    case "map":
+      return <LayersPanel space={space} />;
+    case "regions":
+      return <RegionsPanel space={space} />;
+    case "review":
+      return <ReviewPanel space={space} />;
+    case "grading":
+      return <GradingPanel space={space} />;
+    case "place":
+      return <PlacePanel space={space} />;
+    case "about":
+      return <AboutPanel space={space} />;
+  }
+}
