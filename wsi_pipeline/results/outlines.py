@@ -77,18 +77,18 @@ def simplified(polygon: shapely.Polygon, tolerance: float, mask: Mask) -> shapel
     """
     for _ in range(TRIES):
         fewer = polygon.simplify(tolerance, preserve_topology=True)
-        if (
-            fewer.geom_type == "Polygon"
-            and fewer.is_valid
-            and np.array_equal(_inside(fewer, mask.shape), mask)
-        ):
+        if fewer.geom_type == "Polygon" and fewer.is_valid and _keeps_centres(fewer, mask):
             return fewer
         tolerance /= 2
     return polygon
 
 
-def _inside(polygon: shapely.Polygon, shape: tuple[int, ...]) -> Mask:
-    return rasterise_polygons(polygon, Plane(1.0, 1.0), (shape[0], shape[1]))
+def _keeps_centres(polygon: shapely.Polygon, mask: Mask) -> bool:
+    """Whether the centres inside are those of the mask, and none is closer to an edge than arithmetic can tell."""
+    shape = mask.shape[0], mask.shape[1]
+    near = LEAST_MARGIN / 3
+    around = [Plane(1.0, 1.0, x, y) for x, y in ((near, 0), (-near, 0), (0, near), (0, -near))]
+    return all(np.array_equal(rasterise_polygons(polygon, plane, shape), mask) for plane in around)
 
 
 def mask_outlines(mask: Mask, least_hole_px: float, tolerance: float) -> Polygons:
