@@ -39,7 +39,7 @@ from wsi_pipeline.results.figures.slide_figures import draw_map
 from wsi_pipeline.results.finished_map import FinishedMap
 from wsi_pipeline.results.geojson import regions_to_geojson
 from wsi_pipeline.results.provenance import model_names, store_attributes
-from wsi_pipeline.results.regions import delineate, rasterise
+from wsi_pipeline.results.regions import TissueMask, delineate, rasterise
 from wsi_pipeline.results.run_folder import (
     OUTPUTS,
     SlideResult,
@@ -184,7 +184,7 @@ def _draw_report(job: _Job, store: SlideStore, watch: Stopwatch, drawn_again: st
     models, computed = job.classifier.models, store.attributes["computed"]
     report = map_report(map_key_of(store), slide, config, shown)
     with watch("delineate"):
-        finished = _finished_map(store, slide, overview.plan, shown, len(models), config)
+        finished = _finished_map(store, slide, overview, shown, len(models), config)
         begin_report(folder)
         _write_regions(folder, slide, finished, map_key_of(store))
         exports, not_again = _exports_of(folder, config)
@@ -194,6 +194,7 @@ def _draw_report(job: _Job, store: SlideStore, watch: Stopwatch, drawn_again: st
     recipes = (store.map_recipe or {}, report)
     summary = summarise(slide, overview, recipes, finished.counts, watch, warnings)
     summary |= _map_info(models, finished, computed)
+    summary |= region_info(finished.regions, overview.tissue_mm2(slide.mpp), slide.mpp)
     with watch("export"):
         exported = ExportedMap(slide.name, slide.path, finished, summary, overview.thumbnail)
         write_exports(folder, exports, exported)
@@ -287,16 +288,18 @@ def _measure_stain(slide: Slide, plan: Plan, models: "Sequence[Model]") -> _Slid
 
 
 def _finished_map(
-    store: SlideStore, slide: Slide, plan: Plan, shown: ShownMap, models: int, config: InferConfig
+    store: SlideStore, slide: Slide, overview: Overview, shown: ShownMap, models: int, config: InferConfig
 ) -> FinishedMap:
     """The map that the store holds, made by so many models, and what lies above the threshold on it.
 
     Raises UnreadableSlideError where more of it than the config allows could not be decoded.
     """
-    heatmap, plane = store.array("heatmap/0"), plan.grid.map_plane
-    counts = count(plan, store.array("labels/status/0"))
+    plan = overview.plan
+    heatmap, plane, status = store.array("heatmap/0"), plan.grid.map_plane, store.array("labels/status/0")
+    counts = count(plan, status)
     _check_unreadable(slide, counts["cells"], config.max_unreadable)
-    regions = delineate(heatmap, plane, slide.mpp, shown.threshold, config.delineate)
+    tissue = TissueMask(overview.labels == 1, overview.tissue.plane, status == Status.BACKGROUND)
+    regions = delineate(heatmap, plane, slide.mpp, shown.threshold, config.delineate, tissue, slide.size0)
     fields = choose_fields(heatmap, plane, slide.mpp, regions, config.delineate)
     finished = FinishedMap(heatmap, plane, shown.kind, shown.threshold, regions, fields, counts)
     if models == 1:
@@ -367,7 +370,6 @@ def _map_info(models: "Sequence[Model]", finished: FinishedMap, computed: dict[s
         "stain": computed["stain"],
         "stain_gain": computed["stain_gain"],
         "slide_condition": _condition_info(computed),
-        **region_info(finished.regions),
     }
     if finished.uncertainty:
         info |= {"models": model_names(models), "uncertainty": asdict(finished.uncertainty)}

@@ -66,7 +66,7 @@ def choose_fields(
                 radius_x0=radius_x0,
                 radius_y0=radius_y0,
                 mean_probability=_mean_at(heatmap, disc, int(row), int(column)),
-                region_name=next(r.name for r in regions if r.polygon.contains(shapely.Point(x0, y0))),
+                region_name=min(regions, key=lambda r: r.polygon.distance(shapely.Point(x0, y0))).name,
             )
         )
         too_near = ((rows - row) / radius_y) ** 2 + ((columns - column) / radius_x) ** 2 < 4

@@ -9,6 +9,7 @@ import shapely
 from shapely.geometry.polygon import orient
 
 from wsi_pipeline.results.fields import GradingField
+from wsi_pipeline.results.outlines import Polygons
 from wsi_pipeline.results.regions import IdcRegion
 
 IDC_CLASS = {"name": "IDC", "color": [200, 0, 0]}
@@ -18,6 +19,8 @@ FIELD_CLASS = {"name": "Grading field", "color": [0, 114, 178]}
 AREA = "Area mm^2"
 MEAN_PROBABILITY = "Mean probability of IDC"
 MAX_PROBABILITY = "Max probability of IDC"
+LARGEST = "Largest dimension mm"
+NEAREST = "Nearest region mm"
 # The level-0 point from which the coordinates count.
 ORIGIN0 = "origin0"
 # Of the ids of regions and fields.
@@ -39,8 +42,12 @@ def regions_to_geojson(
     written, by which a viewer knows again what it imported before.
     """
 
-    def shifted(polygon: shapely.Polygon) -> shapely.Polygon:
-        return orient(shapely.transform(polygon, lambda xy: xy - np.asarray(origin0)))
+    def shifted(polygon: Polygons) -> Polygons:
+        parts = [
+            orient(part)
+            for part in shapely.get_parts(shapely.transform(polygon, lambda xy: xy - np.asarray(origin0)))
+        ]
+        return parts[0] if len(parts) == 1 else shapely.MultiPolygon(parts)
 
     features = [
         _feature(
@@ -52,6 +59,8 @@ def regions_to_geojson(
                 AREA: region.area_mm2,
                 MEAN_PROBABILITY: region.mean_probability,
                 MAX_PROBABILITY: region.max_probability,
+                LARGEST: region.largest_mm,
+                **({} if region.nearest_mm is None else {NEAREST: region.nearest_mm}),
             },
         )
         for region in regions
@@ -86,7 +95,8 @@ def regions_from_geojson(collection: Mapping[str, Any]) -> tuple[list[IdcRegion]
         name, numbers = properties["name"], properties["measurements"]
         if properties["classification"]["name"] == IDC_CLASS["name"]:
             probabilities = (numbers[MEAN_PROBABILITY], numbers[MAX_PROBABILITY])
-            regions.append(IdcRegion(name, polygon, numbers[AREA], *probabilities))
+            extents = (numbers[LARGEST], numbers.get(NEAREST))
+            regions.append(IdcRegion(name, polygon, numbers[AREA], *probabilities, *extents))
         else:
             left, top, right, bottom = polygon.bounds
             centre, radii = ((left + right) / 2, (top + bottom) / 2), ((right - left) / 2, (bottom - top) / 2)

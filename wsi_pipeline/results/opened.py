@@ -16,6 +16,7 @@ from wsi_pipeline.base.files import OutPath, names, out_path, tree_exists
 from wsi_pipeline.base.types import FloatMap
 from wsi_pipeline.results.fields import GradingField
 from wsi_pipeline.results.geojson import field_outline, regions_from_geojson
+from wsi_pipeline.results.outlines import Polygons
 from wsi_pipeline.results.regions import IdcRegion
 from wsi_pipeline.results.run_folder import OUTPUTS
 from wsi_pipeline.results.store import MAP_TITLES, ROOT_FILE, STORE_NAME, PatchTable, SlideStore
@@ -39,11 +40,11 @@ _ARRAYS: dict[Layer, str] = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ResultRegion(IdcRegion):
     """A region of a result: `polygon` in level-0 pixels, `polygon_um` the same in micrometres."""
 
-    polygon_um: shapely.Polygon
+    polygon_um: Polygons
 
 
 @dataclass(frozen=True)
@@ -238,8 +239,9 @@ class Result:
                 "make the result again with overwrite"
             ) from error
 
-        def in_um(polygon: shapely.Polygon) -> shapely.Polygon:
-            return shapely.transform(polygon, lambda xy0: xy0 * mpp0)
+        def in_um(polygon: Polygons) -> Polygons:
+            scaled: Polygons = shapely.transform(polygon, lambda xy0: xy0 * mpp0)
+            return scaled
 
         return (
             tuple(ResultRegion(**vars(region), polygon_um=in_um(region.polygon)) for region in regions),

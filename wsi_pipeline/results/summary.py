@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from wsi_pipeline.base.types import Mask
 from wsi_pipeline.base.version import VERSION
+from wsi_pipeline.results.extent import largest_dimension_mm
 from wsi_pipeline.results.provenance import key_of
 from wsi_pipeline.results.regions import IdcRegion
 from wsi_pipeline.slides.slide import Slide
@@ -91,14 +92,21 @@ def count(
     return counts
 
 
-def region_info(regions: Sequence[IdcRegion]) -> dict[str, Any]:
-    """Area of IDC in mm2, in all and by region."""
+def region_info(regions: Sequence[IdcRegion], tissue_mm2: float, mpp0: tuple[float, float]) -> dict[str, Any]:
+    """What pages, tables and files say of the regions: areas of tissue in mm2, extents in mm (docs/outputs.md)."""
+    idc_mm2 = sum(region.area_mm2 for region in regions)
     return {
-        "idc_mm2": round(sum(region.area_mm2 for region in regions), 4),
+        "idc_mm2": round(idc_mm2, 4),
+        "idc_share": round(idc_mm2 / tissue_mm2, 4) if tissue_mm2 else None,
+        "foci": len(regions),
+        "extent_mm": round(largest_dimension_mm([region.polygon for region in regions], mpp0), 3),
+        "largest_focus_mm": round(max((region.largest_mm for region in regions), default=0.0), 3),
         "regions": [
             {
                 "name": region.name,
                 "area_mm2": round(region.area_mm2, 4),
+                "largest_mm": round(region.largest_mm, 3),
+                "nearest_mm": None if region.nearest_mm is None else round(region.nearest_mm, 3),
                 "mean_probability": round(region.mean_probability, 4),
                 "max_probability": round(region.max_probability, 4),
             }

@@ -18,7 +18,7 @@ from wsi_pipeline.base.options import options_from_dict
 from wsi_pipeline.results.figures.palette import COLOURS
 from wsi_pipeline.results.geojson import ORIGIN0
 from wsi_pipeline.results.opened import Result
-from wsi_pipeline.results.regions import DelineateOptions, IdcRegion, delineate
+from wsi_pipeline.results.regions import DelineateOptions, IdcRegion, TissueMask, delineate
 from wsi_pipeline.slides.slide import Slide
 from wsi_pipeline.tiling.cell_status import Status
 from wsi_pipeline.viewer.deep_zoom import TILE_PX, DeepZoom
@@ -283,7 +283,15 @@ class Viewer:
             DelineateOptions, dict(recipe.get("delineate") or {}), "the run's options"
         )
         options = replace(options, threshold=threshold)
-        regions = delineate(layer.levels[0], layer.plane, opened.mpp0, threshold, options)
+        regions = delineate(
+            layer.levels[0],
+            layer.plane,
+            opened.mpp0,
+            threshold,
+            options,
+            _tissue_of(opened),
+            opened.zoom.size0,
+        )
         return {
             "threshold": threshold,
             "regions": {"type": "FeatureCollection", "features": [_region_feature(r) for r in regions]},
@@ -409,6 +417,15 @@ class Viewer:
 _HIDDEN = ("map_recipe", "report_recipe", "slide")
 
 
+def _tissue_of(opened: OpenResult) -> TissueMask | None:
+    """What outlines are cut to, as the run had it; None of a result without a tissue mask."""
+    try:
+        tissue, status = opened.layer("tissue"), opened.layer("status")
+    except UsageError:
+        return None
+    return TissueMask(tissue.levels[0] == 1, tissue.plane, status.levels[0] == Status.BACKGROUND)
+
+
 def _region_feature(region: IdcRegion) -> dict[str, Any]:
     return {
         "type": "Feature",
@@ -419,6 +436,8 @@ def _region_feature(region: IdcRegion) -> dict[str, Any]:
             "name": region.name,
             "class": "IDC",
             "area_mm2": region.area_mm2,
+            "largest_mm": region.largest_mm,
+            "nearest_mm": region.nearest_mm,
             "mean_probability": region.mean_probability,
             "max_probability": region.max_probability,
         },

@@ -146,7 +146,7 @@ def _with_outlines(picture: RgbImage, regions: Sequence[IdcRegion], plane: Plane
     rings = [
         [(x * factor, y * factor) for x, y in _ring_on(ring, plane)]
         for region in regions
-        for ring in (region.polygon.exterior, *region.polygon.interiors)
+        for ring in shapely.get_rings(shapely.get_parts(region.polygon))
     ]
     # Many regions are small ones: thick lines would hide them.
     line_px = max(2, round(max(picture.shape) / 600)) if len(regions) <= 100 else 1

@@ -20,6 +20,7 @@ from PIL import Image
 from wsi_pipeline.base.files import OutPath
 from wsi_pipeline.base.geometry import Plane, Size
 from wsi_pipeline.base.types import RgbImage
+from wsi_pipeline.results.extent import largest_dimension_mm
 from wsi_pipeline.results.fields import GradingField
 from wsi_pipeline.results.figures.palette import (
     BLACK,
@@ -49,6 +50,9 @@ TEXT_PT = 10
 NOT_SCORED: dict[str, Any] = {"facecolor": "#EBEBEB", "edgecolor": "#BBBBBB", "hatch": "////", "linewidth": 0}
 
 
+HEADS = ("Warnings", "What the model was not measured on")
+
+
 @dataclass(frozen=True)
 class ReportInfo:
     """What the report states of slide and run, beside the map and what was found on it."""
@@ -72,6 +76,11 @@ class ReportInfo:
 
     version: str
     date: str
+    area_error: str = ""
+    """How far areas were off on validation slides, in words; empty where the card does not say."""
+
+    limits: str = ""
+    """What the model is not for, as its card says."""
 
 
 def render_report(path: OutPath, thumbnail: Thumbnail, finished: FinishedMap, info: ReportInfo) -> None:
@@ -88,7 +97,7 @@ def _draw_page(thumbnail: Thumbnail, finished: FinishedMap, info: ReportInfo) ->
     regions, fields, threshold = finished.regions, finished.fields, finished.threshold
     ground = _Ground(thumbnail.plane, thumbnail.shape, info.mpp0)
     info_lines, table_rows = info_rows(info, finished), _table_rows(regions, fields)
-    warnings = _warning_lines(info.warnings)
+    warnings = [*_warning_lines(info.warnings), *_limit_lines(info.limits)]
     width_mm, height_mm = ground.size_mm
     layout = _lay_out(width_mm / height_mm, len(info_lines), len(table_rows), len(warnings))
     page = _Page(layout.width, layout.height)
@@ -115,7 +124,7 @@ def _draw_page(thumbnail: Thumbnail, finished: FinishedMap, info: ReportInfo) ->
     _write_info(page, layout.info, info_lines)
     _write_table(page, layout.table, table_rows)
     for i, line in enumerate(warnings):
-        weight = "bold" if i == 0 else "normal"
+        weight = "bold" if line in HEADS else "normal"
         page.text(0, layout.warnings_top + (i + 0.7) * LINE_IN, line, weight=weight)
     return page
 
@@ -297,7 +306,7 @@ def _draw_outlines(axes: Axes, regions: Sequence[IdcRegion], ground: _Ground) ->
     rings = [
         shapely.get_coordinates(ring) * scale
         for region in regions
-        for ring in (region.polygon.exterior, *region.polygon.interiors)
+        for ring in shapely.get_rings(shapely.get_parts(region.polygon))
     ]
     # Many regions are small ones: thick lines would hide them.
     width_pt = 1.4 if len(regions) <= 100 else 0.6
@@ -404,14 +413,38 @@ def info_rows(info: ReportInfo, finished: FinishedMap) -> list[tuple[str, str]]:
         *zip(labels, models, strict=True),
         ("Map", finished.kind),
         ("Patches", f"{info.patch_px} px at {info.patch_mpp:g} µm per pixel: {patch_um:g} µm a side"),
-        ("Scored", f"{cells['scored']:,} patches"),
+        ("Scored", f"{cells['scored']:,} {_cells_text(info, finished)}"),
         ("Not scored", f"{cells['rejected']:,} rejected, {cells['unreadable']:,} unreadable"),
         ("Tissue", f"{info.tissue_mm2:.2f} mm²"),
-        ("IDC", f"{finished.idc_mm2:.2f} mm², whole patches"),
+        ("IDC", _idc_text(finished, info)),
     ]
+    if finished.regions:
+        rows.append(("Extent", _extent_text(finished.regions, info.mpp0)))
+    if info.area_error:
+        rows.append(("Areas", info.area_error))
     if finished.uncertainty:
         rows.append(("Uncertainty", _uncertainty_text(finished.uncertainty)))
     return rows
+
+
+def _cells_text(info: ReportInfo, finished: FinishedMap) -> str:
+    """What a cell of the map is: a patch, or, where patches overlap, smaller."""
+    cell_um = finished.plane.downsample_x * info.mpp0[0]
+    whole = abs(cell_um - info.patch_px * info.patch_mpp) < 1e-6 * cell_um
+    return "patches" if whole else f"cells of {cell_um:g} µm"
+
+
+def _idc_text(finished: FinishedMap, info: ReportInfo) -> str:
+    share = f", {finished.idc_mm2 / info.tissue_mm2:.0%} of the tissue" if info.tissue_mm2 else ""
+    return f"{finished.idc_mm2:.2f} mm² of tissue{share}"
+
+
+def _extent_text(regions: Sequence[IdcRegion], mpp0: tuple[float, float]) -> str:
+    extent = largest_dimension_mm([region.polygon for region in regions], mpp0)
+    if len(regions) == 1:
+        return f"one focus, {extent:.1f} mm in its largest dimension"
+    largest = max(region.largest_mm for region in regions)
+    return f"{len(regions)} foci, {extent:.1f} mm over all, the largest {largest:.1f} mm"
 
 
 def _uncertainty_text(uncertainty: Uncertainty) -> str:
@@ -431,13 +464,14 @@ def _write_info(page: _Page, frame: _Frame, rows: Sequence[tuple[str, str]]) -> 
 
 
 def _table_rows(regions: Sequence[IdcRegion], fields: Sequence[GradingField]) -> list[tuple[str, ...]]:
-    rows: list[tuple[str, ...]] = [("Region", "mm²", "mean prob.", "highest", "fields")]
+    rows: list[tuple[str, ...]] = [("Region", "mm²", "mm", "mean prob.", "highest", "fields")]
     for region in regions[:MOST_ROWS]:
         numbers = [str(n) for n, field in enumerate(fields, start=1) if field.region_name == region.name]
         rows.append(
             (
                 region.name,
                 f"{region.area_mm2:.2f}",
+                f"{region.largest_mm:.1f}",
                 f"{region.mean_probability:.2f}",
                 f"{region.max_probability:.2f}",
                 ", ".join(numbers) or "–",
@@ -445,7 +479,7 @@ def _table_rows(regions: Sequence[IdcRegion], fields: Sequence[GradingField]) ->
         )
     rest = regions[MOST_ROWS:]
     if rest:
-        rows.append((f"{len(rest)} smaller", f"{sum(r.area_mm2 for r in rest):.2f}", "", "", ""))
+        rows.append((f"{len(rest)} smaller", f"{sum(r.area_mm2 for r in rest):.2f}", "", "", "", ""))
     if not regions:
         rows = [("No region of IDC was found.",)]
     return rows
@@ -456,7 +490,10 @@ def _write_table(page: _Page, frame: _Frame, rows: Sequence[tuple[str, ...]]) ->
         y = frame.top + (i + 0.7) * LINE_IN
         weight = "bold" if i == 0 else "normal"
         for text, x, align in zip(
-            row, (0, 1.5, 2.6, 3.4, 3.8), ("left", "right", "right", "right", "left"), strict=False
+            row,
+            (0, 1.3, 1.8, 2.75, 3.45, 3.8),
+            ("left", "right", "right", "right", "right", "left"),
+            strict=False,
         ):
             page.text(frame.left + x, y, text, ha=align, weight=weight)
     if len(rows) > 1:
@@ -467,10 +504,16 @@ def _write_table(page: _Page, frame: _Frame, rows: Sequence[tuple[str, ...]]) ->
 # --- text ---------------------------------------------------------------------------------------------
 
 
+def _limit_lines(limits: str) -> list[str]:
+    if not limits:
+        return []
+    return [HEADS[1], *textwrap.wrap(printable(limits), 155, max_lines=3, placeholder=" …")]
+
+
 def _warning_lines(warnings: Sequence[str]) -> list[str]:
     if not warnings:
         return []
-    lines = ["Warnings"]
+    lines = [HEADS[0]]
     for warning in warnings[:MOST_WARNINGS]:
         wrapped = textwrap.wrap(printable(warning), 150, max_lines=3, placeholder=" …")
         lines += [("•  " if i == 0 else "    ") + line for i, line in enumerate(wrapped)]

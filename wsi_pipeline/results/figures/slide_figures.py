@@ -15,6 +15,7 @@ from wsi_pipeline.slides.slide import Slide
 from wsi_pipeline.tiling.overview import Overview
 
 if TYPE_CHECKING:  # torch takes seconds to import
+    from wsi_pipeline.models.card import ModelCard
     from wsi_pipeline.models.model import Model
 
 
@@ -54,4 +55,17 @@ def _report_info(
         warnings=warnings,
         version=VERSION,
         date=datetime.now(UTC).date().isoformat(),
+        area_error=area_error_text(models[0].card) if len(models) == 1 else "",
+        limits=" ".join(dict.fromkeys(model.card.limits for model in models)).strip(),
+    )
+
+
+def area_error_text(card: "ModelCard") -> str:
+    """How far areas of IDC were off on the slides that the card was measured on; empty where it does not say."""
+    found = (card.context.metrics if card.context else card.metrics).get("areas")
+    if not found:
+        return ""
+    return (
+        f"on {found['slides']} validation slides {found['lowest']:.1f} to {found['highest']:.1f} times those outlined "
+        f"(median {found['median']:.1f})"
     )
