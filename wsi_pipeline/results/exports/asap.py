@@ -43,8 +43,9 @@ def write_asap(path: OutPath, exported: ExportedMap) -> None:
 def _rings(exported: ExportedMap) -> Iterator[tuple[str, str, shapely.LinearRing]]:
     """Each polygon to write: its name, group and ring."""
     for region in exported.finished.regions:
-        yield region.name, IDC, region.polygon.exterior
-        for number, hole in enumerate(region.polygon.interiors, start=1):
-            yield f"{region.name}, hole {number}", HOLE, hole
+        for piece in shapely.get_parts(region.polygon):
+            yield region.name, IDC, piece.exterior
+            for number, hole in enumerate(piece.interiors, start=1):
+                yield f"{region.name}, hole {number}", HOLE, hole
     for field in exported.finished.fields:
         yield field.name, FIELD, field_outline(field).exterior
