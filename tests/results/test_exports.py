@@ -17,13 +17,14 @@ from conftest import SHARED
 from wsi_pipeline.base.errors import ResultError, UsageError
 from wsi_pipeline.base.geometry import Plane, Size
 from wsi_pipeline.results.exports import formats
-from wsi_pipeline.results.exports.exported_map import ExportedMap, cells_at_centres, covering_grid
+from wsi_pipeline.results.exports.exported_map import ExportedMap
 from wsi_pipeline.results.exports.formats import EXPORTS, check_exports, exports_in, exports_of, files_of
 from wsi_pipeline.results.exports.written import write_exports
 from wsi_pipeline.results.fields import choose_fields
 from wsi_pipeline.results.finished_map import FinishedMap
 from wsi_pipeline.results.geojson import regions_to_geojson
 from wsi_pipeline.results.regions import DelineateOptions, delineate, rasterise
+from wsi_pipeline.results.slide_grid import cells_at_centres, covering_grid
 from wsi_pipeline.tiling.overview import Thumbnail
 
 highdicom = pytest.importorskip("highdicom", reason="of the extra `exports`")

@@ -142,7 +142,7 @@ def test_a_real_slide_is_rendered(tmp_path, name):
     heatmap = sample(1 - rgb.mean(axis=2, dtype=np.float32) / 255, thumbnail.plane, cells, (20, 50))
     regions = delineate(heatmap, cells, (0.5, 0.5), 0.3, DelineateOptions())
     finished = replace(NO_MAP, heatmap=heatmap, plane=cells, regions=regions)
-    render_overlay(tmp_path / "overlay.png", thumbnail, finished)
+    render_overlay(tmp_path / "overlay.png", thumbnail, finished, 0.5)
     info = replace(INFO, slide_name=name, size0=size0, mpp0=(0.5, 0.5))
     render_report(tmp_path / "report.png", thumbnail, finished, info)
     assert pixels(tmp_path / "report.png").std() > 10

@@ -102,4 +102,5 @@ def _finished_map(result: Result) -> FinishedMap:
         summary["counts"],
         result.uncertainty,
         Uncertainty(**uncertainty) if uncertainty else None,
+        result.status,
     )

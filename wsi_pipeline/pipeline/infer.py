@@ -35,6 +35,8 @@ from wsi_pipeline.results.exports.exported_map import ExportedMap
 from wsi_pipeline.results.exports.formats import ExportName, exports_in, files_of, missing_packages
 from wsi_pipeline.results.exports.written import write_exports
 from wsi_pipeline.results.fields import choose_fields
+from wsi_pipeline.results.figures.fonts import script_warnings
+from wsi_pipeline.results.figures.maps import heatmap_place
 from wsi_pipeline.results.figures.slide_figures import draw_map
 from wsi_pipeline.results.finished_map import FinishedMap
 from wsi_pipeline.results.geojson import regions_to_geojson
@@ -94,7 +96,7 @@ def infer_slide(
     if store is None or not store.is_complete:
         store, drawn_again = _make_map(job, store, watch, run), ""
     else:
-        render_overview(folder, overview)
+        render_overview(folder, opened, overview)
     return _draw_report(job, store, watch, drawn_again)
 
 
@@ -145,7 +147,9 @@ def _make_map(job: _Job, store: SlideStore | None, watch: Stopwatch, run: RunOpt
             attributes = store_attributes(recipe, job.wanted.asked, computed)
             maps = _maps_of(shown, classifier.models)
             store = new_store(job.folder, attributes, slide, job.overview, patches, maps)
-        render_overview(job.folder, job.overview)  # early: people look at it while the slide is classified
+        render_overview(
+            job.folder, job.slide, job.overview
+        )  # early: people look at it while the slide is classified
     with watch("classify"), slide.fails_if_changed():
         config = replace(job.config, classify=replace(options, dense="require" if dense else "off"))
         fill_store(store, slide, plan, classifier, config, run.progress)
@@ -188,13 +192,15 @@ def _draw_report(job: _Job, store: SlideStore, watch: Stopwatch, drawn_again: st
         begin_report(folder)
         _write_regions(folder, slide, finished, map_key_of(store))
         exports, not_again = _exports_of(folder, config)
-        warnings = [*overview.warnings, *shown.warnings, *_map_warnings(finished, computed), *not_again]
+        warnings = [*overview.warnings, *shown.warnings, *_map_warnings(finished, computed)]
+        warnings += [*script_warnings(slide.name), *not_again]
     with watch("render"):
         draw_map(folder, slide, overview, models, finished, warnings)
     recipes = (store.map_recipe or {}, report)
     summary = summarise(slide, overview, recipes, finished.counts, watch, warnings)
     summary |= _map_info(models, finished, computed)
     summary |= region_info(finished.regions, overview.tissue_mm2(slide.mpp), slide.mpp)
+    summary["heatmap_png"] = heatmap_place(finished, slide.size0, slide.mpp)
     with watch("export"):
         exported = ExportedMap(slide.name, slide.path, finished, summary, overview.thumbnail)
         write_exports(folder, exports, exported)
@@ -301,7 +307,9 @@ def _finished_map(
     tissue = TissueMask(overview.labels == 1, overview.tissue.plane, status == Status.BACKGROUND)
     regions = delineate(heatmap, plane, slide.mpp, shown.threshold, config.delineate, tissue, slide.size0)
     fields = choose_fields(heatmap, plane, slide.mpp, regions, config.delineate)
-    finished = FinishedMap(heatmap, plane, shown.kind, shown.threshold, regions, fields, counts)
+    finished = FinishedMap(
+        heatmap, plane, shown.kind, shown.threshold, regions, fields, counts, status=status
+    )
     if models == 1:
         return finished
     deviation, in_regions = store.array("uncertainty/0"), rasterise(regions, plane, heatmap.shape)

@@ -4,6 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from wsi_pipeline.base.geometry import Plane
 from wsi_pipeline.base.types import FloatMap
 from wsi_pipeline.results.fields import GradingField
@@ -37,6 +40,9 @@ class FinishedMap:
 
     uncertainty: Uncertainty | None = None
     """What that comes to."""
+
+    status: NDArray[np.uint8] | None = None
+    """Of its cells, a `Status` each: what was not scored, and why; None: as if all of that were background."""
 
     @property
     def idc_mm2(self) -> float:

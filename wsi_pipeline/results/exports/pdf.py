@@ -30,9 +30,10 @@ def write_pdf(path: OutPath, exported: ExportedMap) -> None:
     graded = GradedSlide(
         exported.name, finished.regions, finished.fields, exported.mpp0, summary["report_key"]
     )
-    with new_file(path) as file, PdfPages(file, metadata=about) as pdf:
-        pdf.savefig(report_figure(exported.thumbnail, finished, report_info_of(exported)))
-        pdf.savefig(grading_figure(graded))
+    pages = [report_figure(exported.thumbnail, finished, report_info_of(exported)), grading_figure(graded)]
+    with new_file(path) as file, PdfPages(file, metadata=about) as content:
+        for page in pages:
+            page.savefig(content, format="pdf")
 
 
 def report_info_of(exported: ExportedMap) -> ReportInfo:

@@ -1,4 +1,4 @@
-"""What pictures and the report share: the colours of a map, a map on another plane, text, writing PNGs.
+"""What pictures and the report share: the colours of a map, a map on another plane, writing PNGs.
 
 Probabilities are shown on one colour scale, 0 to 1, whatever a map holds: viridis. Its lightness grows evenly
 with the probability, it survives every kind of colour blindness and a grey printer, and its blue, green and
@@ -6,18 +6,18 @@ yellow are no colours of a haematoxylin and eosin stain. Where nothing was score
 """
 
 import math
-from functools import cache
+from collections.abc import Mapping
 
 import matplotlib
 import numpy as np
-from matplotlib import font_manager
 from matplotlib.colors import Colormap
-from PIL import Image, ImageFont
+from PIL import Image
 
 from wsi_pipeline.base.files import OutPath, write_bytes
 from wsi_pipeline.base.geometry import Plane
 from wsi_pipeline.base.images import png_bytes
 from wsi_pipeline.base.types import FloatMap, RgbImage
+from wsi_pipeline.results.figures.few_colours import in_few_colours
 
 COLOURS = matplotlib.colormaps["viridis"]
 # Of uncertainty, which must not be taken for a probability: as even in lightness, pale where models agree.
@@ -26,7 +26,7 @@ UNCERTAINTY_COLOURS = matplotlib.colormaps["magma_r"]
 LARGEST_DEVIATION = 0.5
 
 # Of the palette of Okabe and Ito (2008), made to be distinguished with any colour vision.
-BLUE, ORANGE = "#0072B2", "#E69F00"
+BLUE, ORANGE, VERMILLION = "#0072B2", "#E69F00", "#D55E00"
 BLACK, GREY, WHITE = "#000000", "#777777", "#FFFFFF"
 
 
@@ -76,34 +76,17 @@ def sample(heatmap: FloatMap, plane: Plane, target: Plane, shape: tuple[int, int
     return mean
 
 
-@cache
-def font_of(size_px: int) -> ImageFont.FreeTypeFont:
-    """The font of all text, so many pixels high."""
-    return ImageFont.truetype(font_manager.findfont("DejaVu Sans"), size_px)
+def write_png(
+    path: OutPath,
+    image: Image.Image,
+    scale: Colormap | None = None,
+    steps: int = 64,
+    texts: Mapping[str, str] | None = None,
+) -> None:
+    """Write the picture: a reader sees the old picture or the new one, never half of one. Raises OutputError.
 
-
-def printable(text: str) -> str:
-    """The text with what the font cannot show (control characters, some scripts) as '?'."""
-    known = font_manager.get_font(font_manager.findfont("DejaVu Sans")).get_charmap()
-    return "".join(c if c == " " or (c.isprintable() and ord(c) in known) else "?" for c in text)
-
-
-def shorten(text: str, width_in: float, size_pt: float) -> str:
-    """The text, its middle left out where it would be wider than `width_in`: names differ at both ends."""
-    text = printable(text)
-    font = font_of(100)
-
-    def fits(candidate: str) -> bool:
-        return font.getlength(candidate) / 100 * size_pt / 72 <= width_in
-
-    keep = len(text)
-    shortened = text
-    while keep > 2 and not fits(shortened):
-        keep -= 1
-        shortened = f"{text[: (keep + 1) // 2]}…{text[len(text) - keep // 2 :]}"
-    return shortened
-
-
-def write_png(path: OutPath, image: Image.Image) -> None:
-    """Write the picture: a reader sees the old picture or the new one, never half of one. Raises OutputError."""
-    write_bytes(path, png_bytes(image))
+    A photograph is written in 256 colours (few_colours.py). scale: the colours of a map on it, which it keeps in so
+    many steps: 64 where they can be read off. texts: what else the file says of itself, by keyword.
+    """
+    lines = np.array([list(bytes.fromhex(name[1:])) for name in (BLUE, ORANGE, VERMILLION, GREY)], np.uint8)
+    write_bytes(path, png_bytes(in_few_colours(image, scale, steps, lines), texts=texts))

@@ -1,6 +1,5 @@
 """The report: one page with slide and map side by side, regions and fields on them, and the numbers."""
 
-import math
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,6 +21,8 @@ from wsi_pipeline.base.geometry import Plane, Size
 from wsi_pipeline.base.types import RgbImage
 from wsi_pipeline.results.extent import largest_dimension_mm
 from wsi_pipeline.results.fields import GradingField
+from wsi_pipeline.results.figures.fonts import printable, shorten, text_style
+from wsi_pipeline.results.figures.maps import LOST, not_scored, stripes
 from wsi_pipeline.results.figures.palette import (
     BLACK,
     BLUE,
@@ -29,11 +30,10 @@ from wsi_pipeline.results.figures.palette import (
     GREY,
     WHITE,
     colour,
-    printable,
     sample,
-    shorten,
     write_png,
 )
+from wsi_pipeline.results.figures.scale_bar import length_text, round_length
 from wsi_pipeline.results.finished_map import FinishedMap
 from wsi_pipeline.results.regions import IdcRegion
 from wsi_pipeline.results.summary import Uncertainty
@@ -85,7 +85,7 @@ class ReportInfo:
 
 def render_report(path: OutPath, thumbnail: Thumbnail, finished: FinishedMap, info: ReportInfo) -> None:
     """Write one page: slide and map at the same scale, regions and fields on them, and the numbers."""
-    write_png(path, _draw_page(thumbnail, finished, info).image())
+    write_png(path, _draw_page(thumbnail, finished, info).image(), COLOURS)
 
 
 def report_figure(thumbnail: Thumbnail, finished: FinishedMap, info: ReportInfo) -> Figure:
@@ -208,7 +208,8 @@ class _Page:
 
     def text(self, x: float, y: float, text: str, **style: Any) -> None:
         """Write one line with its baseline at y, word for word: a dollar sign starts no formula."""
-        self.paper.text(x, y, printable(text), parse_math=False, **{"size": TEXT_PT, **style})
+        style = text_style(text, {"size": TEXT_PT, **style})
+        self.paper.text(x, y, printable(text), parse_math=False, **style)
 
     def axes(self, frame: _Frame) -> Axes:
         """Axes that fill the frame."""
@@ -261,11 +262,11 @@ def _draw_panel(page: _Page, frame: _Frame, ground: _Ground, title: str) -> Axes
         spine.set(color=GREY, linewidth=0.8)
     page.text(frame.left, frame.top - 0.1, title, size=11, weight="bold")
 
-    length_mm = _round_length(ground.size_mm[0] / 4)
+    length_mm = round_length(ground.size_mm[0] / 4)
     length_in = length_mm / ground.size_mm[0] * frame.width
     x, y = frame.left, frame.bottom + 0.18
     page.paper.plot([x, x + length_in], [y, y], color=BLACK, linewidth=3, solid_capstyle="butt")
-    page.text(x + length_in + 0.1, y + 0.05, f"{length_mm:g} mm")
+    page.text(x + length_in + 0.1, y + 0.05, length_text(length_mm))
     return axes
 
 
@@ -273,12 +274,6 @@ def _fitted(picture: RgbImage, frame: _Frame) -> RgbImage:
     """The picture at the page's own pixels, so that matplotlib need not resample it, which takes it longer."""
     size = (max(1, round(frame.width * DPI)), max(1, round(frame.height * DPI)))
     return np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BICUBIC))
-
-
-def _round_length(longest: float) -> float:
-    """The longest of 1, 2 and 5 times a power of ten up to `longest`."""
-    power = 10.0 ** math.floor(math.log10(longest))
-    return max(power * step for step in (1, 2, 5) if power * step <= longest * (1 + 1e-9))
 
 
 def _draw_map(axes: Axes, finished: FinishedMap, ground: _Ground, frame: _Frame) -> None:
@@ -289,7 +284,11 @@ def _draw_map(axes: Axes, finished: FinishedMap, ground: _Ground, frame: _Frame)
     target = ground.plane_of(width_px, height_px)
     sampled = sample(finished.heatmap, finished.plane, target, (height_px, width_px))
     limits = axes.axis()
-    axes.imshow(colour(sampled), extent=ground.extent_mm, aspect="auto", interpolation="nearest")
+    rgba = colour(sampled)
+    for status, (fill, _) in LOST.items():
+        lost = not_scored(finished, status, target, Size(width_px, height_px))
+        rgba[lost & stripes(rgba.shape, 3)] = [*bytes.fromhex(fill[1:]), 255]
+    axes.imshow(rgba, extent=ground.extent_mm, aspect="auto", interpolation="nearest")
     axes.axis(limits)
     if not np.isfinite(finished.heatmap).any():
         style: dict[str, Any] = {
@@ -381,8 +380,12 @@ def _draw_key(
         page.text(frame.left + 0.5, y, text)
         return y - 0.05
 
-    y = line(0, "not scored: background, rejected or unreadable")
+    y = line(0, "background")
     page.paper.add_patch(Rectangle((frame.left, y - 0.07), 0.35, 0.14, **NOT_SCORED))
+    for left, (fill, meaning) in zip((1.6, 3.8), LOST.values(), strict=True):
+        style: dict[str, Any] = {"facecolor": WHITE, "edgecolor": fill, "hatch": "////", "linewidth": 0}
+        page.paper.add_patch(Rectangle((frame.left + left, y - 0.07), 0.35, 0.14, **style))
+        page.text(frame.left + left + 0.5, y + 0.05, meaning)
     y = line(1, f"region: connected cells of at least {threshold:.3g}; the smallest are left out")
     page.paper.add_patch(Rectangle((frame.left, y - 0.07), 0.35, 0.14, fill=False, linewidth=1.4))
     if fields:

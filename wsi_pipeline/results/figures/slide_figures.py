@@ -29,12 +29,13 @@ def draw_map(
 ) -> None:
     """Write heatmap.png, overlay.png, report.png, and of an ensemble uncertainty.png. Raises OutputError."""
     thumbnail, deviation = overview.thumbnail, finished.deviation
-    render_heatmap(folder / "heatmap.png", finished.heatmap)
+    render_heatmap(folder / "heatmap.png", finished, slide.size0, slide.mpp)
     if deviation is not None:
-        render_uncertainty(folder / "uncertainty.png", thumbnail, deviation, finished, len(models))
+        place = folder / "uncertainty.png"
+        render_uncertainty(place, thumbnail, deviation, finished, len(models), slide.mpp[0])
     info = _report_info(slide, overview, models, warnings)
     with ThreadPoolExecutor(1) as beside:
-        drawn = beside.submit(render_overlay, folder / "overlay.png", thumbnail, finished)
+        drawn = beside.submit(render_overlay, folder / "overlay.png", thumbnail, finished, slide.mpp[0])
         render_report(folder / "report.png", thumbnail, finished, info)
         drawn.result()
 
