@@ -179,3 +179,7 @@ def row_of(cell_um: int, row: dict[str, float]) -> str:
         f"{row['area_highest']:.2f}) | {row['boundary_median_um']:.0f} | {row['boundary_95_um']:.0f} | "
         f"{row['shifted_dice']:.3f} | {row['seconds']:.1f} |"
     )
+
+
+if __name__ == "__main__":
+    main()
