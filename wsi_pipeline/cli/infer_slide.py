@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from wsi_pipeline.cli.batch_arguments import add_batch_arguments
-from wsi_pipeline.cli.common import command_parser, run_command
+from wsi_pipeline.cli.common import ALL_DONE, SOME_FAILED, command_parser, run_command
 
 EXAMPLE = """  infer-slide biopsy.svs --out maps
   infer-slide *.svs --out maps --device cuda:1 --config infer
@@ -50,6 +50,7 @@ def _run(args: argparse.Namespace) -> int:
     from wsi_pipeline.base.files import out_path
     from wsi_pipeline.cli.batch import listed_slides, run_batch, staging_of
     from wsi_pipeline.cli.dry_run import dry_run
+    from wsi_pipeline.pipeline.batch_report import write_batch_report
     from wsi_pipeline.pipeline.config import InferConfig, load_config
     from wsi_pipeline.pipeline.estimate import estimator_of_inference
     from wsi_pipeline.pipeline.slide_jobs import InferJob
@@ -67,7 +68,11 @@ def _run(args: argparse.Namespace) -> int:
     entries = listed_slides(args)
     if args.dry_run:
         return dry_run(entries, estimator_of_inference(job), args.workers)
-    return run_batch(job, entries, args)
+    code = run_batch(job, entries, args)
+    if "pdf" in config.exports and code in (ALL_DONE, SOME_FAILED):
+        for path in write_batch_report(job.out):
+            print(path)
+    return code
 
 
 if __name__ == "__main__":
