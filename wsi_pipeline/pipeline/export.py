@@ -32,10 +32,6 @@ def export_map(
 
     Raises ResultError where there is no finished map, or no slide that is needed, UsageError where a package is not
     installed, JobError while another process works on the slide, OutputError.
-
-    Example::
-
-        wp.export_map("maps/sample", ["ometiff"])
     """
     check_exports(exports)
     place = out_path(folder) if isinstance(folder, str) else folder

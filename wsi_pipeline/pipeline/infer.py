@@ -37,7 +37,7 @@ from wsi_pipeline.results.exports.written import write_exports
 from wsi_pipeline.results.fields import choose_fields
 from wsi_pipeline.results.figures.fonts import script_warnings
 from wsi_pipeline.results.figures.maps import heatmap_place
-from wsi_pipeline.results.figures.slide_figures import draw_map
+from wsi_pipeline.results.figures.slide_figures import draw_map, model_words
 from wsi_pipeline.results.finished_map import FinishedMap
 from wsi_pipeline.results.geojson import regions_to_geojson
 from wsi_pipeline.results.provenance import model_names, store_attributes
@@ -200,6 +200,7 @@ def _draw_report(job: _Job, store: SlideStore, watch: Stopwatch, drawn_again: st
     summary = summarise(slide, overview, recipes, finished.counts, watch, warnings)
     summary |= _map_info(models, finished, computed)
     summary |= region_info(finished.regions, overview.tissue_mm2(slide.mpp), slide.mpp)
+    summary["model_words"] = model_words(models)
     summary["heatmap_png"] = heatmap_place(finished, slide.size0, slide.mpp)
     with watch("export"):
         exported = ExportedMap(slide.name, slide.path, finished, summary, overview.thumbnail)
