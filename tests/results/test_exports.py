@@ -176,6 +176,15 @@ def test_dicom_objects_of_another_slide_lie_on_a_frame_of_reference_that_follows
     check_dicom(folder, made, source_of(made))
 
 
+@pytest.mark.filterwarnings("error::UserWarning")
+def test_a_slide_of_more_pixels_than_a_frame_of_dicom_may_have_is_exported(tmp_path: Path) -> None:
+    from wsi_pipeline.results.exports.dicom_source import source_of
+
+    made = exported(size0=Size(70_000, 3_000), mpp0=(0.25, 0.25))
+    write_exports(tmp_path, ["dicom"], made)
+    check_dicom(tmp_path, made, source_of(made))
+
+
 def test_dicom_objects_of_a_dicom_slide_lie_on_its_own_geometry(tmp_path: Path) -> None:
     slide = SHARED / "data/slides/cmu_1_small_region_dicom"
     if not slide.is_dir():
