@@ -26,7 +26,7 @@ from wsi_pipeline.results.regions import IdcRegion
 HOT_SPOTS_MM2 = (1.0, 2.0)
 # The largest radius of the circle that holds so much tissue; beyond it is no spot.
 MOST_HOT_SPOT_UM = 2_000.0
-# Places that count so much of the hottest left are as good as it: the one that leaves most room to others is taken.
+# Where room is short, places that count so much of the hottest left are as good as it: fields are laid closer then.
 NEARLY_HOTTEST = 0.85
 
 
@@ -133,7 +133,10 @@ def choose_fields(
     # The disc on cells is known to a hundredth of it: what it excludes is less than that short of tissue.
     allowed &= tissue >= options.min_tissue - 0.02
     score = np.where(allowed, score, -1.0)
-    fields = _hottest_fields(ground, by, regions, options, score)
+    fields = _laid(ground, by, regions, options, score.copy(), 1.0)
+    if len(fields) < options.count:
+        closer = _laid(ground, by, regions, options, score, NEARLY_HOTTEST)
+        fields = max(fields, closer, key=len)
     hot_spots = _hot_spots(ground, by)
     return FieldChoice(fields, hot_spots, by.rule, _warnings(fields, hot_spots, options), cellularity)
 
@@ -143,9 +146,18 @@ def with_warning(choice: FieldChoice, warning: str) -> FieldChoice:
     return replace(choice, warnings=(warning, *choice.warnings))
 
 
-def _hottest_fields(
-    ground: FieldGround, by: FieldScore, regions: Sequence[IdcRegion], options: FieldOptions, score: Floats
+def _laid(
+    ground: FieldGround,
+    by: FieldScore,
+    regions: Sequence[IdcRegion],
+    options: FieldOptions,
+    score: Floats,
+    nearly_hottest: float,
 ) -> tuple[GradingField, ...]:
+    """Fields where `score` is highest, -1 where none may lie; it is changed.
+
+    Of places with at least `nearly_hottest` of the highest score left, the one that leaves most room is taken.
+    """
     radius_um = options.diameter_mm * 1000 / 2
     radius0 = (radius_um / ground.mpp0[0], radius_um / ground.mpp0[1])
     disc, width_height = by.disc(radius_um), ground.cell_um
@@ -155,16 +167,18 @@ def _hottest_fields(
     whole_disc = by.disc(2 * radius_um)
     taken = _room_taken(score, whole_disc)
     fields: list[GradingField] = []
+    found: list[float] = []
     while len(fields) < options.count:
         hottest = float(score.max(initial=-1.0))
         if hottest < 0:
             break
-        nearly = np.flatnonzero(score >= NEARLY_HOTTEST * hottest)
+        nearly = np.flatnonzero(score >= nearly_hottest * hottest)
         for place in nearly[np.argsort(taken.ravel()[nearly], kind="stable")]:
             row, column = (int(n) for n in np.unravel_index(place, score.shape))
             x0, y0 = ground.plane.point_to_level0(column + 0.5, row + 0.5)
             usable_mm2 = ground.usable_mm2(x0, y0, radius_um)
             if usable_mm2 >= options.min_tissue * area_mm2:
+                found.append(float(score[row, column]))
                 break
             score[row, column] = -1.0
         else:
@@ -186,7 +200,8 @@ def _hottest_fields(
         away = ((rows - row) * width_height[1]) ** 2 + ((columns - column) * width_height[0]) ** 2
         score[away < (2 * radius_um) ** 2 * (1 - 1e-9)] = -1.0
         _take_room(taken, score, whole_disc, row, column)
-    return tuple(fields)
+    order = sorted(range(len(fields)), key=lambda i: -found[i])
+    return tuple(replace(fields[i], name=f"Field {n}") for n, i in enumerate(order, start=1))
 
 
 def _room_taken(score: Floats, disc: Floats) -> Floats:

@@ -37,6 +37,7 @@ BAR_UM = (50, 100, 200, 500, 1_000)
 NUCLEI_COLOURS = matplotlib.colormaps["YlGn"]
 # A stain has few colours: so many, chosen for the sheet, look the same and take half the bytes.
 MOST_COLOURS = 240
+DRAWN = (BLACK, WHITE, GREY, BLUE, ORANGE)
 
 
 def write_field_sheet(
@@ -59,8 +60,16 @@ def write_field_sheet(
         sheet.paste(_tile(read_field(slide, field, mpp), field, mpp, line), (left, top + label))
         for i, text in enumerate(_label(field)):
             _text(sheet, (left + line // 2, top + round((0.2 + 1.3 * i) * line)), text, line)
-    colours = sheet.reduce(4).quantize(MOST_COLOURS, Image.Quantize.MEDIANCUT)
-    write_bytes(path, png_bytes(sheet.quantize(palette=colours, dither=Image.Dither.NONE), mpp))
+    write_bytes(path, png_bytes(_in_few_colours(sheet), mpp))
+
+
+def _in_few_colours(sheet: Image.Image) -> Image.Image:
+    """The sheet in a palette of its own stains, and of what is drawn on it."""
+    drawn = [value for name in DRAWN for value in bytes.fromhex(name[1:])]
+    stains = sheet.reduce(4).quantize(MOST_COLOURS, Image.Quantize.MEDIANCUT).getpalette() or []
+    colours = Image.new("P", (1, 1))
+    colours.putpalette([*drawn, *stains[: 3 * MOST_COLOURS]])
+    return sheet.quantize(palette=colours, dither=Image.Dither.NONE)
 
 
 def write_crops(folder: OutPath, slide: Slide, fields: Sequence[GradingField], mpp: float) -> None:
@@ -151,7 +160,7 @@ def _overview(
     draw, font_px = ImageDraw.Draw(picture), max(16, size[1] // 34)
     line = max(2, font_px // 8)
     for region in finished.regions:
-        for ring in shapely.get_rings(region.polygon):
+        for ring in shapely.get_rings(shapely.get_parts(region.polygon)):
             points = [target.point_from_level0(x0, y0) for x0, y0 in shapely.get_coordinates(ring)]
             draw.line(points, fill=BLACK, width=line, joint="curve")
     for circle in circles:
@@ -222,7 +231,7 @@ def _draw_scale(picture: Image.Image, highest: float, font_px: int) -> None:
 def _write_words(sheet: Image.Image, place: tuple[int, int], paragraphs: Sequence[str], line: int) -> None:
     """Paragraphs, wrapped to the sheet's right edge; the first one large. What finds no room is left to the summary."""
     x, y = place[0], float(place[1])
-    letters = max(10, int((sheet.width - x - line // 2) / (0.6 * line)))
+    letters = int(np.clip((sheet.width - x - line // 2) / (0.6 * line), 10, 80))
     for i, paragraph in enumerate(paragraphs):
         for text in textwrap.wrap(paragraph, letters, max_lines=6, placeholder=" …"):
             if y + 1.4 * line > 34 * line:
