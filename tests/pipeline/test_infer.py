@@ -41,6 +41,7 @@ OUTPUTS = {
     "overlay.png",
     "report.png",
     "report.pdf",
+    "fields.png",
     "regions.geojson",
     "summary.json",
 }
