@@ -32,8 +32,9 @@ COMMANDS = {
     "explore-patches": ["data", "--config", "FIFO"],
     "classify-images": ["FIFO"],
     "export-map": ["run", "--exports", "asap"],
+    "view-slides": ["maps"],
 }
-COMPUTES = COMMANDS.keys() - {"tile-slides", "explore-patches", "export-map"}
+COMPUTES = COMMANDS.keys() - {"tile-slides", "explore-patches", "export-map", "view-slides"}
 # Packages that take longer to import than --help may take.
 SLOW = (
     *("torch", "torchvision", "openvino", "optuna", "zarr", "numcodecs", "dask", "distributed", "matplotlib"),

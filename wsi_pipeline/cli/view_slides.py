@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from wsi_pipeline.base.errors import UsageError
-from wsi_pipeline.base.files import out_path
 from wsi_pipeline.cli.common import ALL_DONE, command_parser, run_command
 
 EXAMPLE = """  view-slides maps --open
@@ -62,6 +61,8 @@ def _run(args: argparse.Namespace) -> int:
         raise UsageError(
             f"view-slides needs {error.name}, which is not installed: pip install '.[viewer]'"
         ) from error
+
+    from wsi_pipeline.base.files import out_path
 
     out = out_path(args.out)
     if not out.exists():
