@@ -34,7 +34,7 @@ COMMANDS = {
     "export-map": ["run", "--exports", "asap"],
     "view-slides": ["maps"],
 }
-COMPUTES = COMMANDS.keys() - {"tile-slides", "explore-patches", "export-map", "view-slides"}
+COMPUTES = COMMANDS.keys() - {"tile-slides", "explore-patches", "export-map"}
 # Packages that take longer to import than --help may take.
 SLOW = (
     *("torch", "torchvision", "openvino", "optuna", "zarr", "numcodecs", "dask", "distributed", "matplotlib"),

@@ -64,6 +64,10 @@ def _run(args: argparse.Namespace) -> int:
 
     from wsi_pipeline.base.files import out_path
 
+    if args.device not in ("auto", "cpu"):
+        from wsi_pipeline.inference.device import choose_device
+
+        choose_device(args.device)
     out = out_path(args.out)
     if not out.exists():
         raise UsageError(f"{out}: no such folder; expected the --out of infer-slide or tile-slides")
