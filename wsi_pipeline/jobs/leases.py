@@ -31,10 +31,10 @@ from wsi_pipeline.jobs.protocols import Busy
 log = logging.getLogger(__name__)
 
 # Puts that began at one moment are all done after so long, or the store is so slow that nothing goes on at all.
-# How often a lock is read that changes while it is.
-TRIES = 5
 SETTLE_S = 2.0
 CHECK_EVERY_S = 1.0
+# How often a lock is read that changes while it is.
+TRIES = 5
 
 
 class Lease:
