@@ -4,7 +4,10 @@ import io
 import json
 import math
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +29,8 @@ from wsi_pipeline.viewer.deep_zoom import DeepZoom
 
 fastapi_testclient = pytest.importorskip("fastapi.testclient", reason="needs the extra 'viewer'")
 from wsi_pipeline.viewer.app import make_app  # noqa: E402
+from wsi_pipeline.viewer.open_results import stamp_of  # noqa: E402
+from wsi_pipeline.viewer.pixels import find_slide  # noqa: E402
 from wsi_pipeline.viewer.service import Viewer  # noqa: E402
 
 TestClient = fastapi_testclient.TestClient
@@ -228,12 +233,38 @@ def test_a_slide_that_is_gone_is_shown_by_its_pictures(made, out):
         assert client.get("/api/slides/a").json()["has_slide"]
 
 
-def test_another_slide_in_its_place_is_not_shown_under_the_map(made, out, tmp_path):
+@pytest.mark.parametrize("image", [section(300, 400, 20), section()[::-1]], ids=["smaller", "as large"])
+def test_another_slide_in_its_place_is_not_shown_under_the_map(made, out, tmp_path, image):
     other = tmp_path / "moved"
     other.mkdir()
-    write_slide(other / "a.tiff", section(300, 400, 20), mpp=(4.0, 4.0), factors=(1,))
+    write_slide(
+        other / "a.tiff", np.ascontiguousarray(image), mpp=(4.0, 4.0), factors=(1, 4), compression="zlib"
+    )
     with client_of(out, [other]) as client:
         assert "another slide" in client.get("/api/slides/a").json()["why_not"]
+        assert client.get("/api/slides/a/tiles/9/0_0.jpg").status_code == 422
+
+
+def test_a_slide_is_found_by_its_name_whatever_letters_it_has(tmp_path):
+    inside = tmp_path / "slides/2026"
+    inside.mkdir(parents=True)
+    (inside / "S1 [b]*.svs").write_bytes(b"x")
+    (inside / "S1 b.svs").write_bytes(b"x")
+    assert find_slide("/gone/S1 [b]*.svs", [tmp_path / "slides"]) == inside / "S1 [b]*.svs"
+
+
+def test_what_a_result_is_kept_by_is_the_same_after_a_restart_and_changes_with_it(out):
+    code = "import sys; from pathlib import Path; from wsi_pipeline.viewer.open_results import stamp_of; "
+    code += "print(stamp_of(Path(sys.argv[1])))"
+    stamps = {
+        subprocess.run(
+            [sys.executable, "-c", code, str(out / "a")], capture_output=True, text=True
+        ).stdout.strip()
+        for _ in range(2)
+    }
+    assert stamps == {stamp_of(out / "a")}
+    (out / "a/summary.json").write_text("{}")
+    assert stamps != {stamp_of(out / "a")}
 
 
 # --- what people say --------------------------------------------------------------------------------------------
@@ -252,6 +283,19 @@ def outline(right: int = 0, **properties: object) -> dict[str, object]:
         "geometry": {"type": "Polygon", "coordinates": [corners]},
         "properties": {"class": "IDC", "verdict": "added"} | properties,
     }
+
+
+def test_of_two_who_change_the_same_state_at_one_moment_one_is_told_and_nothing_is_lost(client, out):
+    def add(number: int) -> int:
+        return review(client, "a", 0, action="put", feature=outline(id=f"n{number}")).status_code
+
+    with ThreadPoolExecutor(8) as pool:
+        statuses = sorted(pool.map(add, range(8)))
+    assert statuses == [200] + [409] * 7
+    assert len((out / "a/review.jsonl").read_text().splitlines()) == 1
+    (kept,) = client.get("/api/slides/a/review").json()["features"]["features"]
+    written = json.loads((out / "a/review.geojson").read_text())["features"]
+    assert [feature["id"] for feature in written] == [kept["id"]]
 
 
 def test_a_review_is_kept_as_geojson_that_labels_patches_and_every_change_stays(client, out, made):
