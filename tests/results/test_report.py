@@ -14,7 +14,8 @@ from wsi_pipeline.base.geometry import Plane, Size
 from wsi_pipeline.results.fields import NO_FIELDS
 from wsi_pipeline.results.figures.maps import render_overlay
 from wsi_pipeline.results.figures.palette import colour, sample
-from wsi_pipeline.results.figures.report import ReportInfo, info_rows, render_report
+from wsi_pipeline.results.figures.report import render_report
+from wsi_pipeline.results.figures.report_words import ReportInfo, info_rows
 from wsi_pipeline.results.finished_map import FinishedMap
 from wsi_pipeline.results.regions import DelineateOptions, delineate
 from wsi_pipeline.results.summary import Uncertainty

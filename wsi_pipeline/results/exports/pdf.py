@@ -12,7 +12,8 @@ from wsi_pipeline.base.files import OutPath, new_file
 from wsi_pipeline.base.text import printable
 from wsi_pipeline.results.exports.exported_map import ExportedMap
 from wsi_pipeline.results.figures.grading_page import GradedSlide, grading_figure
-from wsi_pipeline.results.figures.report import ReportInfo, report_figure
+from wsi_pipeline.results.figures.report import report_figure
+from wsi_pipeline.results.figures.report_words import ReportInfo
 
 
 def write_pdf(path: OutPath, exported: ExportedMap) -> None:

@@ -1,6 +1,5 @@
 """The report: one page with slide and map side by side, regions and fields on them, and the numbers."""
 
-import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +18,6 @@ from PIL import Image
 from wsi_pipeline.base.files import OutPath
 from wsi_pipeline.base.geometry import Plane, Size
 from wsi_pipeline.base.types import RgbImage
-from wsi_pipeline.results.extent import largest_dimension_mm
 from wsi_pipeline.results.fields import GradingField
 from wsi_pipeline.results.figures.fonts import printable, shorten, text_style
 from wsi_pipeline.results.figures.maps import LOST, not_scored, stripes
@@ -33,55 +31,26 @@ from wsi_pipeline.results.figures.palette import (
     sample,
     write_png,
 )
+from wsi_pipeline.results.figures.report_words import (
+    HEADS,
+    ReportInfo,
+    info_rows,
+    limit_lines,
+    table_rows,
+    warning_lines,
+)
 from wsi_pipeline.results.figures.scale_bar import length_text, round_length
 from wsi_pipeline.results.finished_map import FinishedMap
-from wsi_pipeline.results.grading import mitotic_thresholds
 from wsi_pipeline.results.regions import IdcRegion
-from wsi_pipeline.results.summary import Uncertainty
 from wsi_pipeline.tiling.overview import Thumbnail
 
 MOST_NAMES = 12
-MOST_ROWS = 10
-MOST_WARNINGS = 8
 
 DPI = 150
 PAGE_IN, MARGIN_IN, LINE_IN = 14.0, 0.5, 0.22
 TEXT_PT = 10
 
 NOT_SCORED: dict[str, Any] = {"facecolor": "#EBEBEB", "edgecolor": "#BBBBBB", "hatch": "////", "linewidth": 0}
-
-
-HEADS = ("Warnings", "What the model was not measured on")
-
-
-@dataclass(frozen=True)
-class ReportInfo:
-    """What the report states of slide and run, beside the map and what was found on it."""
-
-    slide_name: str
-    size0: Size
-    mpp0: tuple[float, float]
-    """um per level-0 pixel, along x and y."""
-
-    mpp_overridden: bool
-    """The scale was given by hand."""
-
-    models: Sequence[tuple[str, str]]
-    """Name and SHA-256 of each."""
-
-    patch_px: int
-    patch_mpp: float
-    tissue_mm2: float
-    warnings: Sequence[str]
-    """A sentence each."""
-
-    version: str
-    date: str
-    area_error: str = ""
-    """How far areas were off on validation slides, in words; empty where the card does not say."""
-
-    limits: str = ""
-    """What the model is not for, as its card says."""
 
 
 def render_report(path: OutPath, thumbnail: Thumbnail, finished: FinishedMap, info: ReportInfo) -> None:
@@ -97,10 +66,10 @@ def report_figure(thumbnail: Thumbnail, finished: FinishedMap, info: ReportInfo)
 def _draw_page(thumbnail: Thumbnail, finished: FinishedMap, info: ReportInfo) -> "_Page":
     regions, fields, threshold = finished.regions, finished.fields, finished.threshold
     ground = _Ground(thumbnail.plane, thumbnail.shape, info.mpp0)
-    info_lines, table_rows = info_rows(info, finished), _table_rows(regions, fields)
-    warnings = [*_warning_lines(info.warnings), *_limit_lines(info.limits)]
+    info_lines, table = info_rows(info, finished), table_rows(regions, fields)
+    warnings = [*warning_lines(info.warnings), *limit_lines(info.limits)]
     width_mm, height_mm = ground.size_mm
-    layout = _lay_out(width_mm / height_mm, len(info_lines), len(table_rows), len(warnings))
+    layout = _lay_out(width_mm / height_mm, len(info_lines), len(table), len(warnings))
     page = _Page(layout.width, layout.height)
 
     right: dict[str, Any] = {"x": layout.width, "ha": "right"}
@@ -123,7 +92,7 @@ def _draw_page(thumbnail: Thumbnail, finished: FinishedMap, info: ReportInfo) ->
     _draw_colour_bar(page, layout.bar, threshold)
     _draw_key(page, layout.key, threshold, fields, ground)
     _write_info(page, layout.info, info_lines)
-    _write_table(page, layout.table, table_rows)
+    _write_table(page, layout.table, table)
     for i, line in enumerate(warnings):
         weight = "bold" if line in HEADS else "normal"
         page.text(0, layout.warnings_top + (i + 0.7) * LINE_IN, line, weight=weight)
@@ -400,98 +369,11 @@ def _draw_key(
         )
 
 
-def info_rows(info: ReportInfo, finished: FinishedMap) -> list[tuple[str, str]]:
-    """What the page states of the run: a label and its text a row."""
-    size, (mpp_x, mpp_y), cells = info.size0, info.mpp0, finished.counts["cells"]
-    width_mm, height_mm = size.width * mpp_x / 1000, size.height * mpp_y / 1000
-    source = "given by hand, not the file's" if info.mpp_overridden else "as the file says"
-    patch_um = info.patch_px * info.patch_mpp
-    models = [f"{name} ({sha256[:12]})" for name, sha256 in info.models]
-    labels = ["Model"] if len(models) == 1 else [f"Model {number}" for number in range(1, len(models) + 1)]
-    rows = [
-        (
-            "Slide",
-            f"{size.width:,} x {size.height:,} px, {width_mm:.2f} x {height_mm:.2f} mm",
-        ),
-        ("Scale", f"{mpp_x:.4g} x {mpp_y:.4g} µm per pixel, {source}"),
-        *zip(labels, models, strict=True),
-        ("Map", finished.kind),
-        ("Patches", f"{info.patch_px} px at {info.patch_mpp:g} µm per pixel: {patch_um:g} µm a side"),
-        ("Scored", f"{cells['scored']:,} {_cells_text(info, finished)}"),
-        ("Not scored", f"{cells['rejected']:,} rejected, {cells['unreadable']:,} unreadable"),
-        ("Tissue", f"{info.tissue_mm2:.2f} mm²"),
-        ("IDC", _idc_text(finished, info)),
-    ]
-    if finished.regions:
-        rows.append(("Extent", _extent_text(finished.regions, info.mpp0)))
-    if info.area_error:
-        rows.append(("Areas", info.area_error))
-    if finished.fields:
-        thresholds = mitotic_thresholds(2 * finished.fields[0].radius_x0 * mpp_x / 1000)
-        rows.append(
-            ("Mitoses", f"in {thresholds.fields} fields, {thresholds.area_mm2:.2f} mm²: {thresholds.text}")
-        )
-    if finished.uncertainty:
-        rows.append(("Uncertainty", _uncertainty_text(finished.uncertainty)))
-    return rows
-
-
-def _cells_text(info: ReportInfo, finished: FinishedMap) -> str:
-    """What a cell of the map is: a patch, or, where patches overlap, smaller."""
-    cell_um = finished.plane.downsample_x * info.mpp0[0]
-    whole = abs(cell_um - info.patch_px * info.patch_mpp) < 1e-6 * cell_um
-    return "patches" if whole else f"cells of {cell_um:g} µm"
-
-
-def _idc_text(finished: FinishedMap, info: ReportInfo) -> str:
-    share = f", {finished.idc_mm2 / info.tissue_mm2:.0%} of the tissue" if info.tissue_mm2 else ""
-    return f"{finished.idc_mm2:.2f} mm² of tissue{share}"
-
-
-def _extent_text(regions: Sequence[IdcRegion], mpp0: tuple[float, float]) -> str:
-    extent = largest_dimension_mm([region.polygon for region in regions], mpp0)
-    if len(regions) == 1:
-        return f"one focus, {extent:.1f} mm in its largest dimension"
-    largest = max(region.largest_mm for region in regions)
-    return f"{len(regions)} foci, {extent:.1f} mm over all, the largest {largest:.1f} mm"
-
-
-def _uncertainty_text(uncertainty: Uncertainty) -> str:
-    means = [
-        f"{mean:.3f} {where}"
-        for mean, where in ((uncertainty.mean, "in the mean"), (uncertainty.in_regions, "in regions"))
-        if mean is not None
-    ]
-    return f"{', '.join(means) or 'nothing scored'}: standard deviation between {uncertainty.models} models"
-
-
 def _write_info(page: _Page, frame: _Frame, rows: Sequence[tuple[str, str]]) -> None:
     for i, (label, value) in enumerate(rows):
         y = frame.top + (i + 0.7) * LINE_IN
         page.text(frame.left, y, label, color="#444444")
         page.text(frame.left + 1.1, y, shorten(value, frame.width - 1.1, TEXT_PT))
-
-
-def _table_rows(regions: Sequence[IdcRegion], fields: Sequence[GradingField]) -> list[tuple[str, ...]]:
-    rows: list[tuple[str, ...]] = [("Region", "mm²", "mm", "mean prob.", "highest", "fields")]
-    for region in regions[:MOST_ROWS]:
-        numbers = [str(n) for n, field in enumerate(fields, start=1) if field.region_name == region.name]
-        rows.append(
-            (
-                region.name,
-                f"{region.area_mm2:.2f}",
-                f"{region.largest_mm:.1f}",
-                f"{region.mean_probability:.2f}",
-                f"{region.max_probability:.2f}",
-                ", ".join(numbers) or "–",
-            )
-        )
-    rest = regions[MOST_ROWS:]
-    if rest:
-        rows.append((f"{len(rest)} smaller", f"{sum(r.area_mm2 for r in rest):.2f}", "", "", "", ""))
-    if not regions:
-        rows = [("No region of IDC was found.",)]
-    return rows
 
 
 def _write_table(page: _Page, frame: _Frame, rows: Sequence[tuple[str, ...]]) -> None:
@@ -508,24 +390,3 @@ def _write_table(page: _Page, frame: _Frame, rows: Sequence[tuple[str, ...]]) ->
     if len(rows) > 1:
         y = frame.top + LINE_IN
         page.paper.plot([frame.left, frame.right], [y, y], color=GREY, linewidth=0.6)
-
-
-# --- text ---------------------------------------------------------------------------------------------
-
-
-def _limit_lines(limits: str) -> list[str]:
-    if not limits:
-        return []
-    return [HEADS[1], *textwrap.wrap(printable(limits), 155, max_lines=3, placeholder=" …")]
-
-
-def _warning_lines(warnings: Sequence[str]) -> list[str]:
-    if not warnings:
-        return []
-    lines = [HEADS[0]]
-    for warning in warnings[:MOST_WARNINGS]:
-        wrapped = textwrap.wrap(printable(warning), 150, max_lines=3, placeholder=" …")
-        lines += [("•  " if i == 0 else "    ") + line for i, line in enumerate(wrapped)]
-    if len(warnings) > MOST_WARNINGS:
-        lines.append(f"    and {len(warnings) - MOST_WARNINGS} more in summary.json")
-    return lines

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from wsi_pipeline.base.files import OutPath
 from wsi_pipeline.base.version import VERSION
 from wsi_pipeline.results.figures.maps import render_heatmap, render_overlay, render_uncertainty
-from wsi_pipeline.results.figures.report import ReportInfo, render_report
+from wsi_pipeline.results.figures.report import render_report
+from wsi_pipeline.results.figures.report_words import ReportInfo
 from wsi_pipeline.results.finished_map import FinishedMap
 from wsi_pipeline.results.summary import patch_mpp
 from wsi_pipeline.slides.slide import Slide
