@@ -1,7 +1,7 @@
 """How right outlines are on whole mounts, for cells of several sizes: overlap, area, boundary, and what the grid does.
 
-Each mount is mapped as `infer-slide` maps it, with patches side by side (cells of 200 um) and overlapping (100 and 40
-um), and once more with the grid moved by half a patch. The truth is the set's own labels, squares of 200 um: boundaries
+Each mount is mapped as `infer-slide` maps it, with patches side by side (cells of 200 um) and overlapping (100 um),
+and once more with the grid moved by half a patch. The truth is the set's own labels, squares of 200 um: boundaries
 are compared with the outline of those squares, so no distance can be much below 50 um.
 
 python -m scripts.results.measure_outlines runs/results/slides --manifest ../shared/data/idc/manifest.csv
@@ -30,14 +30,15 @@ from wsi_pipeline.slides.names import slide_name
 # Pixels that masks are compared on.
 PIXEL_UM = 20.0
 PATCH_PX, MPP = 50, 4.0
-CELLS_UM = (200, 100, 40)
+CELLS_UM = (200, 100)
 ABOUT = (
     "The validation patients' whole mounts, mapped with cells of several sizes (`--cell-um`). *Dice*: tissue in "
     "regions against labelled IDC, over all of them. *Area*: IDC in regions over IDC labelled, median and range of "
     "those that hold 1 mm2 or more. *Boundary*: from each point of a region's outline to the nearest of the labels' "
     "outline, which is one of squares of 200 um itself. *Shifted*: Dice between the regions and those of the same "
     "whole mount with the grid moved by half a patch along x and y. Written by "
-    "`python -m scripts.results.measure_outlines`."
+    "`python -m scripts.results.measure_outlines runs/results/slides --manifest ../shared/data/idc/manifest.csv "
+    "--out docs/results.md`, after `make results` made the slides."
 )
 
 log = logging.getLogger("measure_outlines")

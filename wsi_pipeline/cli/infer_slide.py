@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         type=float,
         metavar="UM",
         help="side of a map's cell in um, a whole part of a patch's (200 um by default: 100, 40); patches overlap for "
-        "it, which takes 4 or 25 times as long",
+        "it, and are 4 or 25 times as many",
     )
     parser.add_argument(
         "--exports",
