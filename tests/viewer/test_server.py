@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 
 import numpy as np
 import pytest
@@ -29,6 +30,7 @@ from wsi_pipeline.viewer.deep_zoom import DeepZoom
 
 fastapi_testclient = pytest.importorskip("fastapi.testclient", reason="needs the extra 'viewer'")
 from wsi_pipeline.viewer.app import make_app  # noqa: E402
+from wsi_pipeline.viewer.append_log import AppendLog, RevisionConflict  # noqa: E402
 from wsi_pipeline.viewer.open_results import stamp_of  # noqa: E402
 from wsi_pipeline.viewer.pixels import find_slide  # noqa: E402
 from wsi_pipeline.viewer.service import Viewer  # noqa: E402
@@ -285,17 +287,26 @@ def outline(right: int = 0, **properties: object) -> dict[str, object]:
     }
 
 
-def test_of_two_who_change_the_same_state_at_one_moment_one_is_told_and_nothing_is_lost(client, out):
-    def add(number: int) -> int:
-        return review(client, "a", 0, action="put", feature=outline(id=f"n{number}")).status_code
+def test_of_several_who_change_the_same_state_at_one_moment_one_is_heard(tmp_path):
+    rounds, writers = 30, 8
+    begin = Barrier(writers)
 
-    with ThreadPoolExecutor(8) as pool:
-        statuses = sorted(pool.map(add, range(8)))
-    assert statuses == [200] + [409] * 7
-    assert len((out / "a/review.jsonl").read_text().splitlines()) == 1
-    (kept,) = client.get("/api/slides/a/review").json()["features"]["features"]
-    written = json.loads((out / "a/review.geojson").read_text())["features"]
-    assert [feature["id"] for feature in written] == [kept["id"]]
+    def add(number: int) -> int:
+        heard = 0
+        for revision in range(rounds):
+            log = AppendLog(tmp_path / "review.jsonl")  # as each request opens it
+            begin.wait()
+            try:
+                log.add(revision, f"Dr. {number}", {"action": "undo"})
+                heard += 1
+            except RevisionConflict:
+                pass
+        return heard
+
+    with ThreadPoolExecutor(writers) as pool:
+        assert sum(pool.map(add, range(writers))) == rounds
+    entries = AppendLog(tmp_path / "review.jsonl").entries()
+    assert [entry["revision"] for entry in entries] == list(range(1, rounds + 1))
 
 
 def test_a_review_is_kept_as_geojson_that_labels_patches_and_every_change_stays(client, out, made):
