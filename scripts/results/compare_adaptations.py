@@ -44,7 +44,9 @@ ABOUT = (
     "with those of each patient's own patches. *EM*: as alone, each patient's share of IDC estimated from its "
     "answers (Saerens 2002) after calibration on others. *Hears of its slide*: as shipped. *Oracle*: as alone, each "
     "patient's log odds shifted to its true share of IDC, the ceiling for any shift. After the semicolon the "
-    "difference to alone, draw by draw over patients. Written by `python -m scripts.results.compare_adaptations`."
+    "difference to alone, draw by draw over patients. Written by "
+    "`python -m scripts.results.compare_adaptations runs/folds/conditioned --data ../shared/data/idc --out "
+    "docs/results.md`, after `python -m scripts.results.cross_validate`."
 )
 
 log = logging.getLogger("compare_adaptations")

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scripts.doc_sections import put_section
+from wsi_pipeline.learning.datasets import LabelledPatches
 from wsi_pipeline.learning.evaluation import metrics
 from wsi_pipeline.learning.evaluation.bootstrap import (
     decision_measures,
@@ -22,6 +23,7 @@ from wsi_pipeline.learning.evaluation.bootstrap import (
     interval,
     ranking_measures,
 )
+from wsi_pipeline.learning.training.coarse_labels import labels_with_neighbours
 
 ABOUT = (
     "Every choice between trainings is made on the 230 patients that are at hand, divided into five folds "
@@ -50,6 +52,9 @@ def main() -> None:
     parser.add_argument(
         "--context", type=Path, help="what cross_validate_context printed, to go below the table"
     )
+    parser.add_argument(
+        "--rims", action="store_true", help="patches at the rim of an outline, and all others, by themselves"
+    )
     options = parser.parse_args()
     with (options.data / "manifest.csv").open(newline="") as file:
         held_back = (
@@ -62,21 +67,31 @@ def main() -> None:
     )
     if not folds:
         raise SystemExit("no fold is done in all of them")
-    text = table(options.runs, folds, held_back)
+    text = table(options.runs, folds, held_back, options.rims)
     print(text)
     if options.out:
         maps = options.context.read_text(encoding="utf-8") if options.context else ""
         put_section(options.out, "folds", f"## By cross-validation\n\n{ABOUT}\n\n{text}\n\n{maps}")
 
 
-def table(runs: list[Path], folds: list[str], held_back: set[str]) -> str:
+def table(runs: list[Path], folds: list[str], held_back: set[str], rims: bool = False) -> str:
     """The rows of each run, with 95 % intervals over patients, and the differences to the first."""
     lines, first = [], {}
-    labels, patients = (joined(runs[0], folds, name, held_back) for name in ("labels", "patients"))
-    resampled = draw_patients(patients)
+    all_labels, all_patients, names = (
+        joined(runs[0], folds, name, held_back) for name in ("labels", "patients", "names")
+    )
+    shown = [(*row, np.ones(len(all_labels), np.bool_)) for row in SHOWN]
+    if rims:
+        at_rim = rim_patches(all_labels, all_patients, names)
+        shown = [("plain", ", at rims", at_rim), ("plain", ", elsewhere", ~at_rim)]
     for run in runs:
-        for key, changed in SHOWN:
-            probability, called = metrics.crossfit(joined(run, folds, key, held_back), labels, patients)
+        for key, changed, counted in shown:
+            labels, patients = all_labels[counted], all_patients[counted]
+            resampled = draw_patients(patients)
+            probability, called = metrics.crossfit(
+                joined(run, folds, key, held_back), all_labels, all_patients
+            )
+            probability, called = probability[counted], called[counted]
             drawn = decision_measures(called, labels, resampled) | ranking_measures(
                 probability, labels, resampled
             )
@@ -91,20 +106,28 @@ def table(runs: list[Path], folds: list[str], held_back: set[str]) -> str:
                 low, high = interval(drawn[name])
                 cell = f"{values[name]:.3f} ({low:.3f} to {high:.3f})"
                 if run == runs[0]:
-                    first[key, name] = (values[name], drawn[name])
+                    first[changed, name] = (values[name], drawn[name])
                 else:
-                    low, high = interval(drawn[name] - first[key, name][1])
-                    cell += f"; {values[name] - first[key, name][0]:+.3f} ({low:+.3f} to {high:+.3f})"
+                    low, high = interval(drawn[name] - first[changed, name][1])
+                    cell += f"; {values[name] - first[changed, name][0]:+.3f} ({low:+.3f} to {high:+.3f})"
                 cells.append(cell)
             lines.append(f"| {run.name}{changed} | " + " | ".join(cells) + " |")
     head = [
-        f"{len(labels):,} patches of {len(np.unique(patients))} patients, {len(folds)} folds of 5; in brackets 95 % "
-        f"intervals over patients, after the semicolon the difference to {runs[0].name}, draw by draw.",
+        f"{len(all_labels):,} patches of {len(np.unique(all_patients))} patients, {len(folds)} folds of 5; in brackets "
+        f"95 % intervals over patients, after the semicolon the difference to {runs[0].name}, draw by draw.",
         "",
         "| training | " + " | ".join(MEASURES.values()) + " |",
         "| --- | " + " | ".join("---" for _ in MEASURES) + " |",
     ]
     return "\n".join([*head, *lines])
+
+
+def rim_patches(
+    labels: NDArray[np.generic], patients: NDArray[np.generic], names: NDArray[np.generic]
+) -> NDArray[np.bool_]:
+    """Which patches have a neighbour of the other label."""
+    side = LabelledPatches(np.empty((len(labels), 0, 0, 3), np.uint8), labels, patients, names=names)  # type: ignore[arg-type]
+    return np.asarray(labels_with_neighbours(side, 1.0) != labels)
 
 
 def joined(run: Path, folds: list[str], name: str, held_back: set[str]) -> NDArray[np.generic]:

@@ -70,6 +70,10 @@ class Mapped:
     regions_mm2: float
 
 
+# Of the page, those that other scripts write; they stay.
+SECTIONS = ("folds", "adaptation", "comparison", "splits", "outlines")
+
+
 def main() -> int:
     """Run the measurements; gives the exit code."""
     parser = argparse.ArgumentParser(
@@ -93,7 +97,7 @@ def main() -> int:
     for path in sorted(slides.glob("*.tiff")):
         mapped.append(map_mount(path, args.work / "maps", config, classifier))
         print(f"{path.stem}: {len(mapped[-1].labels)} labelled patches", flush=True)
-    compared = [kept_section(args.out, name) for name in ("folds", "comparison", "splits")]
+    compared = [kept_section(args.out, name) for name in SECTIONS]
     model = classifier.models[0]
     side = load_side(args.data / "idc", model.card.patch_px, "val", split_of(model.card), mpp=model.card.mpp)
     some = sampled(side, MOST_PATCHES, seed=0)

@@ -180,6 +180,16 @@ def test_the_wheels_commands_know_the_shipped_configs_by_name(environment: Path,
 
 
 @pytest.mark.slow
+def test_the_wheel_holds_the_page_and_none_of_what_it_is_made_of(wheel: Path) -> None:
+    if not (ROOT / "wsi_pipeline/viewer/static/app.js").is_file():
+        pytest.skip("needs the page, which is not built: make page")
+    with zipfile.ZipFile(wheel) as archive:
+        held = {name.partition("/viewer/")[2] for name in archive.namelist() if "/viewer/" in name}
+    assert {"static/index.html", "static/app.js", "static/app.css", "static/licences.txt"} <= held
+    assert not [name for name in held if name.startswith("web/")]
+
+
+@pytest.mark.slow
 def test_the_images_build_the_same_wheel_from_the_files_that_they_copy(wheel: Path, tmp_path: Path) -> None:
     recipe = (ROOT / "docker/wsi_pipeline.def").read_text(encoding="utf-8")
     copied = [line.split()[0] for line in recipe.partition("%files\n")[2].partition("\n\n")[0].splitlines()]

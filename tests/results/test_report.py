@@ -7,13 +7,15 @@ import numpy as np
 import openslide
 import pytest
 import scipy.ndimage
+from field_grounds import chosen
 from test_maps import MPP0, pixels, slide_of
 
 from wsi_pipeline.base.geometry import Plane, Size
-from wsi_pipeline.results.fields import choose_fields
+from wsi_pipeline.results.fields import NO_FIELDS
 from wsi_pipeline.results.figures.maps import render_overlay
 from wsi_pipeline.results.figures.palette import colour, sample
-from wsi_pipeline.results.figures.report import ReportInfo, info_rows, render_report
+from wsi_pipeline.results.figures.report import render_report
+from wsi_pipeline.results.figures.report_words import ReportInfo, info_rows
 from wsi_pipeline.results.finished_map import FinishedMap
 from wsi_pipeline.results.regions import DelineateOptions, delineate
 from wsi_pipeline.results.summary import Uncertainty
@@ -36,7 +38,7 @@ INFO = ReportInfo(
 
 
 COUNTS = {"cells": {"scored": 600, "rejected": 2, "unreadable": 1}}
-NO_MAP = FinishedMap(np.zeros((1, 1), np.float32), Plane(1, 1), "each patch alone", 0.5, [], [], COUNTS)
+NO_MAP = FinishedMap(np.zeros((1, 1), np.float32), Plane(1, 1), "each patch alone", 0.5, [], COUNTS)
 
 
 def report(
@@ -54,8 +56,8 @@ def report(
     thumbnail = Thumbnail(rgb, Plane(columns * 800 / rgb.shape[1], rows * 800 / rgb.shape[0]))
     options = DelineateOptions(min_area_mm2=least_mm2)
     regions = delineate(heatmap, cells, MPP0, 0.5, options)
-    fields = choose_fields(heatmap, cells, MPP0, regions, options)
-    finished = replace(NO_MAP, heatmap=heatmap, plane=cells, regions=regions, fields=fields)
+    choice = chosen(heatmap, cells, MPP0, regions) if regions else NO_FIELDS
+    finished = replace(NO_MAP, heatmap=heatmap, plane=cells, regions=regions, choice=choice)
     finished = replace(finished, uncertainty=uncertainty)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -142,7 +144,7 @@ def test_a_real_slide_is_rendered(tmp_path, name):
     heatmap = sample(1 - rgb.mean(axis=2, dtype=np.float32) / 255, thumbnail.plane, cells, (20, 50))
     regions = delineate(heatmap, cells, (0.5, 0.5), 0.3, DelineateOptions())
     finished = replace(NO_MAP, heatmap=heatmap, plane=cells, regions=regions)
-    render_overlay(tmp_path / "overlay.png", thumbnail, finished)
+    render_overlay(tmp_path / "overlay.png", thumbnail, finished, 0.5)
     info = replace(INFO, slide_name=name, size0=size0, mpp0=(0.5, 0.5))
     render_report(tmp_path / "report.png", thumbnail, finished, info)
     assert pixels(tmp_path / "report.png").std() > 10

@@ -29,12 +29,8 @@ def browser_or_skip(playwright: Any) -> Any:
     if not BUNDLE.is_file():
         pytest.skip("needs the page, which is not built: make page")
     # A container's root has no sandbox; a machine without a GPU draws by software.
-    flags = [
-        "--no-sandbox",
-        "--use-angle=swiftshader",
-        "--enable-unsafe-swiftshader",
-        "--font-render-hinting=none",
-    ]
+    drawing = ["--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--disable-accelerated-2d-canvas"]
+    flags = ["--no-sandbox", "--font-render-hinting=none", *drawing]
     return playwright.chromium.launch(executable_path=chromium, args=flags)
 
 

@@ -4,8 +4,12 @@ import io
 import json
 import math
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 
 import numpy as np
 import pytest
@@ -26,6 +30,9 @@ from wsi_pipeline.viewer.deep_zoom import DeepZoom
 
 fastapi_testclient = pytest.importorskip("fastapi.testclient", reason="needs the extra 'viewer'")
 from wsi_pipeline.viewer.app import make_app  # noqa: E402
+from wsi_pipeline.viewer.append_log import AppendLog, RevisionConflict  # noqa: E402
+from wsi_pipeline.viewer.open_results import stamp_of  # noqa: E402
+from wsi_pipeline.viewer.pixels import find_slide  # noqa: E402
 from wsi_pipeline.viewer.service import Viewer  # noqa: E402
 
 TestClient = fastapi_testclient.TestClient
@@ -223,17 +230,43 @@ def test_a_slide_that_is_gone_is_shown_by_its_pictures(made, out):
         assert not info["has_slide"]
         assert "was not found in" in info["why_not"]
         assert client.get("/api/slides/a/tiles/9/0_0.jpg").status_code == 422
-        assert pixels(client.get(info["pictures"]["overlay"])).ndim == 3
+        assert pixels(client.get(info["pictures"]["overlay"])).size > 10_000
     with client_of(out, [made / "slides"]) as client:
         assert client.get("/api/slides/a").json()["has_slide"]
 
 
-def test_another_slide_in_its_place_is_not_shown_under_the_map(made, out, tmp_path):
+@pytest.mark.parametrize("image", [section(300, 400, 20), section()[::-1]], ids=["smaller", "as large"])
+def test_another_slide_in_its_place_is_not_shown_under_the_map(made, out, tmp_path, image):
     other = tmp_path / "moved"
     other.mkdir()
-    write_slide(other / "a.tiff", section(300, 400, 20), mpp=(4.0, 4.0), factors=(1,))
+    write_slide(
+        other / "a.tiff", np.ascontiguousarray(image), mpp=(4.0, 4.0), factors=(1, 4), compression="zlib"
+    )
     with client_of(out, [other]) as client:
         assert "another slide" in client.get("/api/slides/a").json()["why_not"]
+        assert client.get("/api/slides/a/tiles/9/0_0.jpg").status_code == 422
+
+
+def test_a_slide_is_found_by_its_name_whatever_letters_it_has(tmp_path):
+    inside = tmp_path / "slides/2026"
+    inside.mkdir(parents=True)
+    (inside / "S1 [b]*.svs").write_bytes(b"x")
+    (inside / "S1 b.svs").write_bytes(b"x")
+    assert find_slide("/gone/S1 [b]*.svs", [tmp_path / "slides"]) == inside / "S1 [b]*.svs"
+
+
+def test_what_a_result_is_kept_by_is_the_same_after_a_restart_and_changes_with_it(out):
+    code = "import sys; from pathlib import Path; from wsi_pipeline.viewer.open_results import stamp_of; "
+    code += "print(stamp_of(Path(sys.argv[1])))"
+    stamps = {
+        subprocess.run(
+            [sys.executable, "-c", code, str(out / "a")], capture_output=True, text=True
+        ).stdout.strip()
+        for _ in range(2)
+    }
+    assert stamps == {stamp_of(out / "a")}
+    (out / "a/summary.json").write_text("{}")
+    assert stamps != {stamp_of(out / "a")}
 
 
 # --- what people say --------------------------------------------------------------------------------------------
@@ -252,6 +285,28 @@ def outline(right: int = 0, **properties: object) -> dict[str, object]:
         "geometry": {"type": "Polygon", "coordinates": [corners]},
         "properties": {"class": "IDC", "verdict": "added"} | properties,
     }
+
+
+def test_of_several_who_change_the_same_state_at_one_moment_one_is_heard(tmp_path):
+    rounds, writers = 30, 8
+    begin = Barrier(writers)
+
+    def add(number: int) -> int:
+        heard = 0
+        for revision in range(rounds):
+            log = AppendLog(tmp_path / "review.jsonl")  # as each request opens it
+            begin.wait()
+            try:
+                log.add(revision, f"Dr. {number}", {"action": "undo"})
+                heard += 1
+            except RevisionConflict:
+                pass
+        return heard
+
+    with ThreadPoolExecutor(writers) as pool:
+        assert sum(pool.map(add, range(writers))) == rounds
+    entries = AppendLog(tmp_path / "review.jsonl").entries()
+    assert [entry["revision"] for entry in entries] == list(range(1, rounds + 1))
 
 
 def test_a_review_is_kept_as_geojson_that_labels_patches_and_every_change_stays(client, out, made):

@@ -254,6 +254,18 @@ def names(folder: OutPath) -> set[str]:
     return {entry["name"].rpartition("/")[2] for entry in found if entry["type"] == "file" and entry["size"]}
 
 
+def version_of(path: OutPath) -> str | None:
+    """What changes when the file does: time and size, or an object store's tag; None where there is no file."""
+    try:
+        if isinstance(path, Path):
+            found = path.stat()
+            return f"{found.st_mtime_ns}-{found.st_size}"
+        info = path.fs.info(path.path)
+    except FileNotFoundError:
+        return None
+    return f"{info.get('ETag') or info.get('LastModified')}-{info.get('size')}"
+
+
 def folders(folder: OutPath) -> set[str]:
     """Names of the folders in the folder, without links and hidden ones; none where there is no such folder."""
     if isinstance(folder, Path):

@@ -8,7 +8,7 @@ bytes that still are a picture, for it holds no checksum.
 import io
 import struct
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -137,14 +137,18 @@ def _check_deflate(part: bytes, _: bytes) -> None:
         raise ValueError("a strip or tile ends before its data do")
 
 
-def png_bytes(image: Image.Image, mpp: float | None = None) -> bytes:
-    """The picture as a PNG file; `mpp`, um per pixel, is written into it as pixels per metre and as the text "mpp"."""
-    file, scale = io.BytesIO(), {}
+def png_bytes(image: Image.Image, mpp: float | None = None, texts: Mapping[str, str] | None = None) -> bytes:
+    """The picture as a PNG file; `mpp`, um per pixel, is written into it as pixels per metre and as the text "mpp".
+
+    texts: what else it says of itself, by keyword.
+    """
+    file, info, scale = io.BytesIO(), PngInfo(), {}
     if mpp is not None:
-        text = PngInfo()
-        text.add_text(MPP_TEXT, f"{mpp:g}")
-        scale = {"pnginfo": text, "dpi": (UM_PER_INCH / mpp,) * 2}
-    image.save(file, format="PNG", compress_level=PNG_LEVEL, **scale)
+        info.add_text(MPP_TEXT, f"{mpp:g}")
+        scale = {"dpi": (UM_PER_INCH / mpp,) * 2}
+    for keyword, text in (texts or {}).items():
+        info.add_text(keyword, text)
+    image.save(file, format="PNG", compress_level=PNG_LEVEL, pnginfo=info, **scale)
     return file.getvalue()
 
 

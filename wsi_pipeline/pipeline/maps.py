@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from wsi_pipeline.base.errors import ScaleError
+from wsi_pipeline.base.errors import ConfigError, ScaleError
 from wsi_pipeline.models.context import ContextStep
 from wsi_pipeline.pipeline.config import InferConfig
 from wsi_pipeline.tiling.grid import GridOptions
@@ -61,7 +61,8 @@ def choose_map(models: "Sequence[Model]", config: InferConfig) -> ShownMap:
 def grid_for_model(grid: GridOptions, patch_px: int, mpp: float) -> GridOptions:
     """The grid at the model's patch size and scale: the model card rules.
 
-    Raises ScaleError when the config's grid says another.
+    Its `cell_um` is settled as a stride. Raises ScaleError when the config's grid says another, ConfigError for a cell
+    that is no whole part of a patch.
     """
     if grid.patch_px not in (None, patch_px) or (grid.mpp and abs(grid.mpp / mpp - 1) > 1e-6):
         raise ScaleError(
@@ -69,4 +70,24 @@ def grid_for_model(grid: GridOptions, patch_px: int, mpp: float) -> GridOptions:
             f"card expects {patch_px} px at {mpp:g} um/px; leave grid.patch_px and grid.mpp out of the "
             f"config, or take a model of that scale"
         )
+    if grid.cell_um is not None:
+        grid = replace(grid, stride_px=_stride_for(grid, patch_px, mpp), cell_um=None)
     return replace(grid, patch_px=patch_px, mpp=mpp)
+
+
+def _stride_for(grid: GridOptions, patch_px: int, mpp: float) -> int:
+    """The distance between patches, in pixels, that makes cells of grid.cell_um."""
+    assert grid.cell_um is not None
+    stride = round(grid.cell_um / mpp)
+    if stride < 1 or abs(stride * mpp / grid.cell_um - 1) > 1e-6 or patch_px % stride:
+        whole = [divisor * mpp for divisor in range(patch_px, 0, -1) if patch_px % divisor == 0]
+        listed = ", ".join(f"{size:g}" for size in whole[:6])
+        raise ConfigError(
+            f"cells of {grid.cell_um:g} um: expected a whole part of the model's patch of {patch_px * mpp:g} um: "
+            f"{listed}"
+        )
+    if grid.stride_px not in (None, stride):
+        raise ConfigError(
+            f"cells of {grid.cell_um:g} um want stride_px {stride}, found {grid.stride_px}; give one of the two"
+        )
+    return stride

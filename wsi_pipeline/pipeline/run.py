@@ -86,10 +86,13 @@ def new_store(
     return create_store(folder / STORE_NAME, attributes, layout, clear=lambda: clear_outputs(folder))
 
 
-def render_overview(folder: OutPath, overview: Overview) -> None:
+def render_overview(folder: OutPath, slide: Slide, overview: Overview) -> None:
     """Write tissue.png. Raises OutputError."""
-    tissue, rejected = overview.masks_on_thumbnail()
-    render_tissue(folder / "tissue.png", overview.thumbnail.rgb, tissue, rejected, overview.tissue.reason)
+    (tissue, rejected), thumbnail = overview.masks_on_thumbnail(), overview.thumbnail
+    um_per_pixel = thumbnail.plane.downsample_x * slide.mpp[0]
+    render_tissue(
+        folder / "tissue.png", thumbnail.rgb, tissue, rejected, overview.tissue.reason, um_per_pixel
+    )
 
 
 def finish(folder: OutPath, summary: dict[str, Any], drawn_again: str = "") -> SlideResult:

@@ -94,7 +94,7 @@ def tile_slide(
             attributes, drawn_again = store_attributes(recipe, {}, {}), ""
             store = new_store(folder, attributes, opened, overview, table)
         begin_report(folder)
-        render_overview(folder, overview)
+        render_overview(folder, opened, overview)
     counts = count(plan, status=None, labels=labels)
     if export:
         with watch("export"), opened.fails_if_changed():

@@ -1,30 +1,43 @@
-"""From the heatmap to what a pathologist works with: regions of IDC as polygons, and fields to grade in.
+"""From the heatmap to what a pathologist works with: regions of IDC as polygons.
 
-A region is a set of heatmap cells at or above the threshold that hang together by their edges; cells that
-touch at a corner only belong to two regions, which may share that point. Its outline follows the cell edges
-exactly, so that area, outline and map say the same thing. Cells that were not scored are in no region.
+A region is a set of heatmap cells at or above the threshold that hang together by their edges. Its outline runs between
+the cells' centres, where the map itself crosses the threshold (outlines.py), cut to the tissue and to the slide. Its
+area is that of the tissue inside. Cells that were not scored are in no region.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 import numpy as np
-import numpy.typing as npt
 import shapely
+from numpy.typing import NDArray
 from skimage.measure import label
 
-from wsi_pipeline.base.geometry import Plane
+from wsi_pipeline.base.geometry import Box, Plane, Size
 from wsi_pipeline.base.options import Field, options
 from wsi_pipeline.base.types import FloatMap, Mask
+from wsi_pipeline.results.extent import largest_dimension_mm, nearest_mm
+from wsi_pipeline.results.outlines import Polygons, mask_outlines, rasterise_polygons, simplified, trace
+
+# A region of n cells has an outline around fewer than this many times n.
+MOST_GROWTH = 3
+# Gaps in the tissue below this area do not cut an outline; they do not count as tissue either.
+TISSUE_GAP_MM2 = 0.01
+# Scraps that cutting to the tissue leaves below this area are left out of an outline.
+SCRAP_MM2 = 0.002
 
 
 @options
 class DelineateOptions:
-    """What counts as a region, and where fields for grading are laid."""
+    """What counts as a region."""
 
     threshold: Annotated[float, Field(gt=0, le=1)] | None = None
     """Least probability of a cell in a region. None: the model card's for the map shown, where it was measured."""
+
+    threshold_low: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Where set, cells from this probability on belong to a region too, if they hang together with one of at least
+    `threshold` (hysteresis). None: `threshold` alone."""
 
     min_area_mm2: Annotated[float, Field(ge=0)] = 0.1
     """Smaller regions are left out. 0.1 mm2 is less than half a high-power field: too little to grade."""
@@ -33,71 +46,128 @@ class DelineateOptions:
     """Enclosed holes below this area are added to their region. 0: regions are the map, nothing added.
     A hole with a cell that was not scored always stays."""
 
-    field_count: Annotated[int, Field(ge=0)] = 10
-    """At most this many fields. Mitoses are counted in 10 high-power fields (Elston and Ellis 1991)."""
+    outline_um: Annotated[float, Field(ge=0)] = 10.0
+    """Outlines have as few points as keep them within so many um; no cell's centre changes sides."""
 
-    field_diameter_mm: Annotated[float, Field(gt=0)] = 0.55
-    """Diameter of the high-power field. 0.55 mm (0.24 mm2) is the usual 40x objective with a 22 mm eyepiece
-    field; the mitosis score depends on it (Cree et al. 2021, doi:10.1038/s41379-021-00825-7)."""
 
-    min_field_tumour: Annotated[float, Field(ge=0, le=1)] = 0.5
-    """Share of a field that must lie in regions. Half: fields at the growing edge qualify, strays do not."""
+@dataclass(frozen=True, eq=False)
+class TissueMask:
+    """Where there is tissue that counts."""
+
+    mask: Mask
+    """[row, column] of `plane`."""
+
+    plane: Plane
+    background: Mask | None = None
+    """[row, column] of the map: cells without tissue to speak of. None: not known."""
+
+    def area_mm2(self, mpp0: tuple[float, float]) -> float:
+        """All of it."""
+        return float(self.mask.sum()) * pixel_mm2(self.plane, mpp0)
+
+    def within(self, polygon: Polygons) -> tuple[Mask, Plane]:
+        """The part that the polygon's bounds reach into, and its plane."""
+        left, top, right, bottom = polygon.bounds
+        corners = (*self.plane.point_from_level0(left, top), *self.plane.point_from_level0(right, bottom))
+        rows, columns = self.mask.shape
+        first = np.clip(np.floor(corners[:2]).astype(int) - 2, 0, (columns, rows))
+        last = np.clip(np.ceil(corners[2:]).astype(int) + 2, 0, (columns, rows))
+        x0, y0 = self.plane.point_to_level0(float(first[0]), float(first[1]))
+        part = self.mask[first[1] : last[1], first[0] : last[0]]
+        return part, replace(self.plane, origin_x0=x0, origin_y0=y0)
 
 
 @dataclass(frozen=True)
 class IdcRegion:
-    """One connected area of IDC; `polygon` (holes allowed) is in level-0 pixels, 'IDC 1' is the largest."""
+    """One connected area of IDC; 'IDC 1' is the largest."""
 
     name: str
-    polygon: shapely.Polygon
+    polygon: Polygons
+    """In level-0 pixels; holes, and several parts where tissue lies apart."""
+
     area_mm2: float
+    """Of the tissue inside."""
+
     mean_probability: float
     max_probability: float
+    largest_mm: float = 0.0
+    """Its largest dimension."""
+
+    nearest_mm: float | None = None
+    """The shortest way to another region; None: there is none."""
 
 
 def delineate(
-    heatmap: FloatMap, plane: Plane, mpp0: tuple[float, float], threshold: float, options: DelineateOptions
+    heatmap: FloatMap,
+    plane: Plane,
+    mpp0: tuple[float, float],
+    threshold: float,
+    options: DelineateOptions,
+    tissue: TissueMask | None = None,
+    size0: Size | None = None,
 ) -> list[IdcRegion]:
     """Regions of cells with a probability of at least `threshold`, the largest first.
 
     heatmap: [y, x], probability 0 to 1, NaN where not scored; `plane` is its grid.
     mpp0: micrometres per level-0 pixel along x and y.
     threshold: the one to use; the caller has settled options.threshold against the model card's.
+    tissue, size0: what outlines are cut to, and what of them counts as area; None: they are not cut.
 
-    With min_area_mm2 and fill_holes_mm2 at 0, `rasterise` gives `heatmap >= threshold` back exactly.
+    With min_area_mm2 and fill_holes_mm2 at 0 and no threshold_low, `rasterise` gives `heatmap >= threshold` back, of
+    cells whose centre lies on tissue.
     """
-    cell_mm2 = plane.downsample_x * mpp0[0] * plane.downsample_y * mpp0[1] / 1e6
-    mask = heatmap >= threshold
-    _fill_holes(mask, np.isnan(heatmap), options.fill_holes_mm2 / cell_mm2)
+    cell_mm2 = pixel_mm2(plane, mpp0)
+    mask = region_cells(heatmap, cell_mm2, threshold, options)
     labels, count = label(mask, return_num=True, connectivity=1)
     cells = np.bincount(labels.ravel(), minlength=count + 1)
     # A millionth of slack: a region of exactly the least area stays, whatever the rounding of cell_mm2.
-    kept = cells * cell_mm2 >= options.min_area_mm2 * (1 - 1e-6)
-    kept[0] = False
-    mask = kept[labels]
-    if not mask.any():
+    least_mm2 = options.min_area_mm2 * (1 - 1e-6)
+    large = cells * cell_mm2 * MOST_GROWTH >= least_mm2
+    large[0] = False
+    if not large.any():
         return []
-
-    # Of float64: a float32 sum over a large region would lose digits.
-    sums = np.bincount(labels[mask], weights=heatmap[mask].astype(np.float64), minlength=count + 1)
-    peaks = np.zeros(count + 1, np.float32)
-    np.maximum.at(peaks, labels[mask], heatmap[mask])
-    faces, corners = _trace(mask)
-    origin0 = np.array([plane.origin_x0, plane.origin_y0])
-    downsample = np.array([plane.downsample_x, plane.downsample_y])
-    polygons = shapely.transform(faces, lambda xy: origin0 + xy * downsample)
-    ids = labels[corners[:, 0], corners[:, 1]]
-    order = np.lexsort((corners[:, 1], corners[:, 0], -cells[ids]))
+    labels = np.where(large[labels], labels, 0)
+    outlines = trace(heatmap, labels, threshold, tissue.background if tissue else None)
+    found = []
+    for area, box in _boxes(labels):
+        part = heatmap[box.y : box.bottom, box.x : box.right]
+        inside = labels[box.y : box.bottom, box.x : box.right] == area
+        outline = _shifted(outlines[area], -box.x, -box.y)
+        outline = simplified(outline, options.outline_um / _cell_um(plane, mpp0), inside)
+        level0 = _to_level0(_shifted(outline, box.x, box.y), plane)
+        cut, area_mm2 = _cut(level0, mpp0, tissue, size0, options.outline_um)
+        if cut.is_empty or area_mm2 < least_mm2:
+            continue
+        # Of float64: a float32 sum over a large region would lose digits.
+        mean = float(part[inside].mean(dtype=np.float64))
+        found.append(((-area_mm2, box.y, box.x), cut, area_mm2, mean, float(part[inside].max())))
+    found.sort(key=lambda row: row[0])
+    nearest = nearest_mm([row[1] for row in found], mpp0)
     return [
         IdcRegion(
             name=f"IDC {rank}",
-            polygon=polygons[i],
-            area_mm2=float(cells[ids[i]] * cell_mm2),
-            mean_probability=float(sums[ids[i]] / cells[ids[i]]),
-            max_probability=float(peaks[ids[i]]),
+            polygon=cut,
+            area_mm2=area_mm2,
+            mean_probability=mean,
+            max_probability=peak,
+            largest_mm=largest_dimension_mm([cut], mpp0),
+            nearest_mm=nearest[rank - 1],
         )
-        for rank, i in enumerate(order, start=1)
+        for rank, (_, cut, area_mm2, mean, peak) in enumerate(found, start=1)
     ]
+
+
+def region_cells(heatmap: FloatMap, cell_mm2: float, threshold: float, options: DelineateOptions) -> Mask:
+    """The cells of all regions, bool [row, column], whatever their area: by threshold, hysteresis and filled holes."""
+    mask = heatmap >= threshold
+    low = options.threshold_low
+    if low is not None and low < threshold:
+        wide, count = label(heatmap >= low, return_num=True, connectivity=1)
+        holds = np.zeros(count + 1, np.bool_)
+        holds[wide[mask]] = True
+        mask = holds[wide]
+    _fill_holes(mask, np.isnan(heatmap), options.fill_holes_mm2 / cell_mm2)
+    return np.asarray(mask)
 
 
 def rasterise(regions: Sequence[IdcRegion], plane: Plane, shape: tuple[int, int]) -> Mask:
@@ -105,17 +175,75 @@ def rasterise(regions: Sequence[IdcRegion], plane: Plane, shape: tuple[int, int]
 
     Any plane will do, not only the one the regions come from. Regions do not overlap.
     """
-    height, width = shape
-    rings = shapely.get_rings([region.polygon for region in regions])
-    xy0, ring = shapely.get_coordinates(rings, return_index=True)
-    x = (xy0[:, 0] - plane.origin_x0) / plane.downsample_x
-    y = (xy0[:, 1] - plane.origin_y0) / plane.downsample_y
-    edges = np.flatnonzero(ring[:-1] == ring[1:])
-    rows, columns = _row_crossings(x, y, edges, height)
-    # A cell is inside when an odd number of edges crosses its row's centre line before its centre.
-    crossings = np.zeros((height, width + 1), np.bool_)
-    np.logical_xor.at(crossings, (rows, np.clip(columns, 0, width)), True)
-    return np.logical_xor.accumulate(crossings, axis=1)[:, :width]
+    return rasterise_polygons([region.polygon for region in regions], plane, shape)
+
+
+def pixel_mm2(plane: Plane, mpp0: tuple[float, float]) -> float:
+    """The area of a pixel, or cell, of the plane."""
+    return plane.downsample_x * mpp0[0] * plane.downsample_y * mpp0[1] / 1e6
+
+
+def _cut(
+    outline: shapely.Polygon,
+    mpp0: tuple[float, float],
+    tissue: TissueMask | None,
+    size0: Size | None,
+    tolerance_um: float,
+) -> tuple[Polygons, float]:
+    """The outline, of level-0 pixels, on the tissue and the slide, and the area in mm2 of the tissue inside."""
+    cut: Polygons = outline
+    if size0 is not None:
+        cut = _areas_of(cut.intersection(shapely.box(0, 0, size0.width, size0.height)), 0.0)
+    if tissue is None or cut.is_empty:
+        return cut, cut.area * mpp0[0] * mpp0[1] / 1e6
+    part, plane = tissue.within(cut)
+    pixel = pixel_mm2(plane, mpp0)
+    tolerance = tolerance_um / _cell_um(plane, mpp0) / 2
+    drawn = _to_level0(mask_outlines(part, TISSUE_GAP_MM2 / pixel, tolerance), plane)
+    cut = _areas_of(cut.intersection(drawn), SCRAP_MM2 * 1e6 / (mpp0[0] * mpp0[1]))
+    if cut.is_empty:
+        return cut, 0.0
+    inside = rasterise_polygons(cut, plane, (part.shape[0], part.shape[1]))
+    return cut, float((inside & part).sum()) * pixel
+
+
+def _areas_of(geometry: shapely.Geometry, least: float) -> Polygons:
+    """The polygons among what an intersection leaves, those of at least that area; the largest where none is."""
+    parts = [part for part in shapely.get_parts(geometry) if part.geom_type == "Polygon" and part.area > 0]
+    kept = [part for part in parts if part.area >= least] or sorted(parts, key=lambda part: -part.area)[:1]
+    if not kept:
+        return shapely.Polygon()
+    return kept[0] if len(kept) == 1 else shapely.MultiPolygon(kept)
+
+
+def _boxes(labels: NDArray[np.integer]) -> list[tuple[int, Box]]:
+    """Each label that is there, with the box of its cells."""
+    from scipy.ndimage import find_objects
+
+    found = []
+    for area, slices in enumerate(find_objects(labels), start=1):
+        if slices is not None:
+            rows, columns = slices
+            box = Box(columns.start, rows.start, columns.stop - columns.start, rows.stop - rows.start)
+            found.append((area, box))
+    return found
+
+
+def _shifted(polygon: shapely.Polygon, x: float, y: float) -> shapely.Polygon:
+    moved: shapely.Polygon = shapely.transform(polygon, lambda xy: xy + np.array([x, y]))
+    return moved
+
+
+def _to_level0(polygon: Polygons, plane: Plane) -> Polygons:
+    origin0 = np.array([plane.origin_x0, plane.origin_y0])
+    downsample = np.array([plane.downsample_x, plane.downsample_y])
+    moved: Polygons = shapely.transform(polygon, lambda xy: origin0 + xy * downsample)
+    return moved
+
+
+def _cell_um(plane: Plane, mpp0: tuple[float, float]) -> float:
+    """The longer side of a cell."""
+    return max(plane.downsample_x * mpp0[0], plane.downsample_y * mpp0[1])
 
 
 def _fill_holes(mask: Mask, not_scored: Mask, max_cells: float) -> None:
@@ -129,50 +257,3 @@ def _fill_holes(mask: Mask, not_scored: Mask, max_cells: float) -> None:
     is_hole[labels[not_scored]] = False
     is_hole[0] = False
     mask |= is_hole[labels]
-
-
-def _trace(mask: Mask) -> tuple[npt.NDArray[np.object_], npt.NDArray[np.intp]]:
-    """The polygons of the mask's areas in cell units, and the first cell (row, column) of each."""
-    across = _runs(mask)
-    down = _runs(mask.T)[:, :, ::-1]
-    # The runs meet at corners only, so each face of their drawing is one area of the mask or of the rest.
-    faces = shapely.get_parts(shapely.polygonize(shapely.linestrings(np.concatenate([across, down]))))
-    xy, face = shapely.get_coordinates(faces, return_index=True)
-    order = np.lexsort((xy[:, 0], xy[:, 1], face))
-    firsts = order[np.unique(face[order], return_index=True)[1]]
-    corners = xy[firsts][:, ::-1].astype(np.intp)
-    inside = mask[corners[:, 0], corners[:, 1]]
-    return faces[inside], corners[inside]
-
-
-def _runs(mask: Mask) -> npt.NDArray[np.float64]:
-    """Longest straight pieces of the mask's horizontal boundaries, [n, 2, 2]: start and end as (x, y).
-
-    A piece ends where the mask changes sides, so that pieces crossing at a corner all end there.
-    """
-    side = np.diff(mask.astype(np.int8), axis=0, prepend=0, append=0)  # +1: the mask lies below, -1: above
-    padded = np.pad(side, ((0, 0), (1, 1)))
-    changes = padded[:, 1:] != padded[:, :-1]
-    rows, starts = np.nonzero(changes[:, :-1] & (side != 0))
-    _, ends = np.nonzero(changes[:, 1:] & (side != 0))
-    pieces = np.stack([starts, rows, ends + 1, rows], axis=1)
-    return pieces.reshape(-1, 2, 2).astype(np.float64)
-
-
-def _row_crossings(
-    x: npt.NDArray[np.float64], y: npt.NDArray[np.float64], edges: npt.NDArray[np.intp], height: int
-) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
-    """Where edges (from point i to i + 1, each i given) cross rows' centre lines.
-
-    Row, and first column with its centre past the crossing; a crossing at a row's or column's very centre
-    counts as before it.
-    """
-    start, end = y[edges], y[edges + 1]
-    first = np.clip(np.ceil(np.minimum(start, end) - 0.5), 0, height).astype(np.intp)
-    last = np.clip(np.ceil(np.maximum(start, end) - 0.5), 0, height).astype(np.intp)
-    count = last - first
-    edge = np.repeat(edges, count)
-    rows = np.arange(len(edge)) - np.repeat(np.cumsum(count) - count, count) + np.repeat(first, count)
-    share = (rows + 0.5 - y[edge]) / (y[edge + 1] - y[edge])
-    crossing_x = x[edge] + share * (x[edge + 1] - x[edge])
-    return rows, np.ceil(crossing_x - 0.5).astype(np.intp)

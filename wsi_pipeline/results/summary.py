@@ -15,6 +15,9 @@ from numpy.typing import NDArray
 
 from wsi_pipeline.base.types import Mask
 from wsi_pipeline.base.version import VERSION
+from wsi_pipeline.results.extent import largest_dimension_mm
+from wsi_pipeline.results.fields import FieldChoice
+from wsi_pipeline.results.grading import SOURCE, mitotic_thresholds
 from wsi_pipeline.results.provenance import key_of
 from wsi_pipeline.results.regions import IdcRegion
 from wsi_pipeline.slides.slide import Slide
@@ -91,19 +94,62 @@ def count(
     return counts
 
 
-def region_info(regions: Sequence[IdcRegion]) -> dict[str, Any]:
-    """Area of IDC in mm2, in all and by region."""
+def region_info(regions: Sequence[IdcRegion], tissue_mm2: float, mpp0: tuple[float, float]) -> dict[str, Any]:
+    """What pages, tables and files say of the regions: areas of tissue in mm2, extents in mm (docs/outputs.md)."""
+    idc_mm2 = sum(region.area_mm2 for region in regions)
     return {
-        "idc_mm2": round(sum(region.area_mm2 for region in regions), 4),
+        "idc_mm2": round(idc_mm2, 4),
+        "idc_share": round(idc_mm2 / tissue_mm2, 4) if tissue_mm2 else None,
+        "foci": len(regions),
+        "extent_mm": round(largest_dimension_mm([region.polygon for region in regions], mpp0), 3),
+        "largest_focus_mm": round(max((region.largest_mm for region in regions), default=0.0), 3),
         "regions": [
             {
                 "name": region.name,
                 "area_mm2": round(region.area_mm2, 4),
+                "largest_mm": round(region.largest_mm, 3),
+                "nearest_mm": None if region.nearest_mm is None else round(region.nearest_mm, 3),
                 "mean_probability": round(region.mean_probability, 4),
                 "max_probability": round(region.max_probability, 4),
             }
             for region in regions
         ],
+    }
+
+
+def field_info(choice: FieldChoice, field_mm: float) -> dict[str, Any]:
+    """Fields for grading and hot spots, how they were chosen, and from which counts of mitoses scores are 2 and 3."""
+    thresholds = mitotic_thresholds(field_mm)
+    return {
+        "diameter_mm": field_mm,
+        "rule": choice.rule,
+        "fields": [
+            {
+                "name": field.name,
+                "region": field.region_name,
+                "usable_mm2": round(field.usable_mm2, 4),
+                "nuclei_per_mm2": None if field.nuclei_per_mm2 is None else round(field.nuclei_per_mm2),
+                "front_share": round(field.front_share, 3),
+                "mean_probability": round(field.mean_probability, 4),
+            }
+            for field in choice.fields
+        ],
+        "hot_spots": [
+            {
+                "name": spot.name,
+                "wanted_mm2": spot.wanted_mm2,
+                "usable_mm2": round(spot.usable_mm2, 4),
+            }
+            for spot in choice.hot_spots
+        ],
+        "mitoses": {
+            "fields": thresholds.fields,
+            "area_mm2": round(thresholds.area_mm2, 4),
+            "score2_from": thresholds.score2_from,
+            "score3_from": thresholds.score3_from,
+            "published": thresholds.is_published,
+            "source": SOURCE,
+        },
     }
 
 

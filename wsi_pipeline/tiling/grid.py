@@ -33,6 +33,10 @@ class GridOptions:
     stride_px: Annotated[int, Field(gt=0)] | None = None
     """Distance between patch starts; none: patch_px, side by side. Smaller: they overlap and are averaged."""
 
+    cell_um: Annotated[float, Field(gt=0)] | None = None
+    """Of `infer-slide`: side of a map's cell in um, a whole part of a patch's. Patches overlap for it, as
+    many times more as cells are in a patch. None: as stride_px says."""
+
     mpp: Annotated[float, Field(gt=0)] | None = None
     """um per pixel of a patch, 0.25 is 40x; none: the model card's."""
 

@@ -62,10 +62,10 @@ class Overview:
         return np.where(self.artefacts.rejected, 2, 1).astype(np.uint8) * self.tissue.mask
 
     def tissue_mm2(self, mpp0: tuple[float, float]) -> float:
-        """Area of the tissue; `mpp0` is um per level-0 pixel."""
+        """Area of the tissue, less what of it was rejected by quality; `mpp0` is um per level-0 pixel."""
         plane = self.tissue.plane
         pixel_um2 = plane.downsample_x * mpp0[0] * plane.downsample_y * mpp0[1]
-        return float(self.tissue.mask.sum()) * pixel_um2 / 1e6
+        return float((self.labels == 1).sum()) * pixel_um2 / 1e6
 
     def masks_on_thumbnail(self) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
         """Tissue and what of it is rejected, bool [row, column] of the thumbnail."""

@@ -16,12 +16,22 @@ class RevisionConflict(Exception):
     """Somebody else changed the same since it was read."""
 
 
+# One for each file, whoever opens its log; they are few, and stay.
+_locks: dict[str, threading.RLock] = {}
+_making = threading.Lock()
+
+
 class AppendLog:
-    """A file of entries {"revision", "time", "reviewer", ...}. From any thread of one process."""
+    """A file of entries {"revision", "time", "reviewer", ...}.
+
+    From any thread of one process; another process that adds to the same file is not noticed.
+    """
 
     def __init__(self, path: OutPath):
         self.path = path
-        self._lock = threading.Lock()
+        with _making:
+            # Held while an entry is added; hold it to do more in one piece.
+            self.lock = _locks.setdefault(str(path), threading.RLock())
 
     def entries(self) -> list[dict[str, Any]]:
         """All entries in their order; lines that are not whole are passed over. Raises OutputError."""
@@ -46,7 +56,7 @@ class AppendLog:
 
         Raises RevisionConflict where the newest is another, OutputError.
         """
-        with self._lock:
+        with self.lock:
             entries = self.entries()
             newest = entries[-1]["revision"] if entries else 0
             if revision != newest:

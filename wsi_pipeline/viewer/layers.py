@@ -27,13 +27,18 @@ LAYERS: dict[str, tuple[str, str, Kind]] = {
     "status": ("labels/status", "what became of each cell", "classes"),
     "tissue": ("labels/tissue", "tissue and what was rejected of it", "classes"),
 }
-# Colour maps to choose from. All grow evenly in lightness and can be read with any colour vision; those of matplotlib
+# Colour maps to choose from. All grow evenly in lightness and can be read with any colour vision. Those of matplotlib
 # that hold colours of tissue (magma, plasma, inferno) are left out.
 COLORMAPS = (COLOURS.name, "viridis", "cividis")
 # The colours of deviations, which are never to be taken for probabilities.
 DEVIATION = "deviation"
 TISSUE_COLOURS = {1: (0, 114, 178, 110), 2: (230, 159, 0, 170)}
 TISSUE_NAMES = {1: "tissue", 2: "rejected tissue"}
+# Over a slide, what was scored is left clear, so that its map is seen; glass is dark, so that the two are told apart.
+PAGE_STATUS_COLOURS = {int(status): rgba for status, rgba in STATUS_COLOURS.items()} | {
+    int(Status.BACKGROUND): (0, 0, 0, 110),
+    int(Status.SCORED): (0, 0, 0, 0),
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,7 +108,7 @@ def layer_tile(
         rgba = _class_table(layer.name)[values]
         rgba[~inside] = 0
     else:
-        table = _colour_table("deviation" if layer.kind == "deviation" else colormap)
+        table = _colour_table(DEVIATION if layer.kind == "deviation" else colormap)
         top = LARGEST_DEVIATION if layer.kind == "deviation" else 1.0
         shares = (values / top - low) / max(high - low, 1e-6)
         steps = np.clip(np.nan_to_num(shares) * 256, 0, 255).astype(np.uint8)
@@ -123,16 +128,15 @@ def colour_stops(name: str, steps: int = 17) -> list[str]:
 
 @cache
 def _colour_table(name: str) -> NDArray[np.uint8]:
-    colours = UNCERTAINTY_COLOURS if name == "deviation" else matplotlib.colormaps[name]
-    if name == COLOURS.name:
-        colours = COLOURS
+    own = {DEVIATION: UNCERTAINTY_COLOURS, COLOURS.name: COLOURS}
+    colours = own.get(name) or matplotlib.colormaps[name]
     return np.asarray(colours(np.linspace(0, 1, 256), bytes=True))
 
 
 @cache
 def _class_table(name: str) -> NDArray[np.uint8]:
     table = np.zeros((256, 4), np.uint8)
-    colours = TISSUE_COLOURS if name == "tissue" else {int(k): v for k, v in STATUS_COLOURS.items()}
+    colours = TISSUE_COLOURS if name == "tissue" else PAGE_STATUS_COLOURS
     for value, rgba in colours.items():
         table[value] = rgba
     return table
@@ -143,5 +147,5 @@ def legend(name: str) -> list[dict[str, Any]]:
     if name == "tissue":
         return [{"value": v, "name": TISSUE_NAMES[v], "rgba": list(c)} for v, c in TISSUE_COLOURS.items()]
     return [
-        {"value": int(v), "name": Status(v).name.lower(), "rgba": list(c)} for v, c in STATUS_COLOURS.items()
+        {"value": v, "name": Status(v).name.lower(), "rgba": list(c)} for v, c in PAGE_STATUS_COLOURS.items()
     ]

@@ -1,5 +1,6 @@
 """What a deployed model needs watching for, as Prometheus reads it: requests, and what maps and pictures say."""
 
+import math
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -46,8 +47,9 @@ class Metrics:
         for status in ("done", "failed", "running", "unfinished", "broken"):
             self._slides.labels(status).set(sum(slide["status"] == status for slide in slides))
         shares = [slide["share"] for slide in slides if slide["share"] is not None]
-        self._share.set(sum(shares) / len(shares) if shares else 0.0)
+        self._share.set(sum(shares) / len(shares) if shares else math.nan)
         self._warned.set(sum(bool(slide["warnings"]) for slide in slides))
-        self._stain.set(max((slide.get("stain_spreads") or 0.0 for slide in slides), default=0.0))
+        spreads = [slide["stain_spreads"] for slide in slides if slide.get("stain_spreads") is not None]
+        self._stain.set(max(spreads, default=math.nan))
         self.cache_bytes.set(cache_bytes)
         return generate_latest(self._registry)

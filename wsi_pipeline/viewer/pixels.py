@@ -1,5 +1,6 @@
 """Tiles of slides, decoded on threads into one bounded cache over all slides, of which few are open at a time."""
 
+import glob
 import io
 import threading
 from collections import OrderedDict
@@ -145,7 +146,7 @@ def find_slide(recorded: str, folders: list[Path]) -> Path:
             resolved = candidate.resolve()
             if resolved.is_relative_to(folder.resolve()) and resolved.exists():
                 return candidate
-        found = sorted(folder.rglob(path.name))
+        found = sorted(folder.rglob(glob.escape(path.name)))
         for candidate in found:
             if candidate.resolve().is_relative_to(folder.resolve()):
                 return candidate

@@ -46,6 +46,10 @@ class Review:
 
     def change(self, body: dict[str, Any]) -> dict[str, Any]:
         """The state after one more change. Raises UsageError for a change that is none, RevisionConflict."""
+        with self._log.lock:
+            return self._changed(body)
+
+    def _changed(self, body: dict[str, Any]) -> dict[str, Any]:
         action, reviewer = body.get("action"), clean_name(body.get("reviewer"), "reviewer")
         values: dict[str, Any] = {"action": action, "map_key": self._map_key}
         features = replayed(self._log.entries())

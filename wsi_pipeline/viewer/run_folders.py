@@ -5,17 +5,15 @@ import time
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 from urllib.parse import quote, unquote
 
 from wsi_pipeline.base.errors import ResultError, WsiError
-from wsi_pipeline.base.files import OutPath, folders, names
+from wsi_pipeline.base.files import OutPath, folders, names, version_of
 from wsi_pipeline.jobs.events import EventReader
 from wsi_pipeline.results.opened import Result
 from wsi_pipeline.results.run_folder import SUMMARY
 from wsi_pipeline.results.store import ROOT_FILE, STORE_NAME
-
-Status = Literal["done", "failed", "running", "unfinished", "broken"]
 
 # A slide that was begun and of which nothing was heard for so long is not running any more.
 SILENT_S = 120.0
@@ -30,7 +28,6 @@ class Known:
     name: str
     status: str = ""
     reason: str = ""
-    path: str = ""
     patient: str = ""
     begun: str = ""
     heard: str = ""
@@ -46,13 +43,11 @@ class Batch:
     ended: str = ""
     planned: int = 0
     last_event: str = ""
-    done: int = 0
-    failed: int = 0
 
 
 @dataclass
 class RunFolders:
-    """The run folders of one OUT, followed by its events. Called from one thread at a time (app.py has a lock)."""
+    """The run folders of one OUT, followed by its events. Called from one thread at a time (service.py has a lock)."""
 
     out: OutPath
     _events: EventReader = field(init=False)
@@ -69,14 +64,11 @@ class RunFolders:
             raise ResultError(f"no slide of that name in {self.out}: {name[:200]!r}")
         return self.out / name
 
-    def result(self, slide_id: str) -> Result:
-        """The slide's result, opened anew. Raises ResultError."""
-        return Result(self.folder(slide_id))
-
     def listing(self) -> dict[str, Any]:
         """All slides and the batch, as the page's list shows them."""
         self._follow()
-        rows = [self._row(name) for name in sorted({*folders(self.out), *self._known})]
+        there = folders(self.out)
+        rows = [self._row(name, name in there) for name in sorted({*there, *self._known})]
         slides = [row for row in rows if row]
         return {"batch": self._standing(slides), "slides": slides}
 
@@ -86,12 +78,11 @@ class RunFolders:
         parts = [self._batch.last_event]
         if isinstance(self.out, Path):
             for name in folders(self.out):
-                for file in (SUMMARY, f"{STORE_NAME}/{ROOT_FILE}"):
-                    try:
-                        parts.append(f"{name}{(self.out / name / file).stat().st_mtime_ns}")
-                    except OSError:
-                        continue
-        return str(hash(tuple(parts)))
+                versions = [
+                    version_of(self.out / name / file) for file in (SUMMARY, f"{STORE_NAME}/{ROOT_FILE}")
+                ]
+                parts.append(f"{name} {versions}")
+        return "\n".join(parts)
 
     def _follow(self) -> None:
         for event in self._events.new():
@@ -120,12 +111,11 @@ class RunFolders:
             elif kind == _ENDED:
                 known.status = str(event.get("status", ""))
                 known.reason = str(event.get("reason") or "")
-                known.path = str(event.get("path") or "")
                 known.patient = str(event.get("patient") or "")
                 known.finished = str(event.get("finished") or when)
                 known.progress = None
 
-    def _row(self, name: str) -> dict[str, Any] | None:
+    def _row(self, name: str, has_folder: bool) -> dict[str, Any] | None:
         known = self._known.get(name, Known(name))
         row: dict[str, Any] = {
             "id": quote(name, safe=""),
@@ -145,7 +135,7 @@ class RunFolders:
             "thumbnail": None,
             "changed": known.heard or None,
         }
-        there = self._files(name)
+        there = self._files(name) if has_folder else set()
         running = known.status == "running" and _age_s(known.heard) < SILENT_S
         if SUMMARY in there:
             row |= self._numbers(name)
@@ -163,8 +153,6 @@ class RunFolders:
         return row
 
     def _files(self, name: str) -> set[str]:
-        if name not in folders(self.out):
-            return set()
         found = names(self.out / name)
         if isinstance(self.out, Path) and (self.out / name / STORE_NAME).is_dir():
             found.add(STORE_NAME)

@@ -1,44 +1,43 @@
 """What the page asks for, of one OUT: slides, tiles, layers, outlines, reviews. Knows nothing of HTTP."""
 
+import hashlib
 import json
 import math
 import threading
 from collections import OrderedDict
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import shapely
+from PIL import Image
 
-from wsi_pipeline.base.errors import ResultError, SlideError, UsageError, WsiError
+from wsi_pipeline.base.errors import SlideError, UsageError, WsiError
 from wsi_pipeline.base.files import OutPath, names
-from wsi_pipeline.base.geometry import Size
 from wsi_pipeline.base.options import options_from_dict
 from wsi_pipeline.results.figures.palette import COLOURS
 from wsi_pipeline.results.geojson import ORIGIN0
-from wsi_pipeline.results.opened import Result
 from wsi_pipeline.results.regions import DelineateOptions, IdcRegion, delineate
 from wsi_pipeline.slides.slide import Slide
 from wsi_pipeline.tiling.cell_status import Status
-from wsi_pipeline.viewer.deep_zoom import TILE_PX, DeepZoom
+from wsi_pipeline.viewer.deep_zoom import TILE_PX
 from wsi_pipeline.viewer.grading_sheet import GradingSheet
 from wsi_pipeline.viewer.layers import (
     COLORMAPS,
     DEVIATION,
     LAYERS,
-    Layer,
     colour_stops,
     layer_tile,
     legend,
-    load_layer,
 )
+from wsi_pipeline.viewer.open_results import OpenResult, open_stamped, stamp_of
 from wsi_pipeline.viewer.pictures import Predictor
 from wsi_pipeline.viewer.pixels import (
     CACHE_BYTES,
     BoundedCache,
     OpenSlides,
-    find_slide,
     jpeg_bytes,
     slide_tile,
 )
@@ -51,43 +50,6 @@ MOST_CELLS = 4_000_000
 PICTURES = ("tissue.png", "heatmap.png", "overlay.png", "uncertainty.png", "report.png", "fields.png")
 ASSOCIATED = ("macro", "label")
 NO_CELL = "outside"
-
-
-@dataclass(eq=False)
-class OpenResult:
-    """A result that somebody looks at, with what was read of it."""
-
-    result: Result
-    summary: dict[str, Any]
-    stamp: str
-    """Changes when the result does."""
-
-    lock: threading.Lock = field(default_factory=threading.Lock)
-    layers: dict[str, Layer | None] = field(default_factory=dict)
-    place: Path | None = None
-    why_no_slide: str | None = None
-
-    @property
-    def mpp0(self) -> tuple[float, float]:
-        """um per level-0 pixel, along x and y."""
-        return float(self.summary["mpp"][0]), float(self.summary["mpp"][1])
-
-    @property
-    def zoom(self) -> DeepZoom:
-        """The geometry of its tiles."""
-        return DeepZoom(Size(*map(int, self.summary["size0"])))
-
-    def layer(self, name: str) -> Layer:
-        """A layer, read once. Raises UsageError where there is none of that name, ResultError."""
-        if name not in LAYERS:
-            raise UsageError(f"found layer {name[:50]!r}, expected one of {', '.join(LAYERS)}")
-        with self.lock:
-            if name not in self.layers:
-                self.layers[name] = load_layer(self.result, name, self.mpp0)
-            layer = self.layers[name]
-        if layer is None:
-            raise UsageError(f"this result has no layer '{name}'")
-        return layer
 
 
 class Viewer:
@@ -122,19 +84,13 @@ class Viewer:
     def opened(self, slide_id: str) -> OpenResult:
         """The slide's result, kept while it does not change. Raises ResultError."""
         folder = self._runs.folder(slide_id)
-        stamp = _stamp(folder)
+        stamp = stamp_of(folder)
         with self._lock:
             kept = self._kept.get(slide_id)
             if kept is not None and kept.stamp == stamp:
                 self._kept.move_to_end(slide_id)
                 return kept
-        result = Result(folder)
-        summary = result.summary if "summary.json" in names(folder) else _summary_of_store(result)
-        opened = OpenResult(result, summary, stamp)
-        try:
-            opened.place = find_slide(str(summary["slide"]), self._folders)
-        except WsiError as error:
-            opened.why_no_slide = str(error)
+        opened = open_stamped(folder, stamp, self._folders)
         with self._lock:
             self._kept[slide_id] = opened
             while len(self._kept) > KEPT_RESULTS:
@@ -184,7 +140,7 @@ class Viewer:
             "layers": layers,
             "map_kind": summary.get("map_kind"),
             "threshold": summary.get("threshold"),
-            "threshold_low": summary.get("threshold_low"),
+            "threshold_low": _delineated(opened).threshold_low,
             "colormaps": list(COLORMAPS),
             "default_colormap": COLOURS.name,
             "colormap_stops": {name: colour_stops(name) for name in (*COLORMAPS, DEVIATION)},
@@ -192,7 +148,7 @@ class Viewer:
             "fields": self._fields(opened) if drawn else [],
             "numbers": {key: value for key, value in summary.items() if key not in _HIDDEN},
             "warnings": summary.get("warnings", []),
-            "model": _model_of(summary),
+            "model": _model_of(opened),
             "pictures": {
                 name.removesuffix(".png"): f"/api/slides/{slide_id}/pictures/{name}"
                 for name in PICTURES
@@ -242,7 +198,10 @@ class Viewer:
             raise UsageError("'low' and 'high': expected numbers, the first the lower one")
         key = ("layer", slide_id, opened.stamp, name, level, column, row, colormap, low, high, threshold)
         plane = zoom.plane(level)
-        make = lambda: layer_tile(layer, box, plane, colormap, low, high, threshold)  # noqa: E731
+
+        def make() -> bytes:
+            return layer_tile(layer, box, plane, colormap, low, high, threshold)
+
         return self.tiles.get(key, make), _tag(key)
 
     def at(self, slide_id: str, x0: float, y0: float) -> dict[str, Any]:
@@ -278,12 +237,16 @@ class Viewer:
             raise UsageError("'threshold': expected a number above 0 and at most 1")
         opened = self.opened(slide_id)
         layer = opened.layer("heatmap")
-        recipe = (opened.summary.get("report_recipe") or {}).get("options") or {}
-        options = options_from_dict(
-            DelineateOptions, dict(recipe.get("delineate") or {}), "the run's options"
+        options = replace(_delineated(opened), threshold=threshold)
+        regions = delineate(
+            layer.levels[0],
+            layer.plane,
+            opened.mpp0,
+            threshold,
+            options,
+            opened.tissue,
+            opened.zoom.size0,
         )
-        options = replace(options, threshold=threshold)
-        regions = delineate(layer.levels[0], layer.plane, opened.mpp0, threshold, options)
         return {
             "threshold": threshold,
             "regions": {"type": "FeatureCollection", "features": [_region_feature(r) for r in regions]},
@@ -300,10 +263,6 @@ class Viewer:
 
     def thumbnail(self, slide_id: str, side: int = 256) -> bytes:
         """The overlay, or the tissue picture, small, as a JPEG."""
-        from io import BytesIO
-
-        from PIL import Image
-
         folder = self._runs.folder(slide_id)
         there = names(folder)
         name = next((n for n in ("overlay.png", "tissue.png") if n in there), None)
@@ -315,7 +274,7 @@ class Viewer:
                 image.thumbnail((side, side))
                 return jpeg_bytes(np.asarray(image.convert("RGB")))
 
-        return self.tiles.get(("thumbnail", slide_id, _stamp(folder), side), make)
+        return self.tiles.get(("thumbnail", slide_id, stamp_of(folder), side), make)
 
     def associated(self, slide_id: str, name: str) -> bytes:
         """The slide's macro or label picture as a JPEG: it may show a patient's name. Raises UsageError."""
@@ -347,7 +306,7 @@ class Viewer:
             raise SlideError(why_not or "the slide cannot be read")
         computed = opened.result.store_attributes.get("computed") or {}
         mine = {model.sha256 for model in self.predictor.classifier.models}
-        same = {m.get("sha256") for m in _models(opened.summary)} == mine
+        same = {model.get("sha256") for model in opened.models} == mine
         stain = opened.summary.get("stain") if same else None
         heads = computed.get("heads", []) if same else []
         return self.predictor.of_place(slide, x0, y0, stain, heads)
@@ -361,25 +320,17 @@ class Viewer:
         try:
             mpp = opened.mpp0[0] if opened.summary.get("mpp_overridden") else None
             slide = self._slides.get(opened.place, mpp)
+            if why_another := opened.why_another(slide):
+                return None, why_another
         except WsiError as error:
             return None, str(error)
-        if slide.size0 != opened.zoom.size0:
-            found, expected = slide.size0, opened.zoom.size0
-            return None, (
-                f"{opened.place}: found {found.width:,} x {found.height:,} pixels, expected {expected.width:,} x "
-                f"{expected.height:,}: it is another slide than the one that was mapped; the pictures are shown"
-            )
         return slide, None
 
     def _fields(self, opened: OpenResult) -> list[dict[str, Any]]:
-        mpp_x, mpp_y = opened.mpp0
         if "regions.geojson" not in names(opened.result.folder):
             return []
         found = []
         for drawn in opened.result.fields:
-            diameter_um = drawn.radius_x0 * 2 * mpp_x
-            usable = getattr(drawn, "usable_mm2", None)
-            whole = math.pi * (drawn.radius_x0 * mpp_x) * (drawn.radius_y0 * mpp_y) / 1e6
             found.append(
                 {
                     "id": drawn.name,
@@ -387,8 +338,8 @@ class Viewer:
                     "y0": drawn.y0,
                     "radius_x0": drawn.radius_x0,
                     "radius_y0": drawn.radius_y0,
-                    "diameter_um": diameter_um,
-                    "usable_mm2": whole if usable is None else usable,
+                    "diameter_um": drawn.radius_x0 * 2 * opened.mpp0[0],
+                    "usable_mm2": drawn.usable_mm2,
                     "mean_probability": drawn.mean_probability,
                     "region": drawn.region_name,
                 }
@@ -409,6 +360,12 @@ class Viewer:
 _HIDDEN = ("map_recipe", "report_recipe", "slide")
 
 
+def _delineated(opened: OpenResult) -> DelineateOptions:
+    """How the run delineated its regions."""
+    recipe = (opened.summary.get("report_recipe") or {}).get("options") or {}
+    return options_from_dict(DelineateOptions, dict(recipe.get("delineate") or {}), "the run's options")
+
+
 def _region_feature(region: IdcRegion) -> dict[str, Any]:
     return {
         "type": "Feature",
@@ -419,55 +376,22 @@ def _region_feature(region: IdcRegion) -> dict[str, Any]:
             "name": region.name,
             "class": "IDC",
             "area_mm2": region.area_mm2,
+            "largest_mm": region.largest_mm,
+            "nearest_mm": region.nearest_mm,
             "mean_probability": region.mean_probability,
             "max_probability": region.max_probability,
         },
     }
 
 
-def _summary_of_store(result: Result) -> dict[str, Any]:
-    """What is known of a slide whose run did not end. Raises ResultError."""
-    recipe = result.store_attributes.get("map_recipe") or {}
-    slide = recipe.get("slide")
-    if not isinstance(slide, dict) or "size0" not in slide:
-        raise ResultError(f"{result.folder}: the run did not get far enough to be shown; run it again")
-    path = result.store_attributes.get("slide") or {}
-    return {
-        "slide": path.get("path", slide.get("name", "")),
-        "size0": slide["size0"],
-        "mpp": slide["mpp"],
-        "map_recipe": recipe,
-        "warnings": ["the run of this slide did not end: the map holds what was scored so far"],
-    }
-
-
-def _models(summary: dict[str, Any]) -> list[dict[str, Any]]:
-    models = (summary.get("map_recipe") or {}).get("models") or []
-    return [model for model in models if isinstance(model, dict)]
-
-
-def _model_of(summary: dict[str, Any]) -> dict[str, Any] | None:
-    models = _models(summary)
-    if not models:
+def _model_of(opened: OpenResult) -> dict[str, Any] | None:
+    if not opened.models:
         return None
-    return {"name": ", ".join(str(m.get("name")) for m in models), "sha256": models[0].get("sha256")}
-
-
-def _stamp(folder: OutPath) -> str:
-    """Changes when what lies in the folder does."""
-    parts = []
-    for name in ("summary.json", "slide.zarr/zarr.json", "regions.geojson"):
-        try:
-            found = (folder / name).stat()
-        except OSError:
-            continue
-        parts.append(f"{getattr(found, 'st_mtime_ns', '')}-{found.st_size}")
-    return f"{hash(tuple(parts)) & 0xFFFFFFFFFFFF:x}"
+    shown = ", ".join(str(model.get("name")) for model in opened.models)
+    return {"name": shown, "sha256": opened.models[0].get("sha256")}
 
 
 def _tag(key: tuple[object, ...]) -> str:
-    import hashlib
-
     return hashlib.sha256(repr(key).encode()).hexdigest()[:20]
 
 

@@ -43,8 +43,11 @@ def write_asap(path: OutPath, exported: ExportedMap) -> None:
 def _rings(exported: ExportedMap) -> Iterator[tuple[str, str, shapely.LinearRing]]:
     """Each polygon to write: its name, group and ring."""
     for region in exported.finished.regions:
-        yield region.name, IDC, region.polygon.exterior
-        for number, hole in enumerate(region.polygon.interiors, start=1):
+        parts = shapely.get_parts(region.polygon)
+        for number, part in enumerate(parts, start=1):
+            yield region.name if len(parts) == 1 else f"{region.name}, part {number}", IDC, part.exterior
+        holes = [hole for part in parts for hole in part.interiors]
+        for number, hole in enumerate(holes, start=1):
             yield f"{region.name}, hole {number}", HOLE, hole
     for field in exported.finished.fields:
         yield field.name, FIELD, field_outline(field).exterior

@@ -18,14 +18,9 @@ from pydicom.sr.codedict import codes
 from wsi_pipeline.base.files import OutPath, new_file
 from wsi_pipeline.base.geometry import Plane
 from wsi_pipeline.results.exports.dicom_source import Placement, placement_of, source_of, uid_of
-from wsi_pipeline.results.exports.exported_map import (
-    NOT_SCORED,
-    TITLE,
-    ExportedMap,
-    covering_grid,
-    without_nan,
-)
+from wsi_pipeline.results.exports.exported_map import NOT_SCORED, TITLE, ExportedMap, without_nan
 from wsi_pipeline.results.regions import rasterise
+from wsi_pipeline.results.slide_grid import covering_grid
 
 TILE_PX = 512
 MANUFACTURER = "wsi_pipeline"

@@ -9,15 +9,10 @@ import tifffile
 from wsi_pipeline.base.files import OutPath, new_file
 from wsi_pipeline.base.geometry import Plane, Size
 from wsi_pipeline.base.types import FloatMap
-from wsi_pipeline.results.exports.exported_map import (
-    TITLE,
-    ExportedMap,
-    cells_at_centres,
-    covering_grid,
-    without_nan,
-)
+from wsi_pipeline.results.exports.exported_map import TITLE, ExportedMap, without_nan
 from wsi_pipeline.results.figures.palette import sample
 from wsi_pipeline.results.finished_map import FinishedMap
+from wsi_pipeline.results.slide_grid import cells_at_centres, covering_grid, grid_of
 
 TILE_PX = 256
 
@@ -29,7 +24,7 @@ def write_ome_tiff(path: OutPath, exported: ExportedMap) -> None:
     levels = [(plane, size)]
     while max(size.width, size.height) > TILE_PX:
         size = Size(-(-size.width // 2), -(-size.height // 2))
-        levels.append((Plane(size0.width / size.width, size0.height / size.height), size))
+        levels.append(grid_of(size0, size))
     with new_file(path) as file, tifffile.TiffWriter(file, ome=True) as tiff:
         for index, (plane, size) in enumerate(levels):
             um_x, um_y = plane.downsample_x * mpp0[0], plane.downsample_y * mpp0[1]

@@ -12,7 +12,8 @@ from wsi_pipeline.base.files import OutPath, new_file
 from wsi_pipeline.base.text import printable
 from wsi_pipeline.results.exports.exported_map import ExportedMap
 from wsi_pipeline.results.figures.grading_page import GradedSlide, grading_figure
-from wsi_pipeline.results.figures.report import ReportInfo, report_figure
+from wsi_pipeline.results.figures.report import report_figure
+from wsi_pipeline.results.figures.report_words import ReportInfo
 
 
 def write_pdf(path: OutPath, exported: ExportedMap) -> None:
@@ -30,9 +31,10 @@ def write_pdf(path: OutPath, exported: ExportedMap) -> None:
     graded = GradedSlide(
         exported.name, finished.regions, finished.fields, exported.mpp0, summary["report_key"]
     )
-    with new_file(path) as file, PdfPages(file, metadata=about) as pdf:
-        pdf.savefig(report_figure(exported.thumbnail, finished, report_info_of(exported)))
-        pdf.savefig(grading_figure(graded))
+    pages = [report_figure(exported.thumbnail, finished, report_info_of(exported)), grading_figure(graded)]
+    with new_file(path) as file, PdfPages(file, metadata=about) as content:
+        for page in pages:
+            page.savefig(content, format="pdf")
 
 
 def report_info_of(exported: ExportedMap) -> ReportInfo:
@@ -50,4 +52,5 @@ def report_info_of(exported: ExportedMap) -> ReportInfo:
         warnings=summary["warnings"],
         version=summary["versions"]["wsi_pipeline"],
         date=summary["finished"][:10],
+        **summary.get("model_words", {}),
     )

@@ -9,7 +9,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from wsi_pipeline.results.fields import GradingField
-from wsi_pipeline.results.figures.palette import BLACK, GREY, WHITE, printable, shorten
+from wsi_pipeline.results.figures.fonts import printable, shorten, text_style
+from wsi_pipeline.results.figures.palette import BLACK, GREY, WHITE
 from wsi_pipeline.results.grading import SOURCE, mitotic_thresholds
 from wsi_pipeline.results.regions import IdcRegion
 
@@ -120,4 +121,4 @@ def _box(paper: Axes, x: float, y: float, width: float) -> None:
 
 
 def _text(paper: Axes, x: float, y: float, text: str, **style: Any) -> None:
-    paper.text(x, y, printable(text), parse_math=False, **{"size": 9.5, **style})
+    paper.text(x, y, printable(text), parse_math=False, **text_style(text, {"size": 9.5, **style}))

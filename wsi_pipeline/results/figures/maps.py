@@ -1,124 +1,216 @@
 """Pictures of what was found: the tissue, the map, the map on the slide, and how far models are apart on it.
 
 Pictures smaller than `LEAST_PX` are enlarged by a whole factor, each pixel to a square, so that a map of a
-few cells can be looked at.
+few cells can be looked at. What was not scored is told apart: background is left as it is, what quality rejected and
+what could not be read are striped, each in its colour.
 """
 
 import math
-import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import scipy.ndimage
 import shapely
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from wsi_pipeline.base.files import OutPath
-from wsi_pipeline.base.geometry import Plane
+from wsi_pipeline.base.geometry import Plane, Size
 from wsi_pipeline.base.types import FloatMap, Mask, RgbImage
+from wsi_pipeline.results.figures.key_strip import (
+    colour_scale,
+    key_size,
+    label,
+    scale_bar,
+    swatch,
+    with_key,
+)
 from wsi_pipeline.results.figures.palette import (
     BLACK,
     BLUE,
+    COLOURS,
     GREY,
     LARGEST_DEVIATION,
     ORANGE,
+    UNCERTAINTY_COLOURS,
+    VERMILLION,
     WHITE,
     colour,
     colour_uncertainty,
-    font_of,
-    printable,
     sample,
     write_png,
 )
 from wsi_pipeline.results.finished_map import FinishedMap
 from wsi_pipeline.results.regions import IdcRegion
+from wsi_pipeline.results.slide_grid import cells_at_centres, grid_of, status_at_centres
+from wsi_pipeline.tiling.cell_status import Status
 from wsi_pipeline.tiling.overview import Thumbnail
 
 LEAST_PX = 800
+# Of the scale's colours the overlay keeps so many: on the slide they are blended with the tissue's.
+BLENDED_STEPS = 24
+# What was to be scored and was not: its colour, and its name in a key.
+LOST = {
+    Status.REJECTED: (ORANGE, "rejected: not scored"),
+    Status.UNREADABLE: (VERMILLION, "could not be read"),
+}
 
 
 def render_tissue(
-    path: OutPath, thumbnail: RgbImage, tissue: Mask, rejected: Mask | None, reason: str | None
+    path: OutPath,
+    thumbnail: RgbImage,
+    tissue: Mask,
+    rejected: Mask | None,
+    reason: str | None,
+    um_per_pixel: float,
 ) -> None:
     """Write the thumbnail with the outline of what was kept, and hatching where tissue was rejected.
 
     thumbnail: [H, W, 3]; tissue, rejected: [H, W] of the same grid; kept is tissue that was not rejected.
-    reason: why little or nothing was kept, written below; None when all went well.
+    reason: why little or nothing was kept, written below; None when all went well. um_per_pixel: of the thumbnail.
     """
     factor = _enlargement(thumbnail.shape)
     kept = tissue if rejected is None else tissue & ~rejected
     picture = _enlarge(thumbnail, factor).copy()
     line_px = max(2, round(max(picture.shape) / 500))
     if rejected is not None:
-        rows, columns = np.indices(picture.shape[:2])
-        stripes = (rows + columns) // line_px % 4 == 0
-        picture[stripes & _enlarge(rejected, factor)] = _rgb(ORANGE)
+        picture[stripes(picture.shape, line_px) & _enlarge(rejected, factor)] = _rgb(ORANGE)
     inside = _enlarge(kept, factor)
     picture[_rim(inside, 2 * line_px)] = _rgb(WHITE)
     picture[_rim(inside, line_px)] = _rgb(BLUE)
 
-    font = _key_font(picture)
-    key = [
-        _swatch(BLUE, "outline of the tissue kept", font) if kept.any() else _label("no tissue kept", font)
-    ]
+    size = key_size(picture)
+    key = [scale_bar(picture, um_per_pixel / factor, size)]
+    key.append(
+        swatch(BLUE, "outline of the tissue kept", size) if kept.any() else label("no tissue kept", size)
+    )
     if rejected is not None and rejected.any():
-        key.append(_swatch(ORANGE, "rejected: tissue that is not scored", font))
-    write_png(path, _with_key(picture, key, reason))
+        key.append(swatch(ORANGE, "rejected: tissue that is not scored", size, hatched=True))
+    write_png(path, with_key(picture, key, reason))
 
 
-def render_heatmap(path: OutPath, heatmap: FloatMap) -> None:
-    """Write the map alone, RGBA: a cell is a square of whole pixels, transparent where not scored."""
-    write_png(path, Image.fromarray(_enlarge(colour(heatmap), _enlargement(heatmap.shape))))
+def heatmap_place(finished: FinishedMap, size0: Size, mpp0: tuple[float, float]) -> dict[str, list[float]]:
+    """Where heatmap.png lies: its size in pixels, um a pixel, and its left, top, width and height in um."""
+    plane, size = heatmap_grid(finished, size0)
+    return {
+        "size_px": [size.width, size.height],
+        "um_per_pixel": [plane.downsample_x * mpp0[0], plane.downsample_y * mpp0[1]],
+        "extent_um": [0.0, 0.0, size0.width * mpp0[0], size0.height * mpp0[1]],
+    }
 
 
-def render_overlay(path: OutPath, thumbnail: Thumbnail, finished: FinishedMap) -> None:
+def heatmap_grid(finished: FinishedMap, size0: Size) -> tuple[Plane, Size]:
+    """The pixels of heatmap.png: they cover exactly the slide, and a cell is very nearly a whole number of them."""
+    shape, plane = finished.heatmap.shape, finished.plane
+    factor = _enlargement(shape)
+    width = round(size0.width / plane.downsample_x * factor)
+    height = round(size0.height / plane.downsample_y * factor)
+    return grid_of(size0, Size(max(1, width), max(1, height)))
+
+
+def render_heatmap(path: OutPath, finished: FinishedMap, size0: Size, mpp0: tuple[float, float]) -> None:
+    """Write the map alone, RGBA, from corner to corner of the slide: transparent where there is nothing to score.
+
+    The file says its extent, left, top, width and height, in micrometres from the slide's corner, and um a pixel.
+    """
+    plane, size = heatmap_grid(finished, size0)
+    rgba = colour(cells_at_centres(finished.heatmap, finished.plane, plane, size))
+    for status, (fill, _) in LOST.items():
+        striped = not_scored(finished, status, plane, size) & stripes(rgba.shape, 4)
+        rgba[striped] = (*_rgb(fill), 255)
+    texts = {
+        name: " ".join(f"{value:.10g}" for value in values)
+        for name, values in heatmap_place(finished, size0, mpp0).items()
+    }
+    write_png(path, Image.fromarray(rgba), texts=texts)
+
+
+def render_overlay(path: OutPath, thumbnail: Thumbnail, finished: FinishedMap, mpp_x: float) -> None:
     """Write the map blended on the thumbnail, with the outlines of regions, and the colour scale below.
 
-    The thumbnail is left as it is where nothing was scored; low probabilities tint it, high ones cover it.
+    The thumbnail is left as it is where nothing was to be scored; low probabilities tint it, high ones cover it.
+    mpp_x: um per level-0 pixel along x.
     """
     rgb = thumbnail.rgb
     sampled = sample(finished.heatmap, finished.plane, thumbnail.plane, thumbnail.shape)
     scored = np.isfinite(sampled)
-    opacity = np.where(scored, 0.12 + 0.35 * np.clip(np.nan_to_num(sampled), 0, 1), 0).astype(np.float32)
+    opacity = np.where(scored, 0.09 + 0.38 * np.clip(np.nan_to_num(sampled), 0, 1), 0).astype(np.float32)
     blended = rgb + (colour(sampled)[:, :, :3] - rgb.astype(np.float32)) * opacity[:, :, None]
     factor = _enlargement(thumbnail.shape)
     picture = _enlarge(np.round(blended).astype(np.uint8), factor).copy()
     picture[_rim(_enlarge(scored, factor), 1)] = _rgb(GREY)
+    lost = _stripe(picture, thumbnail, finished, factor)
 
     outlined = _with_outlines(picture, finished.regions, thumbnail.plane, factor)
-    font = _key_font(picture)
+    size = key_size(picture)
     key = [
-        _scale("probability of IDC", 1, colour, font),
-        _swatch(BLACK, "outline of an IDC region", font),
-        _swatch(GREY, "edge of what was scored", font),
-        _label(f"map: {finished.kind}", font),
+        scale_bar(picture, thumbnail.plane.downsample_x * mpp_x / factor, size),
+        colour_scale("probability of IDC", 1, colour, size),
+        swatch(BLACK, "outline of an IDC region", size),
+        swatch(GREY, "edge of what was scored", size),
+        *lost,
+        label(f"map: {finished.kind}", size),
     ]
-    write_png(path, _with_key(outlined, key, None))
+    write_png(path, with_key(outlined, key, None), COLOURS, steps=BLENDED_STEPS)
 
 
 def render_uncertainty(
-    path: OutPath, thumbnail: Thumbnail, deviation: FloatMap, finished: FinishedMap, models: int
+    path: OutPath,
+    thumbnail: Thumbnail,
+    deviation: FloatMap,
+    finished: FinishedMap,
+    models: int,
+    mpp_x: float,
 ) -> None:
     """Write the standard deviation between so many `models` over the thumbnail, with the outlines of regions.
 
     deviation: of the cells of the finished map. Pixels are those of the overlay. The thumbnail shows where nothing
-    was scored; elsewhere the colour covers it, so that it can be read off the scale below.
+    was scored; elsewhere the colour covers it, so that it can be read off the scale below. mpp_x: um per level-0 pixel.
     """
     rgba = colour_uncertainty(sample(deviation, finished.plane, thumbnail.plane, thumbnail.shape))
     scored = rgba[:, :, 3] > 0
     factor = _enlargement(thumbnail.shape)
     picture = _enlarge(np.where(scored[:, :, None], rgba[:, :, :3], thumbnail.rgb), factor).copy()
     picture[_rim(_enlarge(scored, factor), 1)] = _rgb(GREY)
-    font = _key_font(picture)
+    lost = _stripe(picture, thumbnail, finished, factor)
+    size = key_size(picture)
     key = [
-        _scale(f"standard deviation between {models} models", LARGEST_DEVIATION, colour_uncertainty, font),
-        _swatch(BLACK, "outline of an IDC region", font),
-        _swatch(GREY, "edge of what was scored", font),
+        scale_bar(picture, thumbnail.plane.downsample_x * mpp_x / factor, size),
+        colour_scale(
+            f"standard deviation between {models} models", LARGEST_DEVIATION, colour_uncertainty, size
+        ),
+        swatch(BLACK, "outline of an IDC region", size),
+        swatch(GREY, "edge of what was scored", size),
+        *lost,
     ]
     outlined = _with_outlines(picture, finished.regions, thumbnail.plane, factor)
-    write_png(path, _with_key(outlined, key, None))
+    write_png(path, with_key(outlined, key, None), UNCERTAINTY_COLOURS)
+
+
+def not_scored(finished: FinishedMap, status: Status, plane: Plane, size: Size) -> Mask:
+    """Where on another grid cells have that status."""
+    if finished.status is None:
+        return np.zeros((size.height, size.width), np.bool_)
+    return np.asarray(status_at_centres(finished.status, finished.plane, plane, size) == status, np.bool_)
+
+
+def _stripe(picture: RgbImage, thumbnail: Thumbnail, finished: FinishedMap, factor: int) -> list[Image.Image]:
+    """Stripe, in place, what was to be scored and was not; the pieces of the key that say so."""
+    size, pieces = Size(thumbnail.shape[1], thumbnail.shape[0]), []
+    for status, (fill, meaning) in LOST.items():
+        lost = not_scored(finished, status, thumbnail.plane, size)
+        if lost.any():
+            line_px = max(2, round(max(picture.shape) / 500))
+            picture[_enlarge(lost, factor) & stripes(picture.shape, line_px)] = _rgb(fill)
+            pieces.append(swatch(fill, meaning, key_size(picture), hatched=True))
+    return pieces
+
+
+def stripes(shape: tuple[int, ...], line_px: int) -> Mask:
+    """Slanted stripes, a quarter of all pixels."""
+    rows, columns = np.arange(shape[0])[:, None], np.arange(shape[1])[None, :]
+    return np.asarray((rows + columns) // line_px % 4 == 0, np.bool_)
 
 
 def _enlargement(shape: tuple[int, ...]) -> int:
@@ -146,7 +238,7 @@ def _with_outlines(picture: RgbImage, regions: Sequence[IdcRegion], plane: Plane
     rings = [
         [(x * factor, y * factor) for x, y in _ring_on(ring, plane)]
         for region in regions
-        for ring in (region.polygon.exterior, *region.polygon.interiors)
+        for ring in shapely.get_rings(shapely.get_parts(region.polygon))
     ]
     # Many regions are small ones: thick lines would hide them.
     line_px = max(2, round(max(picture.shape) / 600)) if len(regions) <= 100 else 1
@@ -158,58 +250,3 @@ def _with_outlines(picture: RgbImage, regions: Sequence[IdcRegion], plane: Plane
 
 def _ring_on(ring: shapely.LinearRing, plane: Plane) -> list[tuple[float, float]]:
     return [plane.point_from_level0(x0, y0) for x0, y0 in ring.coords]
-
-
-# --- the strip below a picture --------------------------------------------------------------------------
-
-
-def _key_font(picture: RgbImage) -> ImageFont.FreeTypeFont:
-    return font_of(int(np.clip(max(picture.shape) / 70, 15, 26)))
-
-
-def _with_key(picture: RgbImage, key: Sequence[Image.Image], note: str | None) -> Image.Image:
-    """The picture, its upper left corner kept, with the key's pieces in rows below, then the note's lines."""
-    font = _key_font(picture)
-    gap = int(font.size)
-    width = max(picture.shape[1], 30 * gap)
-    lines = textwrap.wrap(printable(note or ""), max(20, int((width - 2 * gap) / (0.62 * gap))))
-    pieces = [*key, *(_label(line, font) for line in lines)]
-    places, x, y = [], gap, gap // 2
-    for i, piece in enumerate(pieces):
-        if x > gap and (x + piece.width > width - gap or i >= len(key)):
-            x, y = gap, y + 2 * gap
-        places.append((x, picture.shape[0] + y))
-        x += piece.width + 2 * gap
-    canvas = Image.new("RGB", (width, picture.shape[0] + y + 2 * gap), WHITE)
-    canvas.paste(Image.fromarray(picture), (0, 0))
-    for piece, place in zip(pieces, places, strict=True):
-        canvas.paste(piece, place)
-    return canvas
-
-
-def _label(text: str, font: ImageFont.FreeTypeFont) -> Image.Image:
-    piece = Image.new("RGB", (math.ceil(font.getlength(text)) + 1, int(1.5 * font.size)), WHITE)
-    ImageDraw.Draw(piece).text((0, 0), text, fill=BLACK, font=font)
-    return piece
-
-
-def _swatch(fill: str, text: str, font: ImageFont.FreeTypeFont) -> Image.Image:
-    side, label = int(font.size), _label(text, font)
-    piece = Image.new("RGB", (2 * side + label.width, label.height), WHITE)
-    ImageDraw.Draw(piece).rectangle((0, side // 4, int(1.5 * side), side), fill=fill)
-    piece.paste(label, (2 * side, 0))
-    return piece
-
-
-def _scale(
-    title: str, highest: float, colours: Callable[[FloatMap], RgbImage], font: ImageFont.FreeTypeFont
-) -> Image.Image:
-    """A colour bar from 0 to `highest`."""
-    side = int(font.size)
-    before, after = _label(f"{title}  0", font), _label(f"{highest:g}", font)
-    bar = colours(np.linspace(0, highest, 12 * side, dtype=np.float32)[None])[:, :, :3].repeat(side, axis=0)
-    piece = Image.new("RGB", (before.width + 13 * side + after.width, before.height), WHITE)
-    piece.paste(before, (0, 0))
-    piece.paste(Image.fromarray(bar), (before.width + side // 2, side // 8))
-    piece.paste(after, (before.width + 13 * side, 0))
-    return piece

@@ -1,43 +1,46 @@
-"""What pictures and the report share: the colours of a map, a map on another plane, text, writing PNGs.
+"""What pictures and the report share: the colours of a map, a map on another plane, writing PNGs.
 
-Probabilities are shown on one colour scale, 0 to 1, whatever a map holds: viridis from a quarter of it on. Its
-lightness grows evenly with the probability, and it survives every kind of colour blindness and a grey printer. Its blue,
-green and yellow are no colours of a haematoxylin and eosin stain, as the dark violet that viridis begins with is:
-scripts/results/measure_colours.py measures the distances. Where nothing was scored there is no colour at all.
+Probabilities are shown on one colour scale, 0 to 1, whatever a map holds: from dark green over green to yellow, none of
+which is a colour of a haematoxylin and eosin stain, nor of glass. Its lightness grows evenly with the probability, it
+survives every kind of colour blindness and a grey printer. scripts/results/measure_colours.py measures it beside
+others. Where nothing was scored there is no colour at all.
 """
 
 import math
-from functools import cache
+from collections.abc import Mapping
 
-import matplotlib
 import numpy as np
-from matplotlib import font_manager
-from matplotlib.colors import Colormap, ListedColormap
-from PIL import Image, ImageFont
+from matplotlib.colors import Colormap, LinearSegmentedColormap
+from PIL import Image
 
 from wsi_pipeline.base.files import OutPath, write_bytes
 from wsi_pipeline.base.geometry import Plane
 from wsi_pipeline.base.images import png_bytes
 from wsi_pipeline.base.types import FloatMap, RgbImage
+from wsi_pipeline.results.figures.few_colours import in_few_colours
 
-COLOURS = ListedColormap(matplotlib.colormaps["viridis"](np.linspace(0.25, 1, 256)), "viridis_upper")
-# Of uncertainty, which must not be taken for a probability, nor for tissue: white where models agree, then grey.
-UNCERTAINTY_COLOURS = ListedColormap(matplotlib.colormaps["bone"](np.linspace(1, 0.4, 256)), "bone_upper_r")
+# Stops at even steps to the eye (CIEDE2000).
+COLOURS = LinearSegmentedColormap.from_list(
+    "green_yellow",
+    ["#00241a", "#003a1a", "#00561a", "#1a721a", "#3d8c1a", "#63a51c", "#94c123", "#c6d92d", "#fff03a"],
+)
+# Of uncertainty, which must not be taken for a probability, nor for tissue: pale where models agree.
+UNCERTAINTY_COLOURS = LinearSegmentedColormap.from_list("teal", ["#e8ffff", "#00687a"])
 # The largest standard deviation that numbers between 0 and 1 can have.
 LARGEST_DEVIATION = 0.5
 
 # Of the palette of Okabe and Ito (2008), made to be distinguished with any colour vision.
-BLUE, ORANGE = "#0072B2", "#E69F00"
+BLUE, ORANGE, VERMILLION = "#0072B2", "#E69F00", "#D55E00"
 BLACK, GREY, WHITE = "#000000", "#777777", "#FFFFFF"
 
 
 def colour(heatmap: FloatMap) -> RgbImage:
-    """The map as RGBA bytes [y, x, 4]: 0 to 1 from blue to yellow, wholly transparent where NaN."""
+    """The map as RGBA bytes [y, x, 4]: 0 to 1 from dark green to yellow, wholly transparent where NaN."""
     return _coloured(heatmap, COLOURS)
 
 
 def colour_uncertainty(deviation: FloatMap) -> RgbImage:
-    """Standard deviations as RGBA bytes [y, x, 4]: 0 to 0.5 from white to grey, transparent where NaN."""
+    """Standard deviations as RGBA bytes [y, x, 4]: 0 to 0.5 from white to dark teal, transparent where NaN."""
     return _coloured(deviation / LARGEST_DEVIATION, UNCERTAINTY_COLOURS)
 
 
@@ -77,34 +80,17 @@ def sample(heatmap: FloatMap, plane: Plane, target: Plane, shape: tuple[int, int
     return mean
 
 
-@cache
-def font_of(size_px: int) -> ImageFont.FreeTypeFont:
-    """The font of all text, so many pixels high."""
-    return ImageFont.truetype(font_manager.findfont("DejaVu Sans"), size_px)
+def write_png(
+    path: OutPath,
+    image: Image.Image,
+    scale: Colormap | None = None,
+    steps: int = 64,
+    texts: Mapping[str, str] | None = None,
+) -> None:
+    """Write the picture: a reader sees the old picture or the new one, never half of one. Raises OutputError.
 
-
-def printable(text: str) -> str:
-    """The text with what the font cannot show (control characters, some scripts) as '?'."""
-    known = font_manager.get_font(font_manager.findfont("DejaVu Sans")).get_charmap()
-    return "".join(c if c == " " or (c.isprintable() and ord(c) in known) else "?" for c in text)
-
-
-def shorten(text: str, width_in: float, size_pt: float) -> str:
-    """The text, its middle left out where it would be wider than `width_in`: names differ at both ends."""
-    text = printable(text)
-    font = font_of(100)
-
-    def fits(candidate: str) -> bool:
-        return font.getlength(candidate) / 100 * size_pt / 72 <= width_in
-
-    keep = len(text)
-    shortened = text
-    while keep > 2 and not fits(shortened):
-        keep -= 1
-        shortened = f"{text[: (keep + 1) // 2]}…{text[len(text) - keep // 2 :]}"
-    return shortened
-
-
-def write_png(path: OutPath, image: Image.Image) -> None:
-    """Write the picture: a reader sees the old picture or the new one, never half of one. Raises OutputError."""
-    write_bytes(path, png_bytes(image))
+    A photograph is written in 256 colours (few_colours.py). scale: the colours of a map on it, which it keeps in so
+    many steps: 64 where they can be read off. texts: what else the file says of itself, by keyword.
+    """
+    lines = np.array([list(bytes.fromhex(name[1:])) for name in (BLUE, ORANGE, VERMILLION, GREY)], np.uint8)
+    write_bytes(path, png_bytes(in_few_colours(image, scale, steps, lines), texts=texts))

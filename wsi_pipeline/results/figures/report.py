@@ -1,7 +1,5 @@
 """The report: one page with slide and map side by side, regions and fields on them, and the numbers."""
 
-import math
-import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +19,8 @@ from wsi_pipeline.base.files import OutPath
 from wsi_pipeline.base.geometry import Plane, Size
 from wsi_pipeline.base.types import RgbImage
 from wsi_pipeline.results.fields import GradingField
+from wsi_pipeline.results.figures.fonts import printable, shorten, text_style
+from wsi_pipeline.results.figures.maps import LOST, not_scored, stripes
 from wsi_pipeline.results.figures.palette import (
     BLACK,
     BLUE,
@@ -28,19 +28,23 @@ from wsi_pipeline.results.figures.palette import (
     GREY,
     WHITE,
     colour,
-    printable,
     sample,
-    shorten,
     write_png,
 )
+from wsi_pipeline.results.figures.report_words import (
+    HEADS,
+    ReportInfo,
+    info_rows,
+    limit_lines,
+    table_rows,
+    warning_lines,
+)
+from wsi_pipeline.results.figures.scale_bar import length_text, round_length
 from wsi_pipeline.results.finished_map import FinishedMap
 from wsi_pipeline.results.regions import IdcRegion
-from wsi_pipeline.results.summary import Uncertainty
 from wsi_pipeline.tiling.overview import Thumbnail
 
 MOST_NAMES = 12
-MOST_ROWS = 10
-MOST_WARNINGS = 8
 
 DPI = 150
 PAGE_IN, MARGIN_IN, LINE_IN = 14.0, 0.5, 0.22
@@ -49,34 +53,9 @@ TEXT_PT = 10
 NOT_SCORED: dict[str, Any] = {"facecolor": "#EBEBEB", "edgecolor": "#BBBBBB", "hatch": "////", "linewidth": 0}
 
 
-@dataclass(frozen=True)
-class ReportInfo:
-    """What the report states of slide and run, beside the map and what was found on it."""
-
-    slide_name: str
-    size0: Size
-    mpp0: tuple[float, float]
-    """um per level-0 pixel, along x and y."""
-
-    mpp_overridden: bool
-    """The scale was given by hand."""
-
-    models: Sequence[tuple[str, str]]
-    """Name and SHA-256 of each."""
-
-    patch_px: int
-    patch_mpp: float
-    tissue_mm2: float
-    warnings: Sequence[str]
-    """A sentence each."""
-
-    version: str
-    date: str
-
-
 def render_report(path: OutPath, thumbnail: Thumbnail, finished: FinishedMap, info: ReportInfo) -> None:
     """Write one page: slide and map at the same scale, regions and fields on them, and the numbers."""
-    write_png(path, _draw_page(thumbnail, finished, info).image())
+    write_png(path, _draw_page(thumbnail, finished, info).image(), COLOURS)
 
 
 def report_figure(thumbnail: Thumbnail, finished: FinishedMap, info: ReportInfo) -> Figure:
@@ -87,10 +66,10 @@ def report_figure(thumbnail: Thumbnail, finished: FinishedMap, info: ReportInfo)
 def _draw_page(thumbnail: Thumbnail, finished: FinishedMap, info: ReportInfo) -> "_Page":
     regions, fields, threshold = finished.regions, finished.fields, finished.threshold
     ground = _Ground(thumbnail.plane, thumbnail.shape, info.mpp0)
-    info_lines, table_rows = info_rows(info, finished), _table_rows(regions, fields)
-    warnings = _warning_lines(info.warnings)
+    info_lines, table = info_rows(info, finished), table_rows(regions, fields)
+    warnings = [*warning_lines(info.warnings), *limit_lines(info.limits)]
     width_mm, height_mm = ground.size_mm
-    layout = _lay_out(width_mm / height_mm, len(info_lines), len(table_rows), len(warnings))
+    layout = _lay_out(width_mm / height_mm, len(info_lines), len(table), len(warnings))
     page = _Page(layout.width, layout.height)
 
     right: dict[str, Any] = {"x": layout.width, "ha": "right"}
@@ -113,9 +92,9 @@ def _draw_page(thumbnail: Thumbnail, finished: FinishedMap, info: ReportInfo) ->
     _draw_colour_bar(page, layout.bar, threshold)
     _draw_key(page, layout.key, threshold, fields, ground)
     _write_info(page, layout.info, info_lines)
-    _write_table(page, layout.table, table_rows)
+    _write_table(page, layout.table, table)
     for i, line in enumerate(warnings):
-        weight = "bold" if i == 0 else "normal"
+        weight = "bold" if line in HEADS else "normal"
         page.text(0, layout.warnings_top + (i + 0.7) * LINE_IN, line, weight=weight)
     return page
 
@@ -199,7 +178,8 @@ class _Page:
 
     def text(self, x: float, y: float, text: str, **style: Any) -> None:
         """Write one line with its baseline at y, word for word: a dollar sign starts no formula."""
-        self.paper.text(x, y, printable(text), parse_math=False, **{"size": TEXT_PT, **style})
+        style = text_style(text, {"size": TEXT_PT, **style})
+        self.paper.text(x, y, printable(text), parse_math=False, **style)
 
     def axes(self, frame: _Frame) -> Axes:
         """Axes that fill the frame."""
@@ -252,11 +232,11 @@ def _draw_panel(page: _Page, frame: _Frame, ground: _Ground, title: str) -> Axes
         spine.set(color=GREY, linewidth=0.8)
     page.text(frame.left, frame.top - 0.1, title, size=11, weight="bold")
 
-    length_mm = _round_length(ground.size_mm[0] / 4)
+    length_mm = round_length(ground.size_mm[0] / 4)
     length_in = length_mm / ground.size_mm[0] * frame.width
     x, y = frame.left, frame.bottom + 0.18
     page.paper.plot([x, x + length_in], [y, y], color=BLACK, linewidth=3, solid_capstyle="butt")
-    page.text(x + length_in + 0.1, y + 0.05, f"{length_mm:g} mm")
+    page.text(x + length_in + 0.1, y + 0.05, length_text(length_mm))
     return axes
 
 
@@ -264,12 +244,6 @@ def _fitted(picture: RgbImage, frame: _Frame) -> RgbImage:
     """The picture at the page's own pixels, so that matplotlib need not resample it, which takes it longer."""
     size = (max(1, round(frame.width * DPI)), max(1, round(frame.height * DPI)))
     return np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BICUBIC))
-
-
-def _round_length(longest: float) -> float:
-    """The longest of 1, 2 and 5 times a power of ten up to `longest`."""
-    power = 10.0 ** math.floor(math.log10(longest))
-    return max(power * step for step in (1, 2, 5) if power * step <= longest * (1 + 1e-9))
 
 
 def _draw_map(axes: Axes, finished: FinishedMap, ground: _Ground, frame: _Frame) -> None:
@@ -280,7 +254,11 @@ def _draw_map(axes: Axes, finished: FinishedMap, ground: _Ground, frame: _Frame)
     target = ground.plane_of(width_px, height_px)
     sampled = sample(finished.heatmap, finished.plane, target, (height_px, width_px))
     limits = axes.axis()
-    axes.imshow(colour(sampled), extent=ground.extent_mm, aspect="auto", interpolation="nearest")
+    rgba = colour(sampled)
+    for status, (fill, _) in LOST.items():
+        lost = not_scored(finished, status, target, Size(width_px, height_px))
+        rgba[lost & stripes(rgba.shape, 3)] = [*bytes.fromhex(fill[1:]), 255]
+    axes.imshow(rgba, extent=ground.extent_mm, aspect="auto", interpolation="nearest")
     axes.axis(limits)
     if not np.isfinite(finished.heatmap).any():
         style: dict[str, Any] = {
@@ -297,7 +275,7 @@ def _draw_outlines(axes: Axes, regions: Sequence[IdcRegion], ground: _Ground) ->
     rings = [
         shapely.get_coordinates(ring) * scale
         for region in regions
-        for ring in (region.polygon.exterior, *region.polygon.interiors)
+        for ring in shapely.get_rings(shapely.get_parts(region.polygon))
     ]
     # Many regions are small ones: thick lines would hide them.
     width_pt = 1.4 if len(regions) <= 100 else 0.6
@@ -372,55 +350,23 @@ def _draw_key(
         page.text(frame.left + 0.5, y, text)
         return y - 0.05
 
-    y = line(0, "not scored: background, rejected or unreadable")
+    y = line(0, "background")
     page.paper.add_patch(Rectangle((frame.left, y - 0.07), 0.35, 0.14, **NOT_SCORED))
+    for left, (fill, meaning) in zip((1.6, 3.8), LOST.values(), strict=True):
+        style: dict[str, Any] = {"facecolor": WHITE, "edgecolor": fill, "hatch": "////", "linewidth": 0}
+        page.paper.add_patch(Rectangle((frame.left + left, y - 0.07), 0.35, 0.14, **style))
+        page.text(frame.left + left + 0.5, y + 0.05, meaning)
     y = line(1, f"region: connected cells of at least {threshold:.3g}; the smallest are left out")
     page.paper.add_patch(Rectangle((frame.left, y - 0.07), 0.35, 0.14, fill=False, linewidth=1.4))
     if fields:
         diameter_mm = ground.mm(2 * fields[0].radius_x0, 0)[0]
         y = line(
             2,
-            f"field for grading, {diameter_mm:.2f} mm across: where the model is surest",
+            f"field for grading, {diameter_mm:.2f} mm across: where mitoses are likeliest",
         )
         page.paper.add_patch(
             Ellipse((frame.left + 0.175, y), 0.16, 0.16, fill=False, edgecolor=BLUE, linewidth=1.4)
         )
-
-
-def info_rows(info: ReportInfo, finished: FinishedMap) -> list[tuple[str, str]]:
-    """What the page states of the run: a label and its text a row."""
-    size, (mpp_x, mpp_y), cells = info.size0, info.mpp0, finished.counts["cells"]
-    width_mm, height_mm = size.width * mpp_x / 1000, size.height * mpp_y / 1000
-    source = "given by hand, not the file's" if info.mpp_overridden else "as the file says"
-    patch_um = info.patch_px * info.patch_mpp
-    models = [f"{name} ({sha256[:12]})" for name, sha256 in info.models]
-    labels = ["Model"] if len(models) == 1 else [f"Model {number}" for number in range(1, len(models) + 1)]
-    rows = [
-        (
-            "Slide",
-            f"{size.width:,} x {size.height:,} px, {width_mm:.2f} x {height_mm:.2f} mm",
-        ),
-        ("Scale", f"{mpp_x:.4g} x {mpp_y:.4g} µm per pixel, {source}"),
-        *zip(labels, models, strict=True),
-        ("Map", finished.kind),
-        ("Patches", f"{info.patch_px} px at {info.patch_mpp:g} µm per pixel: {patch_um:g} µm a side"),
-        ("Scored", f"{cells['scored']:,} patches"),
-        ("Not scored", f"{cells['rejected']:,} rejected, {cells['unreadable']:,} unreadable"),
-        ("Tissue", f"{info.tissue_mm2:.2f} mm²"),
-        ("IDC", f"{finished.idc_mm2:.2f} mm², whole patches"),
-    ]
-    if finished.uncertainty:
-        rows.append(("Uncertainty", _uncertainty_text(finished.uncertainty)))
-    return rows
-
-
-def _uncertainty_text(uncertainty: Uncertainty) -> str:
-    means = [
-        f"{mean:.3f} {where}"
-        for mean, where in ((uncertainty.mean, "in the mean"), (uncertainty.in_regions, "in regions"))
-        if mean is not None
-    ]
-    return f"{', '.join(means) or 'nothing scored'}: standard deviation between {uncertainty.models} models"
 
 
 def _write_info(page: _Page, frame: _Frame, rows: Sequence[tuple[str, str]]) -> None:
@@ -430,50 +376,17 @@ def _write_info(page: _Page, frame: _Frame, rows: Sequence[tuple[str, str]]) -> 
         page.text(frame.left + 1.1, y, shorten(value, frame.width - 1.1, TEXT_PT))
 
 
-def _table_rows(regions: Sequence[IdcRegion], fields: Sequence[GradingField]) -> list[tuple[str, ...]]:
-    rows: list[tuple[str, ...]] = [("Region", "mm²", "mean prob.", "highest", "fields")]
-    for region in regions[:MOST_ROWS]:
-        numbers = [str(n) for n, field in enumerate(fields, start=1) if field.region_name == region.name]
-        rows.append(
-            (
-                region.name,
-                f"{region.area_mm2:.2f}",
-                f"{region.mean_probability:.2f}",
-                f"{region.max_probability:.2f}",
-                ", ".join(numbers) or "–",
-            )
-        )
-    rest = regions[MOST_ROWS:]
-    if rest:
-        rows.append((f"{len(rest)} smaller", f"{sum(r.area_mm2 for r in rest):.2f}", "", "", ""))
-    if not regions:
-        rows = [("No region of IDC was found.",)]
-    return rows
-
-
 def _write_table(page: _Page, frame: _Frame, rows: Sequence[tuple[str, ...]]) -> None:
     for i, row in enumerate(rows):
         y = frame.top + (i + 0.7) * LINE_IN
         weight = "bold" if i == 0 else "normal"
         for text, x, align in zip(
-            row, (0, 1.5, 2.6, 3.4, 3.8), ("left", "right", "right", "right", "left"), strict=False
+            row,
+            (0, 1.3, 1.8, 2.75, 3.45, 3.8),
+            ("left", "right", "right", "right", "right", "left"),
+            strict=False,
         ):
             page.text(frame.left + x, y, text, ha=align, weight=weight)
     if len(rows) > 1:
         y = frame.top + LINE_IN
         page.paper.plot([frame.left, frame.right], [y, y], color=GREY, linewidth=0.6)
-
-
-# --- text ---------------------------------------------------------------------------------------------
-
-
-def _warning_lines(warnings: Sequence[str]) -> list[str]:
-    if not warnings:
-        return []
-    lines = ["Warnings"]
-    for warning in warnings[:MOST_WARNINGS]:
-        wrapped = textwrap.wrap(printable(warning), 150, max_lines=3, placeholder=" …")
-        lines += [("•  " if i == 0 else "    ") + line for i, line in enumerate(wrapped)]
-    if len(warnings) > MOST_WARNINGS:
-        lines.append(f"    and {len(warnings) - MOST_WARNINGS} more in summary.json")
-    return lines

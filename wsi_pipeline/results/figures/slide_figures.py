@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING
 from wsi_pipeline.base.files import OutPath
 from wsi_pipeline.base.version import VERSION
 from wsi_pipeline.results.figures.maps import render_heatmap, render_overlay, render_uncertainty
-from wsi_pipeline.results.figures.report import ReportInfo, render_report
+from wsi_pipeline.results.figures.report import render_report
+from wsi_pipeline.results.figures.report_words import ReportInfo
 from wsi_pipeline.results.finished_map import FinishedMap
 from wsi_pipeline.results.summary import patch_mpp
 from wsi_pipeline.slides.slide import Slide
 from wsi_pipeline.tiling.overview import Overview
 
 if TYPE_CHECKING:  # torch takes seconds to import
+    from wsi_pipeline.models.card import ModelCard
     from wsi_pipeline.models.model import Model
 
 
@@ -28,12 +30,13 @@ def draw_map(
 ) -> None:
     """Write heatmap.png, overlay.png, report.png, and of an ensemble uncertainty.png. Raises OutputError."""
     thumbnail, deviation = overview.thumbnail, finished.deviation
-    render_heatmap(folder / "heatmap.png", finished.heatmap)
+    render_heatmap(folder / "heatmap.png", finished, slide.size0, slide.mpp)
     if deviation is not None:
-        render_uncertainty(folder / "uncertainty.png", thumbnail, deviation, finished, len(models))
+        place = folder / "uncertainty.png"
+        render_uncertainty(place, thumbnail, deviation, finished, len(models), slide.mpp[0])
     info = _report_info(slide, overview, models, warnings)
     with ThreadPoolExecutor(1) as beside:
-        drawn = beside.submit(render_overlay, folder / "overlay.png", thumbnail, finished)
+        drawn = beside.submit(render_overlay, folder / "overlay.png", thumbnail, finished, slide.mpp[0])
         render_report(folder / "report.png", thumbnail, finished, info)
         drawn.result()
 
@@ -54,4 +57,24 @@ def _report_info(
         warnings=warnings,
         version=VERSION,
         date=datetime.now(UTC).date().isoformat(),
+        **model_words(models),
+    )
+
+
+def model_words(models: "Sequence[Model]") -> dict[str, str]:
+    """What the models' cards say that readers of any report must know: `area_error` and `limits`, each may be empty."""
+    return {
+        "area_error": area_error_text(models[0].card) if len(models) == 1 else "",
+        "limits": " ".join(dict.fromkeys(model.card.limits for model in models)).strip(),
+    }
+
+
+def area_error_text(card: "ModelCard") -> str:
+    """How far areas of IDC were off on the slides that the card was measured on; empty where it does not say."""
+    found = (card.context.metrics if card.context else card.metrics).get("areas")
+    if not found:
+        return ""
+    return (
+        f"on {found['slides']} validation slides {found['lowest']:.1f} to {found['highest']:.1f} times those outlined "
+        f"(median {found['median']:.1f})"
     )

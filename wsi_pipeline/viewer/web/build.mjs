@@ -43,6 +43,13 @@ function replaceOnce(source, pattern, replacement) {
   return source.replace(pattern, replacement);
 }
 
+// Of a package that holds no licence text: whose it is, and where the text stands.
+function unwritten({ author, license, repository }) {
+  const by = author?.name ?? author ?? "its authors";
+  const source = (repository?.url ?? "").replace(/^git\+/, "");
+  return `Copyright (c) ${by}. ${source}\nThe text of this licence: https://spdx.org/licenses/${license}.html`;
+}
+
 async function licences(metafile) {
   const inputs = Object.values(metafile.outputs).flatMap((output) => Object.keys(output.inputs));
   const names = inputs.map((input) => input.match(/node_modules\/((?:@[^/]+\/)?[^/]+)\//)?.[1]).filter(Boolean);
@@ -53,7 +60,7 @@ async function licences(metafile) {
     const folder = join(modules, name);
     const about = JSON.parse(await readFile(join(folder, "package.json"), "utf8"));
     const file = (await readdir(folder)).find((entry) => /^licen[cs]e/i.test(entry));
-    const text = file ? await readFile(join(folder, file), "utf8") : "(its package holds no licence text)";
+    const text = file ? await readFile(join(folder, file), "utf8") : unwritten(about);
     texts.push(`${name} ${about.version}: ${about.license}\n\n${text.trim()}\n`);
   }
   return texts.join(`\n${"-".repeat(80)}\n\n`);

@@ -127,6 +127,7 @@ export interface SlideView {
   model: ModelFacts | null;
   pictures: Record<string, string>;
   read_only: boolean;
+  complete: boolean;
   map_kind: string | null;
   associated: string[];
 }

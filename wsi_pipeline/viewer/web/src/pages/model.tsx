@@ -21,6 +21,7 @@ export function ModelPage() {
     <Shell title="The model">
       <h1>The model</h1>
       {trouble && <Trouble>{trouble}</Trouble>}
+      {!card && !trouble && <p role="status">Loading the model…</p>}
       {card && (
         <>
           {FIRST.map(([key, title]) => (

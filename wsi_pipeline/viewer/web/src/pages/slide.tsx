@@ -1,6 +1,7 @@
 // One slide: the stage and its panels.
 import { useEffect, useState } from "preact/hooks";
 import { getJson, sentence, slidePath } from "../api";
+import { follow } from "../list/follow";
 import { AboutPanel } from "../panels/about";
 import { GradingPanel } from "../panels/grading";
 import { LayersPanel } from "../panels/layers";
@@ -84,6 +85,7 @@ function OpenSlide({ space }: { space: Workspace }) {
       <div class="slide-page">
         <StageView space={space} />
         <aside class="side" aria-label="Panels">
+          <Notices space={space} />
           {!view.has_slide && (
             <p class="warning">The slide itself cannot be read: its small picture stands in. {view.why_not}</p>
           )}
@@ -100,6 +102,42 @@ function OpenSlide({ space }: { space: Workspace }) {
         </aside>
       </div>
     </Shell>
+  );
+}
+
+/** What is to be known of this slide before its map is read. */
+function Notices({ space }: { space: Workspace }) {
+  const { view } = space;
+  const [grown, setGrown] = useState(false);
+  useEffect(() => {
+    if (view.complete) {
+      return;
+    }
+    return follow(async () => {
+      const now = await getJson<SlideView>(slidePath(view.id)).catch(() => null);
+      setGrown(now !== null && now.stamp !== view.stamp);
+    });
+  }, [view]);
+  const stretch = Math.round((Math.max(view.mpp_x, view.mpp_y) / Math.min(view.mpp_x, view.mpp_y) - 1) * 100);
+  return (
+    <>
+      {!view.complete && (
+        <p class="warning">
+          The run of this slide has not ended: the map holds what was scored so far.{" "}
+          {grown && (
+            <button type="button" onClick={() => window.location.reload()}>
+              Show it as it is now
+            </button>
+          )}
+        </p>
+      )}
+      {stretch >= 1 && (
+        <p class="warning">
+          This slide's pixels are not square: it looks stretched by {stretch} %. The scale bar holds along x; positions,
+          areas and fields are right.
+        </p>
+      )}
+    </>
   );
 }
 

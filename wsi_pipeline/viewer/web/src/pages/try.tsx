@@ -42,8 +42,11 @@ export function TryPage() {
     trouble.value = "";
     prediction.value = null;
     try {
-      const search = mpp.value.trim() ? `?mpp=${encodeURIComponent(mpp.value.trim())}` : "";
-      prediction.value = await send<Prediction>("POST", `/api/predict${search}`, file.value);
+      const asked = new URLSearchParams({ name: file.value.name.slice(0, 200) });
+      if (mpp.value.trim()) {
+        asked.set("mpp", mpp.value.trim().replace(",", "."));
+      }
+      prediction.value = await send<Prediction>("POST", `/api/predict?${asked}`, file.value);
     } catch (error) {
       trouble.value = sentence(error);
     }

@@ -7,7 +7,7 @@ export function PatchedPicture({ picture, prediction }: { picture: string; predi
   const [size, setSize] = useState<[number, number] | null>(null);
   const boxes = prediction?.boxes_px ?? [];
   const values = prediction?.values ?? [];
-  const text = boxes[0] ? Math.min(boxes[0][2], boxes[0][3]) * 0.28 : 10;
+  const text = boxes[0] ? Math.min(boxes[0][2], boxes[0][3]) * 0.13 : 10;
   return (
     <figure class="patched">
       <img

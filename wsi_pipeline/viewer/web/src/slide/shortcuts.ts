@@ -121,6 +121,16 @@ export function bindings(space: Workspace): KeyBinding[] {
     { group: work, keys: ["e"], does: "end the outline at its first corner", act: () => void finishCorners(space) },
     { group: work, keys: ["z"], does: "undo the last change of the review", act: () => void space.review.undo() },
     { group: work, keys: ["k"], does: "count a mitosis at the cross", act: () => mitosisAtCross(space) },
+    {
+      group: work,
+      keys: ["q"],
+      does: "ask the model about the place at the cross",
+      act: () => {
+        space.cross.value = true;
+        space.tab.value = "place";
+        space.place.value = space.middle;
+      },
+    },
     { group: work, keys: ["Escape"], does: "put the tool down", act: () => stopDrawing(space) },
     { group: "Panels", keys: ["v"], does: "panel: review", act: to("review") },
     { group: "Panels", keys: ["g"], does: "panel: grading", act: to("grading") },

@@ -20,7 +20,6 @@ export class Stage {
   readonly viewer: OpenSeadragon.Viewer;
   private readonly layers = new Map<string, OpenSeadragon.TiledImage>();
   private readonly wanted = new Map<string, PlacedTiles>();
-  failedTiles = 0;
 
   constructor(
     element: HTMLElement,
@@ -65,9 +64,6 @@ export class Stage {
     // Keys are the page's own: OpenSeadragon's letters would do two things at once.
     this.viewer.addHandler("canvas-key", (event) => {
       event.preventDefaultAction = true;
-    });
-    this.viewer.addHandler("tile-load-failed", () => {
-      this.failedTiles += 1;
     });
     this.tellTiles(element);
     if (view.has_slide) {
@@ -233,7 +229,7 @@ export class Stage {
   }
 }
 
-/** Two stages move as one, until the answer is called. */
+/** The second stage goes where the first is, then both move as one, until the answer is called. */
 export function link(first: Stage, second: Stage): () => void {
   let following = false;
   const follow = (leader: Stage, follower: Stage) => () => {
@@ -249,11 +245,18 @@ export function link(first: Stage, second: Stage): () => void {
     following = false;
   };
   const [there, back] = [follow(first, second), follow(second, first)];
-  first.viewer.addHandler("viewport-change", there);
-  second.viewer.addHandler("viewport-change", back);
-  second.viewer.addOnceHandler("open", there);
-  there();
+  // With its first image OpenSeadragon shows the whole of it, and must not take the first stage along.
+  const begin = () => {
+    there();
+    first.viewer.addHandler("viewport-change", there);
+    second.viewer.addHandler("viewport-change", back);
+  };
+  let timer = 0;
+  second.viewer.world.addOnceHandler("add-item", () => {
+    timer = window.setTimeout(begin, 0);
+  });
   return () => {
+    window.clearTimeout(timer);
     first.viewer.removeHandler("viewport-change", there);
     second.viewer.removeHandler("viewport-change", back);
   };

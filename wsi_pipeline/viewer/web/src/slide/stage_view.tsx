@@ -1,6 +1,7 @@
 // The stage as a part of the page: slide, map, drawings, and the small instruments on it.
 import { effect, useSignalEffect } from "@preact/signals";
 import { useEffect, useRef, useState } from "preact/hooks";
+import { count } from "../format";
 import { useClicks } from "./clicks";
 import { drawingsOf } from "./drawings";
 import { ColourBar, Magnifications, Readout, ScaleBar } from "./instruments";
@@ -85,6 +86,9 @@ export function StageView({ space }: { space: Workspace }) {
     window.addEventListener("hashchange", goElsewhere);
     let timer = 0;
     const { viewer } = stage;
+    viewer.addHandler("tile-load-failed", () => {
+      space.unreadable.value += 1;
+    });
     const moved = () => {
       space.current.value = stage.current;
       window.clearTimeout(timer);
@@ -156,12 +160,18 @@ export function StageView({ space }: { space: Workspace }) {
         <div class="below">
           <ScaleBar space={space} />
           <Readout space={space} />
+          {space.unreadable.value > 0 && (
+            <p class="readout" role="status">
+              {count(space.unreadable.value, "tile")} of the slide cannot be read.
+            </p>
+          )}
         </div>
-        <ColourBar space={space} />
+        {!beside && <ColourBar space={space} />}
       </div>
       {beside && (
         <div class="stage">
           <div class="osd" ref={other} />
+          <ColourBar space={space} />
         </div>
       )}
     </div>

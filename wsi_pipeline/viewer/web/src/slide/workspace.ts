@@ -36,6 +36,8 @@ export class Workspace {
   readonly outlinesShown = signal(true);
   readonly fieldsShown = signal(true);
   readonly cross = signal(false);
+  /** Tiles that the server could not give. */
+  readonly unreadable = signal(0);
 
   readonly tool = signal<Tool>("look");
   readonly corners = signal<Point[]>([]);
@@ -75,8 +77,11 @@ export class Workspace {
   }
 
   readonly regions = computed<Region[]>(() => {
-    const features = (this.outlines.value?.regions ?? this.view.regions).features;
-    return features.map((feature) => ({ id: feature.properties.name, feature }));
+    const moved = this.outlines.value;
+    const { features } = moved?.regions ?? this.view.regions;
+    // "IDC 1" of another threshold is another region than the run's own, and so is what is said of it.
+    const at = moved ? ` at ${moved.threshold.toFixed(2)}` : "";
+    return features.map((feature) => ({ id: `${feature.properties.name}${at}`, feature }));
   });
 
   /** Whether the threshold is another than the run's own. */
