@@ -11,7 +11,13 @@ from tifffile import TiffFile, TiffPage
 
 from wsi_pipeline.base.geometry import Box
 from wsi_pipeline.slides.readers import jpeg_tiles
-from wsi_pipeline.slides.readers.jpeg_tiles import DecodeTiles, TileTargets, copy_rectangles, decoder_of, same_pixels
+from wsi_pipeline.slides.readers.jpeg_tiles import (
+    DecodeTiles,
+    TileTargets,
+    copy_rectangles,
+    decoder_of,
+    same_pixels,
+)
 from wsi_pipeline.slides.readers.source import SourceFile
 from wsi_pipeline.slides.readers.tiff import open_reader
 from wsi_pipeline.slides.readers.tiff_tiles import JPEG, TilesOfPage, tiles_of

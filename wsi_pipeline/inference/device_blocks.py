@@ -439,9 +439,7 @@ def bytes_of(block: Block, read: Reads) -> tuple[int, int]:
     return source + tables, source + tables + pixels
 
 
-def load_block(
-    block: Block, grid: Grid, read: Reads, memory: NDArray[np.uint8], threads: int = 1
-) -> _Loaded:
+def load_block(block: Block, grid: Grid, read: Reads, memory: NDArray[np.uint8], threads: int = 1) -> _Loaded:
     """Read the block's pixels into memory of as many bytes as it takes at most, by so many threads.
 
     Those of a slide's level go there as they are decoded; what is of another scale is resampled on the device.

@@ -306,7 +306,9 @@ class Slide:
     def _decodes_many(self, index: int) -> bool:
         level = self.levels[index].index
         with self._open():
-            return self._reader.tile_decoder(level) is not None and self._reader.tiles_decoder(level) is not None
+            return (
+                self._reader.tile_decoder(level) is not None and self._reader.tiles_decoder(level) is not None
+            )
 
     @contextmanager
     def _open(self) -> Iterator[None]:
