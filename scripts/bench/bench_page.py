@@ -148,8 +148,8 @@ def _decoder_table(decoders: dict[str, Found]) -> list[str]:
     patches = next(iter(decoders.values()))["patches"]
     lines = [
         "JPEG tiles of 256 px decoded from memory: tiles of the real slide a second, at 40x; and on patches of its "
-        f"level at 4 um/px ({patches:,}) how far each is from libjpeg-turbo, in pixels (of 255) and in scores; and of tiles "
-        "whose second half is missing, the share that each gives as if they were whole.",
+        f"level at 4 um/px ({patches:,}) how far each is from libjpeg-turbo, in pixels (of 255) and in scores; "
+        "and of tiles whose second half is missing, the share that each gives as if they were whole.",
         "",
         "| | tiles | pixels off by | scores off by | across the threshold | damage unnoticed |",
         "| --- | --- | --- | --- | --- | --- |",

@@ -19,7 +19,7 @@ from wsi_pipeline.base.errors import DeviceLostError
 from wsi_pipeline.base.geometry import Plane
 from wsi_pipeline.inference.classifier import Classifier
 from wsi_pipeline.inference.classify import ClassifyOptions, classify_blocks
-from wsi_pipeline.inference.device_blocks import MOST_SPREAD, MOST_TOGETHER, MOST_WAITING, group_blocks
+from wsi_pipeline.inference.device_blocks import MOST_WAITING
 from wsi_pipeline.inference.engines.accelerator import HostAccelerator
 from wsi_pipeline.inference.engines.choice import made_patches
 from wsi_pipeline.inference.engines.cuda_engine import CudaEngine, batch_size_of
@@ -36,6 +36,7 @@ from wsi_pipeline.pipeline.infer import infer_slide
 from wsi_pipeline.pipeline.run import RunOptions
 from wsi_pipeline.slides.resample import axis_taps, resample
 from wsi_pipeline.slides.slide import Pixels, Slide, open_slide
+from wsi_pipeline.tiling.block_groups import MOST_SPREAD, MOST_TOGETHER, group_blocks
 from wsi_pipeline.tiling.grid import Block, GridOptions, Plan, ScoredBlock, plan_patches
 
 MakeSlide = Callable[..., Path]

@@ -27,6 +27,7 @@ from wsi_pipeline.inference.engines.pixel_ring import SPARE_BYTES, Piece
 from wsi_pipeline.models.slide_input import SlideInput
 from wsi_pipeline.slides.resample import axis_taps, taps_of
 from wsi_pipeline.slides.slide import Pixels, PlaneReader, SourcePixels
+from wsi_pipeline.tiling.block_groups import MOST_TOGETHER, Group, group_blocks
 from wsi_pipeline.tiling.grid import Block, Grid
 from wsi_pipeline.tiling.patches import readable_patches, split_block
 
@@ -38,8 +39,6 @@ IN_FLIGHT = 3
 MOST_WAITING = 8
 # The host's memory holds at most so much of what is read ahead, the device's of what is computed; or one block.
 HOST_BYTES, DEVICE_BYTES = 512 * 2**20, 384 * 2**20
-# So many blocks are read as one where the box around them is no larger than so many times theirs.
-MOST_TOGETHER, MOST_SPREAD = 4, 1.25
 # Threads of one reader that decodes many tiles in a call; there is one reader more than they need, since while it works
 # in Python its threads do nothing.
 THREADS_A_READER = 4
@@ -49,15 +48,6 @@ _WORD = 16
 POLL_S = 0.0005
 
 Reads = Callable[[Box], Pixels] | PlaneReader
-
-
-@dataclass(frozen=True, eq=False)
-class Group:
-    """Blocks that are read as one."""
-
-    blocks: tuple[Block, ...]
-    whole: Block
-    """All their patches, one block's behind the other's."""
 
 
 @dataclass(eq=False)
@@ -393,37 +383,6 @@ class _Run:
                 return
         if self._uploading:
             self._uploading[0][1].synchronize()
-
-
-def group_blocks(blocks: Iterable[Block], most: int) -> list[Group]:
-    """The blocks in their order, up to `most` of those that follow each other and lie side by side as one."""
-    groups: list[Group] = []
-    taken: list[Block] = []
-    for block in blocks:
-        if taken and (len(taken) == most or not _is_close([*taken, block])):
-            groups.append(_group(taken))
-            taken = []
-        taken.append(block)
-    return [*groups, _group(taken)] if taken else groups
-
-
-def _is_close(blocks: Sequence[Block]) -> bool:
-    """Whether the box around them holds little besides."""
-    own = sum(block.read_box.width * block.read_box.height for block in blocks)
-    around = _box_around(blocks)
-    return around.width * around.height <= MOST_SPREAD * own
-
-
-def _group(blocks: Sequence[Block]) -> Group:
-    patches = np.concatenate([block.patches for block in blocks])
-    return Group(tuple(blocks), replace(blocks[0], patches=patches, read_box=_box_around(blocks)))
-
-
-def _box_around(blocks: Sequence[Block]) -> Box:
-    boxes = [block.read_box for block in blocks]
-    left, top = min(box.x for box in boxes), min(box.y for box in boxes)
-    right, bottom = max(box.right for box in boxes), max(box.bottom for box in boxes)
-    return Box(left, top, right - left, bottom - top)
 
 
 def bytes_of(block: Block, read: Reads) -> tuple[int, int]:

@@ -24,9 +24,9 @@ except ImportError as error:
 log = logging.getLogger(__name__)
 
 PLACES = ("column", "row", "target", "start", "pitch", "x", "y", "width", "height")
-"""What says of a tile which it is and where its pixels go, int64: its column and row; the number of the memory, the byte
-of it that the first pixel wanted goes to, and the bytes of a row there; the first column and row of the tile that is
-wanted, and how many. The C function takes the tile's offset and bytes in the file instead of column and row."""
+"""What says of a tile which it is and where its pixels go, int64: its column and row; the number of the memory, the
+byte of it that the first pixel wanted goes to, and the bytes of a row there; the first column and row of the tile that
+is wanted, and how many. The C function takes the tile's offset and bytes in the file instead of column and row."""
 
 COPIED = ("source", "from", "source_pitch", "to", "pitch", "width", "height")
 """What the C function that copies rectangles is given of each, int64; all but the number of the source in bytes."""
