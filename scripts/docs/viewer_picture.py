@@ -9,10 +9,10 @@ from pathlib import Path
 
 from PIL import Image
 
+from wsi_pipeline.results.figures.palette import COLOURS, write_png
+
 ROOT = Path(__file__).resolve().parents[2]
 SIZE = {"width": 1200, "height": 675}
-# So that the file stays small: tissue has few colours.
-COLOURS = 128
 
 
 def main() -> int:
@@ -50,9 +50,7 @@ def main() -> int:
         finally:
             server.terminate()
     with Image.open(io.BytesIO(shown)) as image:
-        image.convert("RGB").quantize(COLOURS, kmeans=3, dither=Image.Dither.NONE).save(
-            args.out, optimize=True
-        )
+        write_png(args.out, image.convert("RGB"), COLOURS, steps=32)
     print(f"{args.out}: {args.out.stat().st_size / 1000:.0f} kB")
     return 0
 

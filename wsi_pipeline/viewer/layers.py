@@ -27,8 +27,9 @@ LAYERS: dict[str, tuple[str, str, Kind]] = {
     "status": ("labels/status", "what became of each cell", "classes"),
     "tissue": ("labels/tissue", "tissue and what was rejected of it", "classes"),
 }
-# Colour maps to choose from. All grow evenly in lightness and can be read with any colour vision.
-COLORMAPS = tuple(dict.fromkeys((COLOURS.name, "viridis", "cividis", "magma", "plasma")))
+# Colour maps to choose from. All grow evenly in lightness and can be read with any colour vision. Those of matplotlib
+# that hold colours of tissue (magma, plasma, inferno) are left out.
+COLORMAPS = (COLOURS.name, "viridis", "cividis")
 # The colours of deviations, which are never to be taken for probabilities.
 DEVIATION = "deviation"
 TISSUE_COLOURS = {1: (0, 114, 178, 110), 2: (230, 159, 0, 170)}
@@ -107,7 +108,7 @@ def layer_tile(
         rgba = _class_table(layer.name)[values]
         rgba[~inside] = 0
     else:
-        table = _colour_table("deviation" if layer.kind == "deviation" else colormap)
+        table = _colour_table(DEVIATION if layer.kind == "deviation" else colormap)
         top = LARGEST_DEVIATION if layer.kind == "deviation" else 1.0
         shares = (values / top - low) / max(high - low, 1e-6)
         steps = np.clip(np.nan_to_num(shares) * 256, 0, 255).astype(np.uint8)
@@ -127,9 +128,8 @@ def colour_stops(name: str, steps: int = 17) -> list[str]:
 
 @cache
 def _colour_table(name: str) -> NDArray[np.uint8]:
-    colours = UNCERTAINTY_COLOURS if name == "deviation" else matplotlib.colormaps[name]
-    if name == COLOURS.name:
-        colours = COLOURS
+    own = {DEVIATION: UNCERTAINTY_COLOURS, COLOURS.name: COLOURS}
+    colours = own.get(name) or matplotlib.colormaps[name]
     return np.asarray(colours(np.linspace(0, 1, 256), bytes=True))
 
 

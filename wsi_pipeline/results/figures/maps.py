@@ -135,7 +135,7 @@ def render_overlay(path: OutPath, thumbnail: Thumbnail, finished: FinishedMap, m
     rgb = thumbnail.rgb
     sampled = sample(finished.heatmap, finished.plane, thumbnail.plane, thumbnail.shape)
     scored = np.isfinite(sampled)
-    opacity = np.where(scored, 0.12 + 0.35 * np.clip(np.nan_to_num(sampled), 0, 1), 0).astype(np.float32)
+    opacity = np.where(scored, 0.09 + 0.38 * np.clip(np.nan_to_num(sampled), 0, 1), 0).astype(np.float32)
     blended = rgb + (colour(sampled)[:, :, :3] - rgb.astype(np.float32)) * opacity[:, :, None]
     factor = _enlargement(thumbnail.shape)
     picture = _enlarge(np.round(blended).astype(np.uint8), factor).copy()

@@ -1,16 +1,16 @@
 """What pictures and the report share: the colours of a map, a map on another plane, writing PNGs.
 
-Probabilities are shown on one colour scale, 0 to 1, whatever a map holds: viridis. Its lightness grows evenly
-with the probability, it survives every kind of colour blindness and a grey printer, and its blue, green and
-yellow are no colours of a haematoxylin and eosin stain. Where nothing was scored there is no colour at all.
+Probabilities are shown on one colour scale, 0 to 1, whatever a map holds: from dark green over green to yellow, none of
+which is a colour of a haematoxylin and eosin stain, nor of glass. Its lightness grows evenly with the probability, it
+survives every kind of colour blindness and a grey printer. scripts/results/measure_colours.py measures it beside
+others. Where nothing was scored there is no colour at all.
 """
 
 import math
 from collections.abc import Mapping
 
-import matplotlib
 import numpy as np
-from matplotlib.colors import Colormap
+from matplotlib.colors import Colormap, LinearSegmentedColormap
 from PIL import Image
 
 from wsi_pipeline.base.files import OutPath, write_bytes
@@ -19,9 +19,13 @@ from wsi_pipeline.base.images import png_bytes
 from wsi_pipeline.base.types import FloatMap, RgbImage
 from wsi_pipeline.results.figures.few_colours import in_few_colours
 
-COLOURS = matplotlib.colormaps["viridis"]
-# Of uncertainty, which must not be taken for a probability: as even in lightness, pale where models agree.
-UNCERTAINTY_COLOURS = matplotlib.colormaps["magma_r"]
+# Stops at even steps to the eye (CIEDE2000).
+COLOURS = LinearSegmentedColormap.from_list(
+    "green_yellow",
+    ["#00241a", "#003a1a", "#00561a", "#1a721a", "#3d8c1a", "#63a51c", "#94c123", "#c6d92d", "#fff03a"],
+)
+# Of uncertainty, which must not be taken for a probability, nor for tissue: pale where models agree.
+UNCERTAINTY_COLOURS = LinearSegmentedColormap.from_list("teal", ["#e8ffff", "#00687a"])
 # The largest standard deviation that numbers between 0 and 1 can have.
 LARGEST_DEVIATION = 0.5
 
@@ -31,12 +35,12 @@ BLACK, GREY, WHITE = "#000000", "#777777", "#FFFFFF"
 
 
 def colour(heatmap: FloatMap) -> RgbImage:
-    """The map as RGBA bytes [y, x, 4]: 0 to 1 from dark blue to yellow, wholly transparent where NaN."""
+    """The map as RGBA bytes [y, x, 4]: 0 to 1 from dark green to yellow, wholly transparent where NaN."""
     return _coloured(heatmap, COLOURS)
 
 
 def colour_uncertainty(deviation: FloatMap) -> RgbImage:
-    """Standard deviations as RGBA bytes [y, x, 4]: 0 to 0.5 from cream to black, transparent where NaN."""
+    """Standard deviations as RGBA bytes [y, x, 4]: 0 to 0.5 from white to dark teal, transparent where NaN."""
     return _coloured(deviation / LARGEST_DEVIATION, UNCERTAINTY_COLOURS)
 
 

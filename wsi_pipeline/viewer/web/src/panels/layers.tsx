@@ -53,7 +53,9 @@ export function LayersPanel({ space }: { space: Workspace }) {
             }}
           >
             {view.colormaps.map((name) => (
-              <option key={name}>{name}</option>
+              <option key={name} value={name}>
+                {name.replaceAll("_", " to ")}
+              </option>
             ))}
           </select>
         </label>
