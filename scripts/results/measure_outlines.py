@@ -69,9 +69,9 @@ def main() -> None:
             print(rows[-1], flush=True)
     text = "\n".join(
         [
-            f"{len(mounts)} mounts.",
+            f"{len(mounts)} whole mounts.",
             "",
-            "| cells, um | Dice | area, median (range) | boundary, median, um | 95 %, um | shifted | seconds a mount |",
+            "| cells, um | Dice | area, median (range) | boundary, median, um | 95 %, um | shifted | seconds each |",
             "| ---: | ---: | --- | ---: | ---: | ---: | ---: |",
             *rows,
         ]

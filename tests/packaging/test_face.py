@@ -14,10 +14,21 @@ import wsi_pipeline as wp
 from wsi_pipeline.base import errors
 
 CALLS = {"infer_slide", "load_model", "open_result", "open_slide", "tile_slide"}
-VALUES = {"Box", "Model", "Plane", "Result", "ResultField", "ResultRegion", "Size", "Slide", "Status"}
+VALUES = {
+    "Box",
+    "Model",
+    "Plane",
+    "Result",
+    "ResultField",
+    "ResultHotSpot",
+    "ResultRegion",
+    "Size",
+    "Slide",
+    "Status",
+}
 OPTIONS = {
-    *("AnnotationOptions", "ArtefactOptions", "ClassifyOptions", "DelineateOptions", "GridOptions"),
-    *("InferConfig", "TileConfig", "TileGridOptions", "TissueOptions"),
+    *("AnnotationOptions", "ArtefactOptions", "ClassifyOptions", "DelineateOptions", "FieldOptions"),
+    *("GridOptions", "InferConfig", "TileConfig", "TileGridOptions", "TissueOptions"),
 }
 
 

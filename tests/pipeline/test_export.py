@@ -15,8 +15,10 @@ from wsi_pipeline.cli.export_map import main
 from wsi_pipeline.inference.classifier import Classifier
 from wsi_pipeline.inference.classify import ClassifyOptions
 from wsi_pipeline.pipeline.config import InferConfig
-from wsi_pipeline.pipeline.export import export_map
+from wsi_pipeline.pipeline.export import export_map, exported_map
 from wsi_pipeline.pipeline.infer import infer_slide
+from wsi_pipeline.results.exports.pdf import report_info_of
+from wsi_pipeline.results.opened import open_result
 from wsi_pipeline.results.regions import DelineateOptions
 
 MakeSlide = Callable[..., Path]
@@ -46,6 +48,14 @@ def test_exports_are_written_later_from_a_map_that_is_there(
     assert capsys.readouterr().out.split() == [str(run / name) for name in names]
     # The run drew its own from a thumbnail of the tissue's plane; numbers and outlines are the same.
     assert abs(len((run / "report.pdf").read_bytes()) / len(before) - 1) < 0.5
+
+
+def test_the_pdf_says_of_the_model_what_the_report_says(run: Path) -> None:
+    info = report_info_of(exported_map(open_result(run), []))
+    card = classifier().models[0].card
+    assert info.limits == card.limits
+    assert info.models == [(card.name, classifier().models[0].sha256)]
+    assert info.warnings == open_result(run).summary["warnings"]
 
 
 def test_exports_that_lie_there_follow_a_report_that_is_drawn_again(run: Path, tmp_path: Path) -> None:

@@ -36,11 +36,13 @@ from wsi_pipeline.pipeline.maps import choose_map
 from wsi_pipeline.pipeline.run import RunOptions
 from wsi_pipeline.pipeline.slide_jobs import InferJob, TileJob
 from wsi_pipeline.pipeline.tile import tile_slide
+from wsi_pipeline.results.fields import FieldOptions
 from wsi_pipeline.results.provenance import (
     CARD_DECIDES_NOTHING,
     CARD_DECIDES_REPORT,
     CONTEXT_DECIDES_NOTHING,
     CONTEXT_DECIDES_REPORT,
+    REPORT_FORMAT,
     key_of,
 )
 from wsi_pipeline.results.regions import DelineateOptions
@@ -127,7 +129,7 @@ def test_every_option_changes_the_map_key_or_the_report_key_or_decides_nothing_f
     if name in DECIDES_NOTHING:
         assert changed == [False, False]
         assert DECIDES_NOTHING[name]
-    elif name.startswith("delineate.") or name == "max_unreadable":
+    elif name.startswith(("delineate.", "fields.")) or name == "max_unreadable":
         assert changed == [False, True]
     else:
         assert changed[0], "an option that nobody listed must decide the map"
@@ -414,19 +416,18 @@ def test_dense_is_settled_with_the_store_as_precision_is(path: Path, tmp_path: P
 
 
 @pytest.mark.parametrize(
-    "options",
+    "other",
     [
-        DelineateOptions(threshold=0.72),
-        DelineateOptions(min_area_mm2=0.5),
-        DelineateOptions(field_count=2),
-        DelineateOptions(field_diameter_mm=0.4),
+        InferConfig(delineate=DelineateOptions(threshold=0.72)),
+        InferConfig(delineate=DelineateOptions(min_area_mm2=0.5)),
+        InferConfig(fields=FieldOptions(count=2)),
+        InferConfig(fields=FieldOptions(diameter_mm=0.4)),
     ],
 )
 def test_another_report_is_drawn_again_from_the_same_map_and_never_classified(
-    path: Path, tmp_path: Path, options: DelineateOptions
+    path: Path, tmp_path: Path, other: InferConfig
 ) -> None:
     first = infer_slide(path, tmp_path / "out", InferConfig(), classifier())
-    other = InferConfig(delineate=options)
     fresh = infer_slide(path, tmp_path / "fresh", other, classifier())
     files = store_files(first.folder)
     for run in (UNTOUCHED, RunOptions(overwrite=True, progress=never)):
@@ -608,7 +609,7 @@ def test_a_report_of_another_format_is_drawn_again(
     infer_slide(path, tmp_path, InferConfig(), classifier())
     monkeypatch.setattr("wsi_pipeline.pipeline.identity.REPORT_FORMAT", 99)
     again = infer_slide(path, tmp_path, InferConfig(), classifier(), UNTOUCHED)
-    assert again.drawn_again == "format: 1 there, 99 here"
+    assert again.drawn_again == f"format: {REPORT_FORMAT} there, 99 here"
 
 
 def test_more_that_is_unreadable_is_a_question_of_the_report(shared: Path, tmp_path: Path) -> None:

@@ -41,6 +41,7 @@ OUTPUTS = {
     "overlay.png",
     "report.png",
     "report.pdf",
+    "fields.png",
     "regions.geojson",
     "summary.json",
 }
@@ -78,7 +79,8 @@ def test_a_slide_comes_out_as_a_map_with_everything_beside_it(make_slide: MakeSl
     summary = json.loads((result.folder / "summary.json").read_text())
     assert summary["counts"]["cells"]["scored"] == scored.sum() == result.patches
     assert summary["tissue_mm2"] == pytest.approx(1000 * 1400 * 16e-6, rel=0.03)
-    assert summary["idc_mm2"] == pytest.approx((values >= 0.5).sum() * 0.04, rel=1e-3)
+    # Cells at the tissue's edge are partly glass, and outlines reach to the edge of the tissue.
+    assert summary["idc_mm2"] == pytest.approx((values >= 0.5).sum() * 0.04, rel=0.03)
     for name in ("tissue.png", "heatmap.png", "overlay.png", "report.png"):
         assert min(Image.open(result.folder / name).size) > 100
 
@@ -274,7 +276,7 @@ def test_an_ensemble_maps_the_mean_of_its_models_and_how_far_they_are_apart(
     assert summary["uncertainty"]["mean"] == pytest.approx(0.25 * np.nanmean(alone), abs=1e-5)
     inside = 0.75 * alone >= 0.4  # one region, of all that is bright
     assert len(summary["regions"]) == 1
-    assert summary["uncertainty"]["in_regions"] == pytest.approx(0.25 * alone[inside].mean(), abs=1e-3)
+    assert summary["uncertainty"]["in_regions"] == pytest.approx(0.25 * alone[inside].mean(), abs=0.01)
 
 
 def test_other_models_are_another_map_and_the_configs_threshold_another_report_of_it(

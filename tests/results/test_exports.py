@@ -13,6 +13,7 @@ import pytest
 import shapely
 import tifffile
 from conftest import SHARED
+from field_grounds import chosen
 
 from wsi_pipeline.base.errors import ResultError, UsageError
 from wsi_pipeline.base.geometry import Plane, Size
@@ -20,7 +21,7 @@ from wsi_pipeline.results.exports import formats
 from wsi_pipeline.results.exports.exported_map import ExportedMap
 from wsi_pipeline.results.exports.formats import EXPORTS, check_exports, exports_in, exports_of, files_of
 from wsi_pipeline.results.exports.written import write_exports
-from wsi_pipeline.results.fields import choose_fields
+from wsi_pipeline.results.fields import FieldOptions
 from wsi_pipeline.results.finished_map import FinishedMap
 from wsi_pipeline.results.geojson import regions_to_geojson
 from wsi_pipeline.results.regions import DelineateOptions, delineate, rasterise
@@ -46,11 +47,10 @@ def exported(
     )
     heatmap[shape[0] // 2, shape[1] // 2 - 1] = 0.01  # a hole
     heatmap[0] = np.nan
-    options = DelineateOptions(min_area_mm2=0, field_diameter_mm=0.3)
-    regions = delineate(heatmap, plane, mpp0, 0.4, options)
-    fields = choose_fields(heatmap, plane, mpp0, regions, options)
+    regions = delineate(heatmap, plane, mpp0, 0.4, DelineateOptions(min_area_mm2=0))
+    choice = chosen(heatmap, plane, mpp0, regions, FieldOptions(diameter_mm=0.3))
     cells = {"scored": int(np.isfinite(heatmap).sum()), "rejected": 0, "unreadable": 0}
-    finished = FinishedMap(heatmap, plane, "each patch alone", 0.4, regions, fields, {"cells": cells})
+    finished = FinishedMap(heatmap, plane, "each patch alone", 0.4, regions, {"cells": cells}, choice)
     summary = {
         "size0": [size0.width, size0.height],
         "mpp": list(mpp0),
@@ -174,6 +174,15 @@ def test_dicom_objects_of_another_slide_lie_on_a_frame_of_reference_that_follows
 
     folder, made = written
     check_dicom(folder, made, source_of(made))
+
+
+@pytest.mark.filterwarnings("error::UserWarning")
+def test_a_slide_of_more_pixels_than_a_frame_of_dicom_may_have_is_exported(tmp_path: Path) -> None:
+    from wsi_pipeline.results.exports.dicom_source import source_of
+
+    made = exported(size0=Size(70_000, 3_000), mpp0=(0.25, 0.25))
+    write_exports(tmp_path, ["dicom"], made)
+    check_dicom(tmp_path, made, source_of(made))
 
 
 def test_dicom_objects_of_a_dicom_slide_lie_on_its_own_geometry(tmp_path: Path) -> None:

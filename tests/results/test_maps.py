@@ -33,7 +33,7 @@ def slide_of(width: int, height: int) -> np.ndarray:
 
 
 def finished_map(heatmap: np.ndarray, plane: Plane, regions: Sequence[IdcRegion] = ()) -> FinishedMap:
-    return FinishedMap(heatmap, plane, KIND, 0.5, regions, [], {})
+    return FinishedMap(heatmap, plane, KIND, 0.5, regions, {})
 
 
 def test_the_map_alone_covers_exactly_the_slide_wherever_its_cells_end(tmp_path):

@@ -13,13 +13,13 @@ import scipy.ndimage
 import shapely
 import zarr
 from conftest import noise, write_scn, write_slide
+from field_grounds import chosen
 from models import brightness_model, dimmer_model, random_step
 from s3_server import s3_server
 from test_infer import section
 
 import wsi_pipeline as wp
 from wsi_pipeline.base.geometry import Plane
-from wsi_pipeline.results.fields import choose_fields
 from wsi_pipeline.results.geojson import regions_from_geojson, regions_to_geojson
 from wsi_pipeline.results.regions import DelineateOptions, delineate, rasterise
 
@@ -121,6 +121,10 @@ def test_regions_lie_on_the_cells_of_the_map_in_pixels_and_in_micrometres(
     for field in result.fields:
         assert field.circle_um.area / 1e6 == pytest.approx(0.2376, rel=0.01)
         assert field.region_name in [r.name for r in result.regions]
+    assert result.fields
+    assert [spot.wanted_mm2 for spot in result.hot_spots] == [1.0, 2.0]
+    for spot in result.hot_spots:
+        assert spot.circle_um.area / 1e6 >= 0.99 * spot.usable_mm2
 
 
 def test_regions_and_fields_that_are_written_are_read_back() -> None:
@@ -129,7 +133,7 @@ def test_regions_and_fields_that_are_written_are_read_back() -> None:
     plane, mpp = Plane(400.0, 410.0, 1024.5, 77.25), (0.25, 0.26)
     options = DelineateOptions(min_area_mm2=0.0)
     regions = delineate(heatmap, plane, mpp, 0.5, options)
-    fields = choose_fields(heatmap, plane, mpp, regions, options)
+    fields = chosen(heatmap, plane, mpp, regions, wp.FieldOptions(min_tumour=0.2)).fields
     assert len(regions) > 1
     assert fields
     written = json.loads(json.dumps(regions_to_geojson(regions, fields, origin0=(1000.0, 60.0))))
@@ -145,7 +149,7 @@ def test_regions_and_fields_that_are_written_are_read_back() -> None:
 
 
 def test_pictures_are_the_files_that_are_there(result: wp.Result) -> None:
-    assert set(result.pictures) == {"report", "overlay", "heatmap", "tissue"}
+    assert set(result.pictures) == {"report", "overlay", "heatmap", "tissue", "fields"}
     assert all(path.is_file() for path in result.pictures.values())
     (result.folder / "report.png").unlink()
     assert "report" not in wp.open_result(result.folder).pictures

@@ -14,7 +14,6 @@ from wsi_pipeline.base.errors import ConfigError
 from wsi_pipeline.base.geometry import Plane, Size
 from wsi_pipeline.base.options import options_from_dict, options_to_dict
 from wsi_pipeline.results.extent import largest_dimension_mm
-from wsi_pipeline.results.fields import choose_fields
 from wsi_pipeline.results.geojson import regions_from_geojson, regions_to_geojson
 from wsi_pipeline.results.regions import DelineateOptions, TissueMask, delineate, rasterise
 from wsi_pipeline.slides.annotations.geojson import qupath_origin0
@@ -241,11 +240,10 @@ def test_small_regions_are_left_out_and_one_of_exactly_the_least_area_stays():
 
 @pytest.mark.parametrize("value", [0.0, np.nan])
 @pytest.mark.parametrize("shape", [(1, 1), (3, 200), (0, 0)])
-def test_a_map_without_idc_has_no_regions_and_no_fields(value, shape):
+def test_a_map_without_idc_has_no_regions(value, shape):
     heatmap = np.full(shape, value, np.float32)
     regions = delineate(heatmap, CELLS_200_UM, MPP0, 0.5, EVERYTHING)
     assert regions == []
-    assert choose_fields(heatmap, CELLS_200_UM, MPP0, regions, EVERYTHING) == []
     assert not rasterise(regions, CELLS_200_UM, shape).any()
 
 
@@ -254,9 +252,7 @@ def test_a_large_map_takes_seconds():
     heatmap = scipy.ndimage.gaussian_filter(noise, 10)
     started = time.perf_counter()
     regions = delineate(heatmap, Plane(50, 50), MPP0, 0.5, DelineateOptions())
-    fields = choose_fields(heatmap, Plane(50, 50), MPP0, regions, DelineateOptions())
     assert len(regions) > 1
-    assert len(fields) == 10
     assert time.perf_counter() - started < 15
 
 
@@ -266,46 +262,6 @@ def test_a_region_rasterises_on_another_plane_too():
     assert fine.sum() * 100 * 200 == pytest.approx(region.polygon.area, rel=0.05)
     assert fine[6:10, 18:22].all()
     assert not fine[:3].any()
-
-
-# --- fields -------------------------------------------------------------------------------------------
-
-
-def test_fields_are_circles_of_the_diameter_that_do_not_overlap_the_surest_first():
-    heatmap = np.full((40, 40), 0.6, np.float32)
-    heatmap[30, 8] = 1.0
-    plane, mpp0 = Plane(400.0, 200.0), (0.25, 0.5)
-    regions = delineate(heatmap, plane, mpp0, 0.5, EVERYTHING)
-    fields = choose_fields(heatmap, plane, mpp0, regions, DelineateOptions())
-    assert len(fields) == 10
-    assert {f.region_name for f in fields} == {"IDC 1"}
-    assert (2 * fields[0].radius_x0 * 0.25, 2 * fields[0].radius_y0 * 0.5) == (550.0, 550.0)
-    centres_um = np.array([(f.x0 * mpp0[0], f.y0 * mpp0[1]) for f in fields])
-    distances = np.linalg.norm(centres_um[:, None] - centres_um[None], axis=2)
-    assert distances[~np.eye(10, dtype=bool)].min() >= 550
-    hot = np.array(plane.point_to_level0(8.5, 30.5)) * mpp0
-    assert np.linalg.norm(centres_um[0] - hot) < 275
-    assert fields[0].mean_probability > fields[1].mean_probability == pytest.approx(0.6, abs=1e-6)
-
-
-def test_a_field_lies_in_tumour_for_its_least_share():
-    heatmap = np.zeros((9, 9), np.float32)
-    heatmap[4, 4] = 0.9  # 0.04 mm2: a sixth of a field
-    regions = delineate(heatmap, CELLS_200_UM, MPP0, 0.5, EVERYTHING)
-    assert choose_fields(heatmap, CELLS_200_UM, MPP0, regions, DelineateOptions()) == []
-    (field,) = choose_fields(
-        heatmap, CELLS_200_UM, MPP0, regions, DelineateOptions(min_field_tumour=0.1, field_count=3)
-    )
-    assert (field.x0, field.y0) == CELLS_200_UM.point_to_level0(4.5, 4.5)
-    assert field.mean_probability == pytest.approx(0.9 * 0.04 / 0.2376, rel=0.01)
-
-
-def test_a_field_mean_leaves_out_what_was_not_scored():
-    heatmap = np.full((9, 9), np.nan, np.float32)
-    heatmap[:, 4:] = 0.8
-    regions = delineate(heatmap, CELLS_200_UM, MPP0, 0.5, EVERYTHING)
-    fields = choose_fields(heatmap, CELLS_200_UM, MPP0, regions, DelineateOptions())
-    assert [f.mean_probability for f in fields] == pytest.approx([0.8] * len(fields))
 
 
 # --- GeoJSON ------------------------------------------------------------------------------------------
@@ -326,20 +282,6 @@ def test_geojson_reads_back_the_same_polygons(mask, plane):
         assert feature["properties"]["measurements"]["Area mm^2"] == region.area_mm2
 
 
-def test_a_field_is_an_ellipse_for_qupath_and_its_bounding_box_the_circle():
-    heatmap = np.ones((9, 9), np.float32)
-    regions = delineate(heatmap, CELLS_200_UM, MPP0, 0.5, EVERYTHING)
-    fields = choose_fields(heatmap, CELLS_200_UM, MPP0, regions, DelineateOptions(field_count=1))
-    feature = regions_to_geojson(regions, fields)["features"][1]
-    assert feature["geometry"]["isEllipse"] is True
-    bounds = shapely.geometry.shape(feature["geometry"]).bounds
-    f = fields[0]
-    assert bounds == pytest.approx(
-        (f.x0 - f.radius_x0, f.y0 - f.radius_y0, f.x0 + f.radius_x0, f.y0 + f.radius_y0)
-    )
-    assert feature["properties"]["name"] == "Field 1 (IDC 1)"
-
-
 def test_coordinates_count_from_where_qupath_cuts_the_slide():
     size0 = Size(10_000, 20_000)
     bounds = {"x": "300", "y": "500", "width": "9000", "height": "18000"}
@@ -358,7 +300,7 @@ def test_coordinates_count_from_where_qupath_cuts_the_slide():
 
 
 def test_options_survive_a_round_trip_and_refuse_what_is_not_a_probability():
-    options = DelineateOptions(threshold=0.4, field_count=3)
+    options = DelineateOptions(threshold=0.4, min_area_mm2=0.3)
     assert options_from_dict(DelineateOptions, options_to_dict(options), "test") == options
     with pytest.raises(ConfigError, match="threshold"):
         options_from_dict(DelineateOptions, {"threshold": 1.2}, "test")

@@ -7,10 +7,11 @@ import numpy as np
 import openslide
 import pytest
 import scipy.ndimage
+from field_grounds import chosen
 from test_maps import MPP0, pixels, slide_of
 
 from wsi_pipeline.base.geometry import Plane, Size
-from wsi_pipeline.results.fields import choose_fields
+from wsi_pipeline.results.fields import NO_FIELDS
 from wsi_pipeline.results.figures.maps import render_overlay
 from wsi_pipeline.results.figures.palette import colour, sample
 from wsi_pipeline.results.figures.report import ReportInfo, info_rows, render_report
@@ -36,7 +37,7 @@ INFO = ReportInfo(
 
 
 COUNTS = {"cells": {"scored": 600, "rejected": 2, "unreadable": 1}}
-NO_MAP = FinishedMap(np.zeros((1, 1), np.float32), Plane(1, 1), "each patch alone", 0.5, [], [], COUNTS)
+NO_MAP = FinishedMap(np.zeros((1, 1), np.float32), Plane(1, 1), "each patch alone", 0.5, [], COUNTS)
 
 
 def report(
@@ -54,8 +55,8 @@ def report(
     thumbnail = Thumbnail(rgb, Plane(columns * 800 / rgb.shape[1], rows * 800 / rgb.shape[0]))
     options = DelineateOptions(min_area_mm2=least_mm2)
     regions = delineate(heatmap, cells, MPP0, 0.5, options)
-    fields = choose_fields(heatmap, cells, MPP0, regions, options)
-    finished = replace(NO_MAP, heatmap=heatmap, plane=cells, regions=regions, fields=fields)
+    choice = chosen(heatmap, cells, MPP0, regions) if regions else NO_FIELDS
+    finished = replace(NO_MAP, heatmap=heatmap, plane=cells, regions=regions, choice=choice)
     finished = replace(finished, uncertainty=uncertainty)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

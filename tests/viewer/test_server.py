@@ -223,7 +223,7 @@ def test_a_slide_that_is_gone_is_shown_by_its_pictures(made, out):
         assert not info["has_slide"]
         assert "was not found in" in info["why_not"]
         assert client.get("/api/slides/a/tiles/9/0_0.jpg").status_code == 422
-        assert pixels(client.get(info["pictures"]["overlay"])).ndim == 3
+        assert pixels(client.get(info["pictures"]["overlay"])).size > 10_000
     with client_of(out, [made / "slides"]) as client:
         assert client.get("/api/slides/a").json()["has_slide"]
 

@@ -33,7 +33,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(args: argparse.Namespace) -> int:
     # Imported here: --help and a wrong argument should not wait for it.
     from wsi_pipeline.base.errors import OutputError, ResultError, SlideError, UsageError
+    from wsi_pipeline.base.files import out_path
     from wsi_pipeline.base.text import on_one_line
+    from wsi_pipeline.pipeline.batch_report import write_batch_report
     from wsi_pipeline.pipeline.export import export_map, run_folders
     from wsi_pipeline.results.exports.formats import check_exports, exports_of
 
@@ -52,6 +54,10 @@ def _run(args: argparse.Namespace) -> int:
                 raise
             failed += 1
             print(f"error: {on_one_line(str(error))}", file=sys.stderr)
+    if "pdf" in exports:
+        for place in args.runs:
+            for path in write_batch_report(out_path(place)):
+                print(path)
     return SOME_FAILED if failed else ALL_DONE
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from wsi_pipeline.cli.batch_arguments import add_batch_arguments
-from wsi_pipeline.cli.common import command_parser, run_command
+from wsi_pipeline.cli.common import ALL_DONE, SOME_FAILED, command_parser, run_command
 
 EXAMPLE = """  infer-slide biopsy.svs --out maps
   infer-slide *.svs --out maps --device cuda:1 --config infer
@@ -41,6 +41,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="LIST",
         help="files for other tools: of ometiff, dicom, asap and pdf, or none (default: what the config says, pdf)",
     )
+    parser.add_argument(
+        "--field-mm",
+        type=float,
+        metavar="MM",
+        help="diameter of your microscope's high-power field, for fields to grade in and counts of mitoses (default: "
+        "0.55, or the config's)",
+    )
     return run_command(parser, _run, argv)
 
 
@@ -48,12 +55,15 @@ def _run(args: argparse.Namespace) -> int:
     # Imported here: --help and a wrong argument should not wait for it.
     from wsi_pipeline.base.errors import UsageError
     from wsi_pipeline.base.files import out_path
+    from wsi_pipeline.base.options import options_from_dict, options_to_dict
     from wsi_pipeline.cli.batch import listed_slides, run_batch, staging_of
     from wsi_pipeline.cli.dry_run import dry_run
+    from wsi_pipeline.pipeline.batch_report import write_batch_report
     from wsi_pipeline.pipeline.config import InferConfig, load_config
     from wsi_pipeline.pipeline.estimate import estimator_of_inference
     from wsi_pipeline.pipeline.slide_jobs import InferJob
     from wsi_pipeline.results.exports.formats import exports_of
+    from wsi_pipeline.results.fields import FieldOptions
 
     config = load_config(InferConfig, args.config) if args.config else InferConfig()
     if args.exports is not None:
@@ -62,12 +72,19 @@ def _run(args: argparse.Namespace) -> int:
         if not 0 < args.cell_um < 1e6:
             raise UsageError(f"--cell-um {args.cell_um:g}: expected a positive number of um")
         config = replace(config, grid=replace(config.grid, cell_um=args.cell_um))
+    if args.field_mm is not None:
+        fields = options_to_dict(config.fields) | {"diameter_mm": args.field_mm}
+        config = replace(config, fields=options_from_dict(FieldOptions, fields, "--field-mm"))
     models = tuple(args.model or ["idc_default"])
     job = InferJob(out_path(args.out), config, models, args.device, args.overwrite, staging_of(args))
     entries = listed_slides(args)
     if args.dry_run:
         return dry_run(entries, estimator_of_inference(job), args.workers)
-    return run_batch(job, entries, args)
+    code = run_batch(job, entries, args)
+    if "pdf" in config.exports and code in (ALL_DONE, SOME_FAILED):
+        for path in write_batch_report(job.out):
+            print(path)
+    return code
 
 
 if __name__ == "__main__":

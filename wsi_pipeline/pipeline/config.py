@@ -7,6 +7,7 @@ from wsi_pipeline.base.configs import find_config
 from wsi_pipeline.base.options import Field, options, options_from_dict, read_yaml_file
 from wsi_pipeline.inference.classify import ClassifyOptions
 from wsi_pipeline.results.exports.formats import ExportName
+from wsi_pipeline.results.fields import FieldOptions
 from wsi_pipeline.results.regions import DelineateOptions
 from wsi_pipeline.slides.annotations.geojson import AnnotationOptions
 from wsi_pipeline.tiling.artefacts import ArtefactOptions
@@ -61,6 +62,7 @@ class InferConfig:
     patch alone."""
 
     delineate: DelineateOptions = DelineateOptions()
+    fields: FieldOptions = FieldOptions()
     exports: tuple[ExportName, ...] = ("pdf",)
     """Files for other tools, beside the map, its regions and pictures: ometiff, dicom, asap, pdf. `export-map` writes
     them later, too."""

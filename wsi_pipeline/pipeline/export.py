@@ -14,6 +14,7 @@ from wsi_pipeline.jobs.protocols import Busy
 from wsi_pipeline.results.exports.exported_map import ExportedMap
 from wsi_pipeline.results.exports.formats import ExportName, check_exports
 from wsi_pipeline.results.exports.written import write_exports
+from wsi_pipeline.results.fields import FieldChoice
 from wsi_pipeline.results.finished_map import FinishedMap
 from wsi_pipeline.results.opened import Result, open_result
 from wsi_pipeline.results.store import STORE_NAME
@@ -32,10 +33,6 @@ def export_map(
 
     Raises ResultError where there is no finished map, or no slide that is needed, UsageError where a package is not
     installed, JobError while another process works on the slide, OutputError.
-
-    Example::
-
-        wp.export_map("maps/sample", ["ometiff"])
     """
     check_exports(exports)
     place = out_path(folder) if isinstance(folder, str) else folder
@@ -98,8 +95,8 @@ def _finished_map(result: Result) -> FinishedMap:
         summary["map_kind"],
         summary["threshold"],
         result.regions,
-        result.fields,
         summary["counts"],
+        FieldChoice(result.fields, result.hot_spots, summary["fields"]["rule"]),
         result.uncertainty,
         Uncertainty(**uncertainty) if uncertainty else None,
         result.status,

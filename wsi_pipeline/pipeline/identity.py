@@ -33,7 +33,7 @@ if TYPE_CHECKING:  # torch takes seconds to import
     from wsi_pipeline.models.model import Model
 
 # Options that decide what is drawn and counted, not the map.
-DECIDES_REPORT = ("delineate", "max_unreadable")
+DECIDES_REPORT = ("delineate", "fields", "max_unreadable")
 # Options that decide neither, each with the reason.
 DECIDES_NOTHING = {
     "exports": "the same map and report, as other files",

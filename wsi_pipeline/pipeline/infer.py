@@ -18,6 +18,7 @@ from wsi_pipeline.inference.stain_check import StainCheck, check_stain, sample_p
 from wsi_pipeline.models.context import apply_context
 from wsi_pipeline.models.stain import patch_densities, stain_gain_of
 from wsi_pipeline.pipeline.config import InferConfig
+from wsi_pipeline.pipeline.fields import with_fields, write_fields
 from wsi_pipeline.pipeline.identity import Wanted, map_key_of, map_report, wanted_map
 from wsi_pipeline.pipeline.maps import ShownMap, choose_map, grid_for_model
 from wsi_pipeline.pipeline.run import (
@@ -34,16 +35,16 @@ from wsi_pipeline.results.commit import commit_blocks
 from wsi_pipeline.results.exports.exported_map import ExportedMap
 from wsi_pipeline.results.exports.formats import ExportName, exports_in, files_of, missing_packages
 from wsi_pipeline.results.exports.written import write_exports
-from wsi_pipeline.results.fields import choose_fields
 from wsi_pipeline.results.figures.fonts import script_warnings
 from wsi_pipeline.results.figures.maps import heatmap_place
-from wsi_pipeline.results.figures.slide_figures import draw_map
+from wsi_pipeline.results.figures.slide_figures import draw_map, model_words
 from wsi_pipeline.results.finished_map import FinishedMap
 from wsi_pipeline.results.geojson import regions_to_geojson
 from wsi_pipeline.results.provenance import model_names, store_attributes
 from wsi_pipeline.results.regions import TissueMask, delineate, rasterise
 from wsi_pipeline.results.run_folder import (
     OUTPUTS,
+    SHEET,
     SlideResult,
     begin_report,
     find_run,
@@ -51,7 +52,14 @@ from wsi_pipeline.results.run_folder import (
     why_draw,
 )
 from wsi_pipeline.results.store import PatchTable, SlideStore
-from wsi_pipeline.results.summary import Stopwatch, count, mean_uncertainty, region_info, summarise
+from wsi_pipeline.results.summary import (
+    Stopwatch,
+    count,
+    field_info,
+    mean_uncertainty,
+    region_info,
+    summarise,
+)
 from wsi_pipeline.slides.annotations.geojson import qupath_origin0
 from wsi_pipeline.slides.catalog import SlideEntry
 from wsi_pipeline.slides.slide import Slide
@@ -189,6 +197,8 @@ def _draw_report(job: _Job, store: SlideStore, watch: Stopwatch, drawn_again: st
     report = map_report(map_key_of(store), slide, config, shown)
     with watch("delineate"):
         finished = _finished_map(store, slide, overview, shown, len(models), config)
+    with watch("fields"), slide.fails_if_changed():
+        finished = with_fields(finished, slide, overview, config.fields)
         begin_report(folder)
         _write_regions(folder, slide, finished, map_key_of(store))
         exports, not_again = _exports_of(folder, config)
@@ -196,10 +206,13 @@ def _draw_report(job: _Job, store: SlideStore, watch: Stopwatch, drawn_again: st
         warnings += [*script_warnings(slide.name), *not_again]
     with watch("render"):
         draw_map(folder, slide, overview, models, finished, warnings)
+        with slide.fails_if_changed():
+            write_fields(folder, slide, overview, finished, config.fields)
     recipes = (store.map_recipe or {}, report)
     summary = summarise(slide, overview, recipes, finished.counts, watch, warnings)
-    summary |= _map_info(models, finished, computed)
+    summary |= _map_info(models, finished, computed, config)
     summary |= region_info(finished.regions, overview.tissue_mm2(slide.mpp), slide.mpp)
+    summary["model_words"] = model_words(models)
     summary["heatmap_png"] = heatmap_place(finished, slide.size0, slide.mpp)
     with watch("export"):
         exported = ExportedMap(slide.name, slide.path, finished, summary, overview.thumbnail)
@@ -260,6 +273,8 @@ def why_draw_map(
     """Why what lies beside a whole map is to be made again, as `why_draw`; how: its config and which map is shown."""
     needed = [name for name in OUTPUTS if name != "uncertainty.png" or len(models) > 1]
     needed += files_of(how[0].exports)
+    if not how[0].fields.count:
+        needed.remove(SHEET)
     return why_draw(folder, map_report(map_key_of(store), slide, *how), needed)
 
 
@@ -306,10 +321,7 @@ def _finished_map(
     _check_unreadable(slide, counts["cells"], config.max_unreadable)
     tissue = TissueMask(overview.labels == 1, overview.tissue.plane, status == Status.BACKGROUND)
     regions = delineate(heatmap, plane, slide.mpp, shown.threshold, config.delineate, tissue, slide.size0)
-    fields = choose_fields(heatmap, plane, slide.mpp, regions, config.delineate)
-    finished = FinishedMap(
-        heatmap, plane, shown.kind, shown.threshold, regions, fields, counts, status=status
-    )
+    finished = FinishedMap(heatmap, plane, shown.kind, shown.threshold, regions, counts, status=status)
     if models == 1:
         return finished
     deviation, in_regions = store.array("uncertainty/0"), rasterise(regions, plane, heatmap.shape)
@@ -324,9 +336,9 @@ def _check_unreadable(slide: Slide, cells: dict[str, int], allowed: float) -> No
 
 def _write_regions(folder: OutPath, slide: Slide, finished: FinishedMap, map_key: str) -> None:
     origin0 = qupath_origin0(slide.properties, slide.size0)
-    write_json(
-        folder / "regions.geojson", regions_to_geojson(finished.regions, finished.fields, origin0, map_key)
-    )
+    choice = finished.choice
+    collection = regions_to_geojson(finished.regions, choice.fields, origin0, map_key, choice.hot_spots)
+    write_json(folder / "regions.geojson", collection)
 
 
 def _map_warnings(finished: FinishedMap, computed: dict[str, Any]) -> list[str]:
@@ -341,7 +353,7 @@ def _map_warnings(finished: FinishedMap, computed: dict[str, Any]) -> list[str]:
         )
     if lost := finished.counts["cells"]["unreadable"]:
         warnings.append(f"{lost} cells of the map could not be decoded and are not scored")
-    return warnings
+    return [*warnings, *finished.choice.warnings]
 
 
 def _computed(classifier: Classifier, stain: _SlideStain) -> dict[str, Any]:
@@ -369,7 +381,9 @@ def _condition_info(computed: dict[str, Any]) -> dict[str, Any] | None:
     return {"patches": computed["sampled_patches"], "distance": computed["distance"]}
 
 
-def _map_info(models: "Sequence[Model]", finished: FinishedMap, computed: dict[str, Any]) -> dict[str, Any]:
+def _map_info(
+    models: "Sequence[Model]", finished: FinishedMap, computed: dict[str, Any], config: InferConfig
+) -> dict[str, Any]:
     """What summary.json says of the map, beside what it says of any run."""
     info = {
         "device": computed["device"],
@@ -378,6 +392,7 @@ def _map_info(models: "Sequence[Model]", finished: FinishedMap, computed: dict[s
         "stain": computed["stain"],
         "stain_gain": computed["stain_gain"],
         "slide_condition": _condition_info(computed),
+        "fields": field_info(finished.choice, config.fields.diameter_mm),
     }
     if finished.uncertainty:
         info |= {"models": model_names(models), "uncertainty": asdict(finished.uncertainty)}

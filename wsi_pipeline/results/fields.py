@@ -1,17 +1,63 @@
-"""Where to look first when grading: circles of a high-power field."""
+"""Where to grade: circles of a high-power field, and the hot spot, chosen for where mitoses are likeliest.
+
+The rule: a place counts by its carcinoma nuclei per mm2 of tissue, each nucleus with the model's probability where it
+lies, those outside of regions not at all; and more at the invasive front. Mitoses are not seen: where cells lie densest
+and grow outwards they are likeliest, and there they are to be counted. Where nuclei cannot be counted, the mean
+probability stands in their place. docs/fields.md says it in full.
+"""
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Annotated
 
 import numpy as np
-import numpy.typing as npt
 import shapely
 
-from wsi_pipeline.base.geometry import Plane
-from wsi_pipeline.base.types import FloatMap
-from wsi_pipeline.results.regions import DelineateOptions, IdcRegion, rasterise
+from wsi_pipeline.base.options import Field, options
+from wsi_pipeline.base.types import Mask
+from wsi_pipeline.results.discs import Floats, mean_at, mean_in_disc
+from wsi_pipeline.results.field_ground import FieldGround
+from wsi_pipeline.results.field_score import FieldScore, first_of, radius_um_of
+from wsi_pipeline.results.nuclei import Cellularity
+from wsi_pipeline.results.regions import IdcRegion
+
+# Areas that reading protocols count mitoses in, mm2; the first is where the hottest place is sought.
+HOT_SPOTS_MM2 = (1.0, 2.0)
+# The largest radius of the circle that holds so much tissue; beyond it is no spot.
+MOST_HOT_SPOT_UM = 2_000.0
+# Where room is short, places that count so much of the hottest left are as good as it: fields are laid closer then.
+NEARLY_HOTTEST = 0.85
+
+
+@options
+class FieldOptions:
+    """Where fields for grading are laid, and what is left of them beside the map."""
+
+    count: Annotated[int, Field(ge=0)] = 10
+    """At most this many fields; 0: none, nor a hot spot. Mitoses are counted in 10 high-power fields (Elston and Ellis
+    1991)."""
+
+    diameter_mm: Annotated[float, Field(gt=0, le=5)] = 0.55
+    """Diameter of the high-power field. 0.55 mm (0.24 mm2) is the usual 40x objective with a 22 mm eyepiece
+    field; the mitosis score depends on it (Cree et al. 2021, doi:10.1038/s41379-021-00825-7)."""
+
+    min_tissue: Annotated[float, Field(gt=0, le=1)] = 0.9
+    """Share of a field that must be tissue that is not rejected: on glass nothing is counted."""
+
+    min_tumour: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """Share of a field that must lie in regions. Half: fields at the growing edge qualify, strays do not."""
+
+    front_bonus: Annotated[float, Field(ge=0, le=4)] = 0.25
+    """How much more a place within half a millimetre of the invasive front counts, as a share: cells divide more at the
+    growing edge, where counting is to begin. 0: the front counts as the inside does."""
+
+    max_counted_mm2: Annotated[float, Field(ge=0)] = 12.0
+    """At most so much of the regions is looked at for nuclei, where they are densest by the thumbnail's haematoxylin: a
+    few seconds. 0: nuclei are not counted."""
+
+    crops_mpp: Annotated[float, Field(gt=0, le=4)] | None = None
+    """um per pixel of a PNG of each field, in the folder `fields`; 0.25 is 40x. None: none."""
 
 
 @dataclass(frozen=True)
@@ -25,82 +71,223 @@ class GradingField:
     radius_y0: float
     mean_probability: float
     region_name: str
+    usable_mm2: float
+    """Tissue in it that is not rejected."""
+
+    nuclei_per_mm2: float | None
+    """Carcinoma nuclei per mm2 of its tissue; None where they were not counted."""
+
+    front_share: float
+    """Of what of it lies in regions, the share at the invasive front."""
+
+
+@dataclass(frozen=True)
+class HotSpot:
+    """The circle around the hottest place that holds a wanted area of tissue; an ellipse in level-0 pixels."""
+
+    name: str
+    x0: float
+    y0: float
+    radius_x0: float
+    radius_y0: float
+    wanted_mm2: float
+    usable_mm2: float
+    """Tissue in it that is not rejected; less than wanted where there is no more around."""
+
+
+@dataclass(frozen=True, eq=False)
+class FieldChoice:
+    """Fields, the hottest first, the hot spots, and how they were chosen."""
+
+    fields: tuple[GradingField, ...]
+    hot_spots: tuple[HotSpot, ...]
+    rule: str
+    """By what they were chosen, in a sentence."""
+
+    warnings: tuple[str, ...] = ()
+    """What is not as wanted, a sentence each."""
+
+    cellularity: Cellularity | None = None
+    """What they were chosen by, where nuclei were counted."""
+
+
+NO_FIELDS = FieldChoice((), (), "")
 
 
 def choose_fields(
-    heatmap: FloatMap,
-    plane: Plane,
-    mpp0: tuple[float, float],
+    ground: FieldGround,
     regions: Sequence[IdcRegion],
-    options: DelineateOptions,
-) -> list[GradingField]:
-    """Where to look first when grading: circles that do not overlap, the highest mean probability first.
+    options: FieldOptions,
+    cellularity: Cellularity | None = None,
+) -> FieldChoice:
+    """Circles that do not overlap, wholly inside the slide, with tissue and tumour enough, the hottest first.
 
-    A cell outside of every region counts as 0, so that fields full of tumour come before fields at its edge.
-    Mitoses are not seen here: the fields show where the model is surest, the pathologist moves them.
+    cellularity: nuclei by cell of the ground; None where they cannot be counted, or are not asked for.
     """
-    mask = rasterise(regions, plane, (heatmap.shape[0], heatmap.shape[1]))
-    if not mask.any():
-        return []
-    radius_x0 = options.field_diameter_mm * 1000 / 2 / mpp0[0]
-    radius_y0 = options.field_diameter_mm * 1000 / 2 / mpp0[1]
-    radius_x, radius_y = radius_x0 / plane.downsample_x, radius_y0 / plane.downsample_y
-    disc = _disc(radius_x, radius_y)
-    tumour = _mean_in_disc(mask.astype(np.float64), disc)
-    score = _mean_in_disc(np.where(mask, heatmap, 0.0), disc)
-    # Rounded: the transform's noise must not choose between equals.
-    score = np.where(mask & (tumour >= options.min_field_tumour - 1e-6), np.round(score, 6), -1.0)
+    if not options.count:
+        return NO_FIELDS
+    by = FieldScore(ground, options.front_bonus, cellularity)
+    radius_um = options.diameter_mm * 1000 / 2
+    score, tissue = by.in_discs(radius_um)
+    allowed = by.is_tumour(radius_um, options.min_tumour) & _inside(ground, radius_um)
+    # The disc on cells is known to a hundredth of it: what it excludes is less than that short of tissue.
+    allowed &= tissue >= options.min_tissue - 0.02
+    score = np.where(allowed, score, -1.0)
+    fields = _laid(ground, by, regions, options, score.copy(), 1.0)
+    if len(fields) < options.count:
+        closer = _laid(ground, by, regions, options, score, NEARLY_HOTTEST)
+        fields = max(fields, closer, key=len)
+    hot_spots = _hot_spots(ground, by)
+    return FieldChoice(fields, hot_spots, by.rule, _warnings(fields, hot_spots, options), cellularity)
 
-    rows, columns = np.arange(mask.shape[0])[:, None], np.arange(mask.shape[1])[None, :]
+
+def with_warning(choice: FieldChoice, warning: str) -> FieldChoice:
+    """The choice with one more thing to say, the first."""
+    return replace(choice, warnings=(warning, *choice.warnings))
+
+
+def _laid(
+    ground: FieldGround,
+    by: FieldScore,
+    regions: Sequence[IdcRegion],
+    options: FieldOptions,
+    score: Floats,
+    nearly_hottest: float,
+) -> tuple[GradingField, ...]:
+    """Fields where `score` is highest, -1 where none may lie; it is changed.
+
+    Of places with at least `nearly_hottest` of the highest score left, the one that leaves most room is taken.
+    """
+    radius_um = options.diameter_mm * 1000 / 2
+    radius0 = (radius_um / ground.mpp0[0], radius_um / ground.mpp0[1])
+    disc, width_height = by.disc(radius_um), ground.cell_um
+    area_mm2 = math.pi * (radius_um / 1000) ** 2
+    rows, columns = np.arange(score.shape[0])[:, None], np.arange(score.shape[1])[None, :]
+    polygons = np.array([region.polygon for region in regions])
+    whole_disc = by.disc(2 * radius_um)
+    taken = _room_taken(score, whole_disc)
     fields: list[GradingField] = []
-    while len(fields) < options.field_count:
-        row, column = np.unravel_index(int(np.argmax(score)), score.shape)
-        if score[row, column] < 0:
+    found: list[float] = []
+    while len(fields) < options.count:
+        hottest = float(score.max(initial=-1.0))
+        if hottest < 0:
             break
-        x0, y0 = plane.point_to_level0(float(column) + 0.5, float(row) + 0.5)
+        nearly = np.flatnonzero(score >= nearly_hottest * hottest)
+        for place in nearly[np.argsort(taken.ravel()[nearly], kind="stable")]:
+            row, column = (int(n) for n in np.unravel_index(place, score.shape))
+            x0, y0 = ground.plane.point_to_level0(column + 0.5, row + 0.5)
+            usable_mm2 = ground.usable_mm2(x0, y0, radius_um)
+            if usable_mm2 >= options.min_tissue * area_mm2:
+                found.append(float(score[row, column]))
+                break
+            score[row, column] = -1.0
+        else:
+            continue
         fields.append(
             GradingField(
                 name=f"Field {len(fields) + 1}",
                 x0=x0,
                 y0=y0,
-                radius_x0=radius_x0,
-                radius_y0=radius_y0,
-                mean_probability=_mean_at(heatmap, disc, int(row), int(column)),
-                region_name=min(regions, key=lambda r: r.polygon.distance(shapely.Point(x0, y0))).name,
+                radius_x0=radius0[0],
+                radius_y0=radius0[1],
+                mean_probability=mean_at(ground.probability, disc, row, column),
+                region_name=regions[int(shapely.distance(polygons, shapely.Point(x0, y0)).argmin())].name,
+                usable_mm2=usable_mm2,
+                nuclei_per_mm2=by.nuclei_per_mm2(disc, row, column),
+                front_share=by.front_share(disc, row, column),
             )
         )
-        too_near = ((rows - row) / radius_y) ** 2 + ((columns - column) / radius_x) ** 2 < 4
-        score[too_near] = -1.0
-    return fields
+        away = ((rows - row) * width_height[1]) ** 2 + ((columns - column) * width_height[0]) ** 2
+        score[away < (2 * radius_um) ** 2 * (1 - 1e-9)] = -1.0
+        _take_room(taken, score, whole_disc, row, column)
+    order = sorted(range(len(fields)), key=lambda i: -found[i])
+    return tuple(replace(fields[i], name=f"Field {n}") for n, i in enumerate(order, start=1))
 
 
-def _disc(radius_x: float, radius_y: float) -> npt.NDArray[np.float64]:
-    """Share of each cell covered by a disc around the middle cell's centre, scaled to sum to 1."""
-    half_x, half_y = math.ceil(radius_x), math.ceil(radius_y)
-    samples_x, samples_y = math.ceil(32 / radius_x), math.ceil(32 / radius_y)
-    x = (np.arange((2 * half_x + 1) * samples_x) + 0.5) / samples_x - half_x - 0.5
-    y = (np.arange((2 * half_y + 1) * samples_y) + 0.5) / samples_y - half_y - 0.5
-    inside = (x[None, :] / radius_x) ** 2 + (y[:, None] / radius_y) ** 2 <= 1
-    by_cell = inside.reshape(2 * half_y + 1, samples_y, 2 * half_x + 1, samples_x)
-    share = by_cell.sum(axis=(1, 3), dtype=np.float64)
-    return np.asarray(share / share.sum())
+def _room_taken(score: Floats, disc: Floats) -> Floats:
+    """How much of where fields may still lie a field at each cell would take from others; rounded against noise."""
+    return np.round(mean_in_disc(score >= 0, disc), 4)
 
 
-def _mean_in_disc(values: npt.NDArray[Any], disc: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Weighted mean around each cell; beyond the edge counts as 0."""
-    # By Fourier transforms; scipy.signal has one for it, but takes as long to import as a slide's regions take.
-    size = [n + m - 1 for n, m in zip(values.shape, disc.shape, strict=True)]
-    mean = np.fft.irfft2(np.fft.rfft2(values, size) * np.fft.rfft2(disc, size), size)
-    top, left = disc.shape[0] // 2, disc.shape[1] // 2
-    return np.asarray(mean[top : top + values.shape[0], left : left + values.shape[1]])
-
-
-def _mean_at(heatmap: FloatMap, disc: npt.NDArray[np.float64], row: int, column: int) -> float:
-    """Mean probability of the scored cells in the disc around one cell."""
+def _take_room(taken: Floats, score: Floats, disc: Floats, row: int, column: int) -> None:
+    """Bring `taken` up to date, in place, after a field was laid on a cell: nothing changed but around it."""
     half_y, half_x = disc.shape[0] // 2, disc.shape[1] // 2
-    top, left = max(0, row - half_y), max(0, column - half_x)
-    window = heatmap[top : row + half_y + 1, left : column + half_x + 1]
-    start_y, start_x = top - (row - half_y), left - (column - half_x)
-    weights = disc[start_y : start_y + window.shape[0], start_x : start_x + window.shape[1]]
-    scored = np.isfinite(window)
-    return float((window[scored] * weights[scored]).sum() / weights[scored].sum())
+    top, left = max(0, row - 3 * half_y), max(0, column - 3 * half_x)
+    around = score[top : row + 3 * half_y + 1, left : column + 3 * half_x + 1]
+    change_top, change_left = max(0, row - 2 * half_y), max(0, column - 2 * half_x)
+    inner = slice(change_top, row + 2 * half_y + 1), slice(change_left, column + 2 * half_x + 1)
+    height, width = taken[inner].shape
+    anew = _room_taken(around, disc)[change_top - top :, change_left - left :]
+    taken[inner] = anew[:height, :width]
+
+
+def _hot_spots(ground: FieldGround, by: FieldScore) -> tuple[HotSpot, ...]:
+    """Around the place whose circle of the first area is hottest, circles that hold as much tissue each."""
+    first_um = radius_um_of(HOT_SPOTS_MM2[0])
+    score, tissue = by.in_discs(first_um)
+    # On a thin core such a circle is never full of tissue: the fuller, the better.
+    score = np.where(by.is_tumour(first_um, 0.0), np.round(score * tissue, 6), -1.0)
+    row, column = first_of(score)
+    if score[row, column] <= 0:
+        return ()
+    x0, y0 = ground.plane.point_to_level0(column + 0.5, row + 0.5)
+    spots = []
+    for wanted in HOT_SPOTS_MM2:
+        radius_um = _radius_that_holds(ground, x0, y0, wanted)
+        spots.append(
+            HotSpot(
+                name=f"Hot spot {wanted:g} mm2",
+                x0=x0,
+                y0=y0,
+                radius_x0=radius_um / ground.mpp0[0],
+                radius_y0=radius_um / ground.mpp0[1],
+                wanted_mm2=wanted,
+                usable_mm2=ground.usable_mm2(x0, y0, radius_um),
+            )
+        )
+    return tuple(spots)
+
+
+def _radius_that_holds(ground: FieldGround, x0: float, y0: float, wanted_mm2: float) -> float:
+    """The least radius, to a micrometre, of a circle with so much tissue; the largest allowed where none has."""
+    least, most = radius_um_of(wanted_mm2), MOST_HOT_SPOT_UM
+    # A circle full of tissue: its pixels are counted, and may be a few short.
+    if ground.usable_mm2(x0, y0, least) >= 0.99 * wanted_mm2:
+        return least
+    if ground.usable_mm2(x0, y0, most) < wanted_mm2:
+        return most
+    while most - least > 1:
+        middle = (least + most) / 2
+        least, most = (least, middle) if ground.usable_mm2(x0, y0, middle) >= wanted_mm2 else (middle, most)
+    return most
+
+
+def _inside(ground: FieldGround, radius_um: float) -> Mask:
+    """The cells around whose centre a circle lies wholly inside the scanned area."""
+    bounds, plane = ground.bounds, ground.plane
+    rows, columns = ground.usable.shape
+    x0 = plane.origin_x0 + (np.arange(columns) + 0.5) * plane.downsample_x
+    y0 = plane.origin_y0 + (np.arange(rows) + 0.5) * plane.downsample_y
+    reach_x, reach_y = (radius_um / mpp for mpp in ground.mpp0)
+    in_x = (x0 - reach_x >= bounds.x) & (x0 + reach_x <= bounds.right)
+    in_y = (y0 - reach_y >= bounds.y) & (y0 + reach_y <= bounds.bottom)
+    return np.asarray(in_y[:, None] & in_x[None, :], np.bool_)
+
+
+def _warnings(
+    fields: Sequence[GradingField], hot_spots: Sequence[HotSpot], options: FieldOptions
+) -> tuple[str, ...]:
+    said = []
+    if len(fields) < options.count:
+        said.append(
+            f"{len(fields)} fields for grading of {options.count} found room: each is a circle of "
+            f"{options.diameter_mm:g} mm inside the slide, {options.min_tissue:.0%} of it tissue and "
+            f"{options.min_tumour:.0%} in regions, and none over another"
+        )
+    said += [
+        f"{spot.name}: there is no more than {spot.usable_mm2:.2f} mm2 of tissue within "
+        f"{MOST_HOT_SPOT_UM / 1000:g} mm of it"
+        for spot in hot_spots
+        if spot.usable_mm2 < 0.98 * spot.wanted_mm2
+    ]
+    return tuple(said)

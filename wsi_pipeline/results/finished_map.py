@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from wsi_pipeline.base.geometry import Plane
 from wsi_pipeline.base.types import FloatMap
-from wsi_pipeline.results.fields import GradingField
+from wsi_pipeline.results.fields import NO_FIELDS, FieldChoice, GradingField
 from wsi_pipeline.results.regions import IdcRegion
 from wsi_pipeline.results.summary import Uncertainty
 
@@ -31,9 +31,11 @@ class FinishedMap:
     """Least probability of a cell in a region."""
 
     regions: Sequence[IdcRegion]
-    fields: Sequence[GradingField]
     counts: dict[str, Any]
     """Patches of the plan, and under `cells` those of the map by their status, as `summary.count` gives them."""
+
+    choice: FieldChoice = NO_FIELDS
+    """Fields for grading and hot spots, and how they were chosen."""
 
     deviation: FloatMap | None = None
     """Of an ensemble: standard deviation between its models, 0 to 0.5, NaN where not scored."""
@@ -43,6 +45,11 @@ class FinishedMap:
 
     status: NDArray[np.uint8] | None = None
     """Of its cells, a `Status` each: what was not scored, and why; None: as if all of that were background."""
+
+    @property
+    def fields(self) -> Sequence[GradingField]:
+        """Fields for grading, the hottest first."""
+        return self.choice.fields
 
     @property
     def idc_mm2(self) -> float:

@@ -1,4 +1,4 @@
-"""Regions and fields as GeoJSON that QuPath reads."""
+"""Regions, fields and hot spots as GeoJSON that QuPath reads."""
 
 import uuid
 from collections.abc import Mapping, Sequence
@@ -8,19 +8,24 @@ import numpy as np
 import shapely
 from shapely.geometry.polygon import orient
 
-from wsi_pipeline.results.fields import GradingField
+from wsi_pipeline.results.fields import GradingField, HotSpot
 from wsi_pipeline.results.outlines import Polygons
 from wsi_pipeline.results.regions import IdcRegion
 
 IDC_CLASS = {"name": "IDC", "color": [200, 0, 0]}
 
 FIELD_CLASS = {"name": "Grading field", "color": [0, 114, 178]}
+HOT_SPOT_CLASS = {"name": "Hot spot", "color": [230, 159, 0]}
 
 AREA = "Area mm^2"
 MEAN_PROBABILITY = "Mean probability of IDC"
 MAX_PROBABILITY = "Max probability of IDC"
 LARGEST = "Largest dimension mm"
 NEAREST = "Nearest region mm"
+USABLE = "Tissue mm^2"
+WANTED = "Wanted tissue mm^2"
+NUCLEI = "Carcinoma nuclei per mm^2"
+FRONT = "Share at the invasive front"
 # The level-0 point from which the coordinates count.
 ORIGIN0 = "origin0"
 # Of the ids of regions and fields.
@@ -32,6 +37,7 @@ def regions_to_geojson(
     fields: Sequence[GradingField],
     origin0: tuple[float, float] = (0.0, 0.0),
     identity: str = "",
+    hot_spots: Sequence[HotSpot] = (),
 ) -> dict[str, Any]:
     """A FeatureCollection of annotations as QuPath reads and writes it, in level-0 pixels from `origin0`.
 
@@ -65,19 +71,18 @@ def regions_to_geojson(
         )
         for region in regions
     ]
-    for field in fields:
+    circles: list[GradingField | HotSpot] = [*fields, *hot_spots]
+    for spot in circles:
         # GeoJSON knows no ellipse: QuPath writes a polygon with this mark, and reads its bounding box back.
-        geometry = {**shapely.geometry.mapping(shifted(field_outline(field))), "isEllipse": True}
-        name = f"{field.name} ({field.region_name})"
-        features.append(
-            _feature(
-                _id(identity, field.name),
-                geometry,
-                name,
-                FIELD_CLASS,
-                {MEAN_PROBABILITY: field.mean_probability},
+        geometry = {**shapely.geometry.mapping(shifted(field_outline(spot))), "isEllipse": True}
+        if isinstance(spot, HotSpot):
+            numbers = {USABLE: spot.usable_mm2, WANTED: spot.wanted_mm2}
+            features.append(_feature(_id(identity, spot.name), geometry, spot.name, HOT_SPOT_CLASS, numbers))
+        else:
+            name = f"{spot.name} ({spot.region_name})"
+            features.append(
+                _feature(_id(identity, spot.name), geometry, name, FIELD_CLASS, _numbers_of(spot))
             )
-        )
     return {"type": "FeatureCollection", ORIGIN0: [float(xy) for xy in origin0], "features": features}
 
 
@@ -97,16 +102,40 @@ def regions_from_geojson(collection: Mapping[str, Any]) -> tuple[list[IdcRegion]
             probabilities = (numbers[MEAN_PROBABILITY], numbers[MAX_PROBABILITY])
             extents = (numbers[LARGEST], numbers.get(NEAREST))
             regions.append(IdcRegion(name, polygon, numbers[AREA], *probabilities, *extents))
-        else:
-            left, top, right, bottom = polygon.bounds
-            centre, radii = ((left + right) / 2, (top + bottom) / 2), ((right - left) / 2, (bottom - top) / 2)
+        elif properties["classification"]["name"] == FIELD_CLASS["name"]:
             field_name, _, region_name = name.removesuffix(")").partition(" (")
-            fields.append(GradingField(field_name, *centre, *radii, numbers[MEAN_PROBABILITY], region_name))
+            fields.append(
+                GradingField(
+                    field_name,
+                    *_circle_of(polygon),
+                    mean_probability=numbers[MEAN_PROBABILITY],
+                    region_name=region_name,
+                    usable_mm2=numbers[USABLE],
+                    nuclei_per_mm2=numbers.get(NUCLEI),
+                    front_share=numbers[FRONT],
+                )
+            )
     return regions, fields
 
 
-def field_outline(field: GradingField) -> shapely.Polygon:
-    """The field's circle as a polygon in level-0 pixels."""
+def hot_spots_from_geojson(collection: Mapping[str, Any]) -> list[HotSpot]:
+    """The hot spots that `regions_to_geojson` wrote, in its order, in level-0 pixels.
+
+    Raises KeyError, TypeError, ValueError or a ShapelyError for what it did not write.
+    """
+    origin0 = np.asarray(collection[ORIGIN0], np.float64)
+    spots: list[HotSpot] = []
+    for feature in collection["features"]:
+        properties = feature["properties"]
+        if properties["classification"]["name"] == HOT_SPOT_CLASS["name"]:
+            polygon = shapely.transform(shapely.geometry.shape(feature["geometry"]), lambda xy: xy + origin0)
+            numbers = properties["measurements"]
+            spots.append(HotSpot(properties["name"], *_circle_of(polygon), numbers[WANTED], numbers[USABLE]))
+    return spots
+
+
+def field_outline(field: GradingField | HotSpot) -> shapely.Polygon:
+    """The circle as a polygon in level-0 pixels."""
     angles = np.linspace(0, 2 * np.pi, 64, endpoint=False)
     x0 = field.x0 + field.radius_x0 * np.cos(angles)
     y0 = field.y0 + field.radius_y0 * np.sin(angles)
@@ -115,6 +144,17 @@ def field_outline(field: GradingField) -> shapely.Polygon:
 
 def _id(identity: str, name: str) -> str:
     return str(uuid.uuid5(OBJECT_IDS, f"{identity}/{name}"))
+
+
+def _circle_of(polygon: shapely.Polygon) -> tuple[float, float, float, float]:
+    """Centre x0, y0 and radii along x and y of the circle that the polygon stands for."""
+    left, top, right, bottom = polygon.bounds
+    return (left + right) / 2, (top + bottom) / 2, (right - left) / 2, (bottom - top) / 2
+
+
+def _numbers_of(field: GradingField) -> dict[str, float]:
+    numbers = {MEAN_PROBABILITY: field.mean_probability, USABLE: field.usable_mm2, FRONT: field.front_share}
+    return numbers if field.nuclei_per_mm2 is None else numbers | {NUCLEI: field.nuclei_per_mm2}
 
 
 def _feature(

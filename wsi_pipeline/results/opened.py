@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from wsi_pipeline.base.errors import RecipeError, ResultError, UsageError
 from wsi_pipeline.base.files import OutPath, names, out_path, tree_exists
 from wsi_pipeline.base.types import FloatMap
-from wsi_pipeline.results.fields import GradingField
-from wsi_pipeline.results.geojson import field_outline, regions_from_geojson
+from wsi_pipeline.results.fields import GradingField, HotSpot
+from wsi_pipeline.results.geojson import field_outline, hot_spots_from_geojson, regions_from_geojson
 from wsi_pipeline.results.outlines import Polygons
 from wsi_pipeline.results.regions import IdcRegion
 from wsi_pipeline.results.run_folder import OUTPUTS
@@ -50,6 +50,13 @@ class ResultRegion(IdcRegion):
 @dataclass(frozen=True)
 class ResultField(GradingField):
     """A field of a result: its centre and radii in level-0 pixels, `circle_um` its outline in micrometres."""
+
+    circle_um: shapely.Polygon
+
+
+@dataclass(frozen=True)
+class ResultHotSpot(HotSpot):
+    """A hot spot of a result: its centre and radii in level-0 pixels, `circle_um` its outline in micrometres."""
 
     circle_um: shapely.Polygon
 
@@ -150,8 +157,13 @@ class Result:
 
     @cached_property
     def fields(self) -> tuple[ResultField, ...]:
-        """The fields proposed for grading, the highest mean probability first."""
+        """The fields proposed for grading, the hottest first."""
         return self._drawn[1]
+
+    @cached_property
+    def hot_spots(self) -> tuple[ResultHotSpot, ...]:
+        """The hot spot as circles with 1 and 2 mm2 of tissue; none where there is no region."""
+        return self._drawn[2]
 
     @cached_property
     def summary(self) -> dict[str, Any]:
@@ -163,7 +175,7 @@ class Result:
 
     @property
     def pictures(self) -> dict[str, OutPath]:
-        """The path of each picture that is there, by its name: report, overlay, heatmap, tissue, uncertainty."""
+        """The path of each picture that is there, by its name: report, overlay, heatmap, tissue, fields ..."""
         there = names(self.folder)
         pictures = [name for name in OUTPUTS if name.endswith(PICTURE) and name in there]
         return {name.removesuffix(PICTURE): self.folder / name for name in pictures}
@@ -228,11 +240,12 @@ class Result:
         return self._read(lambda: self._store.cells_um("heatmap"))
 
     @cached_property
-    def _drawn(self) -> tuple[tuple[ResultRegion, ...], tuple[ResultField, ...]]:
+    def _drawn(self) -> tuple[tuple[ResultRegion, ...], tuple[ResultField, ...], tuple[ResultHotSpot, ...]]:
         self._check_map()
         mpp0, collection = np.asarray(self.summary["mpp"]), self._json("regions.geojson")
         try:
             regions, fields = regions_from_geojson(collection)
+            hot_spots = hot_spots_from_geojson(collection)
         except (ValueError, KeyError, TypeError, shapely.errors.ShapelyError) as error:
             raise ResultError(
                 f"{self.folder}: regions.geojson is not as this version writes it ({type(error).__name__}: {error}); "
@@ -246,6 +259,7 @@ class Result:
         return (
             tuple(ResultRegion(**vars(region), polygon_um=in_um(region.polygon)) for region in regions),
             tuple(ResultField(**vars(field), circle_um=in_um(field_outline(field))) for field in fields),
+            tuple(ResultHotSpot(**vars(spot), circle_um=in_um(field_outline(spot))) for spot in hot_spots),
         )
 
     def _has(self, layer: Layer) -> bool:

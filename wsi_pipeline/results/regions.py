@@ -30,7 +30,7 @@ SCRAP_MM2 = 0.002
 
 @options
 class DelineateOptions:
-    """What counts as a region, and where fields for grading are laid."""
+    """What counts as a region."""
 
     threshold: Annotated[float, Field(gt=0, le=1)] | None = None
     """Least probability of a cell in a region. None: the model card's for the map shown, where it was measured."""
@@ -48,16 +48,6 @@ class DelineateOptions:
 
     outline_um: Annotated[float, Field(ge=0)] = 10.0
     """Outlines have as few points as keep them within so many um; no cell's centre changes sides."""
-
-    field_count: Annotated[int, Field(ge=0)] = 10
-    """At most this many fields. Mitoses are counted in 10 high-power fields (Elston and Ellis 1991)."""
-
-    field_diameter_mm: Annotated[float, Field(gt=0)] = 0.55
-    """Diameter of the high-power field. 0.55 mm (0.24 mm2) is the usual 40x objective with a 22 mm eyepiece
-    field; the mitosis score depends on it (Cree et al. 2021, doi:10.1038/s41379-021-00825-7)."""
-
-    min_field_tumour: Annotated[float, Field(ge=0, le=1)] = 0.5
-    """Share of a field that must lie in regions. Half: fields at the growing edge qualify, strays do not."""
 
 
 @dataclass(frozen=True, eq=False)

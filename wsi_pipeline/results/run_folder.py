@@ -15,6 +15,8 @@ from wsi_pipeline.results.store import ROOT_FILE, STORE_NAME, SlideStore
 
 EXPORT_FOLDER = "export"
 SUMMARY = "summary.json"
+# Of fields for grading: their sheet, what they were chosen by, and a picture of each.
+SHEET, CELLULARITY, CROPS = "fields.png", "cellularity.zarr", "fields"
 # A folder that holds this file is ours: nothing in another one is removed.
 MARKER = ".wsi_pipeline"
 # What an earlier run leaves beside its store; none of it may stand beside the results of a new one.
@@ -24,6 +26,7 @@ OUTPUTS = (
     "overlay.png",
     "uncertainty.png",
     "report.png",
+    SHEET,
     "regions.geojson",
     SUMMARY,
 )
@@ -212,7 +215,7 @@ def result_of(folder: OutPath, summary: dict[str, Any]) -> SlideResult:
 
 def clear_outputs(folder: OutPath) -> None:
     """Remove what an earlier run left beside its store."""
-    for name in (*OUTPUTS, *EXPORT_FILES, EXPORT_FOLDER):
+    for name in (*OUTPUTS, *EXPORT_FILES, EXPORT_FOLDER, CELLULARITY, CROPS):
         remove(folder / name)
 
 

@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from wsi_pipeline.base.types import Mask
 from wsi_pipeline.base.version import VERSION
 from wsi_pipeline.results.extent import largest_dimension_mm
+from wsi_pipeline.results.fields import FieldChoice
+from wsi_pipeline.results.grading import SOURCE, mitotic_thresholds
 from wsi_pipeline.results.provenance import key_of
 from wsi_pipeline.results.regions import IdcRegion
 from wsi_pipeline.slides.slide import Slide
@@ -112,6 +114,42 @@ def region_info(regions: Sequence[IdcRegion], tissue_mm2: float, mpp0: tuple[flo
             }
             for region in regions
         ],
+    }
+
+
+def field_info(choice: FieldChoice, field_mm: float) -> dict[str, Any]:
+    """Fields for grading and hot spots, how they were chosen, and from which counts of mitoses scores are 2 and 3."""
+    thresholds = mitotic_thresholds(field_mm)
+    return {
+        "diameter_mm": field_mm,
+        "rule": choice.rule,
+        "fields": [
+            {
+                "name": field.name,
+                "region": field.region_name,
+                "usable_mm2": round(field.usable_mm2, 4),
+                "nuclei_per_mm2": None if field.nuclei_per_mm2 is None else round(field.nuclei_per_mm2),
+                "front_share": round(field.front_share, 3),
+                "mean_probability": round(field.mean_probability, 4),
+            }
+            for field in choice.fields
+        ],
+        "hot_spots": [
+            {
+                "name": spot.name,
+                "wanted_mm2": spot.wanted_mm2,
+                "usable_mm2": round(spot.usable_mm2, 4),
+            }
+            for spot in choice.hot_spots
+        ],
+        "mitoses": {
+            "fields": thresholds.fields,
+            "area_mm2": round(thresholds.area_mm2, 4),
+            "score2_from": thresholds.score2_from,
+            "score3_from": thresholds.score3_from,
+            "published": thresholds.is_published,
+            "source": SOURCE,
+        },
     }
 
 

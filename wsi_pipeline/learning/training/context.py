@@ -180,6 +180,8 @@ def train_context(
     return path
 
 
+# A slide with fewer labelled IDC cells, 1 mm2 of cells of 200 um, says nothing of areas.
+LEAST_CELLS = 25
 MEASURED_NOTE = (
     "crossfitted: the training mounts, each judged by a step trained on other patients; calibration and "
     "threshold of the step, and the threshold of the Gaussian, were chosen there. val: nothing was chosen on it "
@@ -247,8 +249,29 @@ def fit_and_evaluate(
             for patient in np.unique(side.patients)
             for here in [side.patients == patient]
         },
+        "areas": area_ratios(sides["val"], thresholds["context"]),
     }
     return step, measured
+
+
+def area_ratios(side: "Compared", threshold: float) -> dict[str, float] | None:
+    """How many times the labelled area of IDC the map calls IDC, over the slides with LEAST_CELLS labelled or more.
+
+    None where there are none.
+    """
+    found = []
+    for patient in np.unique(side.patients):
+        here = side.patients == patient
+        if (labelled := int(side.labels[here].sum())) >= LEAST_CELLS:
+            found.append(float((side.maps["context"][here] >= threshold).sum() / labelled))
+    if not found:
+        return None
+    return {
+        "slides": len(found),
+        "median": float(np.median(found)),
+        "lowest": min(found),
+        "highest": max(found),
+    }
 
 
 def compare_held_out(options: ContextTrainOptions, slides: Sequence[LabelledSlide]) -> Compared:

@@ -23,6 +23,7 @@ _UIDS = uuid.UUID("5b0f6f0e-3f5c-5d3a-9a55-6f4f3c1f7d10")
 # Rows run along x of the slide, columns along y; from the upper left corner.
 _ORIENTATION = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
 _SECTION_MM = 0.004
+MOST_FRAME_PX = 2**16 - 1
 
 
 @dataclass(frozen=True)
@@ -132,7 +133,9 @@ def _derived_source(exported: ExportedMap) -> Dataset:
     source.ImageType = ["DERIVED", "PRIMARY", "VOLUME", "NONE"]
     source.TotalPixelMatrixColumns, source.TotalPixelMatrixRows = size0.width, size0.height
     source.TotalPixelMatrixFocalPlanes, source.NumberOfOpticalPaths = 1, 1
-    source.Rows, source.Columns, source.NumberOfFrames = size0.height, size0.width, 1
+    # The size of a frame, which DICOM bounds, is of no use here: the objects have frames of their own.
+    source.Rows, source.Columns = min(size0.height, MOST_FRAME_PX), min(size0.width, MOST_FRAME_PX)
+    source.NumberOfFrames = 1
     source.DimensionOrganizationType = "TILED_FULL"
     source.ImageOrientationSlide = list(_ORIENTATION)
     origin = Dataset()

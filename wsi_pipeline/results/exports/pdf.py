@@ -51,4 +51,5 @@ def report_info_of(exported: ExportedMap) -> ReportInfo:
         warnings=summary["warnings"],
         version=summary["versions"]["wsi_pipeline"],
         date=summary["finished"][:10],
+        **summary.get("model_words", {}),
     )

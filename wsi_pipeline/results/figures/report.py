@@ -35,6 +35,7 @@ from wsi_pipeline.results.figures.palette import (
 )
 from wsi_pipeline.results.figures.scale_bar import length_text, round_length
 from wsi_pipeline.results.finished_map import FinishedMap
+from wsi_pipeline.results.grading import mitotic_thresholds
 from wsi_pipeline.results.regions import IdcRegion
 from wsi_pipeline.results.summary import Uncertainty
 from wsi_pipeline.tiling.overview import Thumbnail
@@ -392,7 +393,7 @@ def _draw_key(
         diameter_mm = ground.mm(2 * fields[0].radius_x0, 0)[0]
         y = line(
             2,
-            f"field for grading, {diameter_mm:.2f} mm across: where the model is surest",
+            f"field for grading, {diameter_mm:.2f} mm across: where mitoses are likeliest",
         )
         page.paper.add_patch(
             Ellipse((frame.left + 0.175, y), 0.16, 0.16, fill=False, edgecolor=BLUE, linewidth=1.4)
@@ -425,6 +426,11 @@ def info_rows(info: ReportInfo, finished: FinishedMap) -> list[tuple[str, str]]:
         rows.append(("Extent", _extent_text(finished.regions, info.mpp0)))
     if info.area_error:
         rows.append(("Areas", info.area_error))
+    if finished.fields:
+        thresholds = mitotic_thresholds(2 * finished.fields[0].radius_x0 * mpp_x / 1000)
+        rows.append(
+            ("Mitoses", f"in {thresholds.fields} fields, {thresholds.area_mm2:.2f} mm²: {thresholds.text}")
+        )
     if finished.uncertainty:
         rows.append(("Uncertainty", _uncertainty_text(finished.uncertainty)))
     return rows

@@ -56,9 +56,16 @@ def _report_info(
         warnings=warnings,
         version=VERSION,
         date=datetime.now(UTC).date().isoformat(),
-        area_error=area_error_text(models[0].card) if len(models) == 1 else "",
-        limits=" ".join(dict.fromkeys(model.card.limits for model in models)).strip(),
+        **model_words(models),
     )
+
+
+def model_words(models: "Sequence[Model]") -> dict[str, str]:
+    """What the models' cards say that readers of any report must know: `area_error` and `limits`, each may be empty."""
+    return {
+        "area_error": area_error_text(models[0].card) if len(models) == 1 else "",
+        "limits": " ".join(dict.fromkeys(model.card.limits for model in models)).strip(),
+    }
 
 
 def area_error_text(card: "ModelCard") -> str:

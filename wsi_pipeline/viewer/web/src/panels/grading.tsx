@@ -1,6 +1,7 @@
 // The grading sheet: what the person enters for each field, and what follows of it by the Nottingham rules.
 import { slidePath } from "../api";
 import { area, count, length, NONE, number } from "../format";
+import { Trouble } from "../parts/trouble";
 import type { Workspace } from "../slide/workspace";
 import type { ComputedGrade, Score } from "../types";
 import { ReviewerName } from "./reviewer";
@@ -12,6 +13,9 @@ const NUCLEI = { 1: "small, uniform", 2: "larger, some variation", 3: "large, ma
 export function GradingPanel({ space }: { space: Workspace }) {
   const { fields } = space.view;
   const grading = space.grades.grading.value;
+  if (space.grades.trouble.value) {
+    return <Trouble>{space.grades.trouble.value}</Trouble>;
+  }
   if (!grading) {
     return <p>Loading…</p>;
   }

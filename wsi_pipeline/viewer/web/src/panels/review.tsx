@@ -1,6 +1,7 @@
 // Review: what the model outlined, accepted, rejected, mended; what it missed, added.
 import { useState } from "preact/hooks";
 import { NONE, when } from "../format";
+import { Trouble } from "../parts/trouble";
 import { boxOf } from "../slide/geometry";
 import { draw, drawing, drawWithKeys, finishCorners, mend, saveMended, stopDrawing } from "../slide/outline_tools";
 import { CLASSES, change, type Item, itemsOf, selectedItem } from "../slide/review_actions";
@@ -9,6 +10,9 @@ import { ReviewerName } from "./reviewer";
 
 export function ReviewPanel({ space }: { space: Workspace }) {
   const review = space.review.review.value;
+  if (space.review.trouble.value) {
+    return <Trouble>{space.review.trouble.value}</Trouble>;
+  }
   if (!review) {
     return <p>Loading…</p>;
   }
@@ -110,7 +114,10 @@ function Items({ space }: { space: Workspace }) {
   return (
     <>
       <h2>
-        Regions <small>{open > 0 ? `${open} of ${items.length} to review` : "all reviewed"}</small>
+        Regions{" "}
+        <small>
+          {items.length === 0 ? "none" : open > 0 ? `${open} of ${items.length} to review` : "all reviewed"}
+        </small>
       </h2>
       <ul class="places">
         {items.map((item) => {

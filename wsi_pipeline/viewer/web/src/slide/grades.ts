@@ -10,6 +10,8 @@ const EMPTY = { tubules: null, nuclei: null, mitoses: [] as Point[], counted: fa
 export class Grades {
   readonly grading = signal<Grading | null>(null);
   readonly saving = signal(false);
+  /** Why it cannot be shown. */
+  readonly trouble = signal("");
   private again = false;
 
   constructor(private readonly slide: string) {}
@@ -17,8 +19,9 @@ export class Grades {
   async load(): Promise<void> {
     try {
       this.grading.value = await getJson<Grading>(slidePath(this.slide, "/grading"));
+      this.trouble.value = "";
     } catch (error) {
-      announce(sentence(error), true);
+      this.trouble.value = sentence(error);
     }
   }
 

@@ -19,14 +19,17 @@ export interface Change {
 export class ReviewLog {
   readonly review = signal<Review | null>(null);
   readonly saving = signal(false);
+  /** Why it cannot be shown. */
+  readonly trouble = signal("");
 
   constructor(private readonly slide: string) {}
 
   async load(): Promise<void> {
     try {
       this.review.value = await getJson<Review>(slidePath(this.slide, "/review"));
+      this.trouble.value = "";
     } catch (error) {
-      announce(sentence(error), true);
+      this.trouble.value = sentence(error);
     }
   }
 
