@@ -117,6 +117,8 @@ class _Batch:
         self._ended = 0
         self._logged: dict[SlideEntry, float] = {}  # when its progress last went to the log
         self._waiting: set[SlideEntry] = set()
+        self._attempts: dict[SlideEntry, int] = {}  # the numbers of their events
+        self._kept = 0  # refused slides whose row of an earlier result stays
 
     @property
     def standing(self) -> str:
@@ -138,7 +140,7 @@ class _Batch:
             self._begin()
         assert self._log
         self._progress.started(entry.name)
-        self._log.write("slide_started", slide=entry.name, attempt=attempt, worker=worker)
+        self._attempts[entry] = self._manifest.started(entry.name, attempt=attempt, worker=worker)
 
     def progressed(self, entry: SlideEntry, done: int, total: int) -> None:
         """`done` of `total` patches of the slide."""
@@ -167,7 +169,10 @@ class _Batch:
 
     def take(self, outcome: SlideOutcome) -> None:
         """Record and tell what became of a slide."""
-        self._manifest.record(_row(outcome))
+        refused = isinstance(outcome.error, ScaleError | RecipeError)  # before anything there was touched
+        began = self._attempts.pop(outcome.item, 0)
+        if not self._manifest.record(_row(outcome), began, refused) and refused:
+            self._kept += 1
         result = outcome.result
         self._ended += 1
         if outcome.error:
@@ -199,10 +204,12 @@ class _Batch:
         )
         self._log.close()
         if self._failures and how == "ended":
-            print(
-                f"{failed} of {self._count} slides failed; reasons in {self._out / MANIFEST_NAME}",
-                file=sys.stderr,
-            )
+            where = f"reasons in {self._out / MANIFEST_NAME}"
+            if self._kept:
+                where += (
+                    f", but for {self._kept} refused (reasons above), of which it keeps the earlier results"
+                )
+            print(f"{failed} of {self._count} slides failed; {where}", file=sys.stderr)
 
     def _begin(self) -> None:
         check_writable(self._out)

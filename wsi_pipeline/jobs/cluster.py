@@ -253,9 +253,11 @@ class _Batch(Generic[Item, Result]):
 
 
 def _places(client: "Client", resources: Resources) -> int:
-    """How many items the workers can take at once."""
+    """How many items the workers can take at once; one that is paused at its memory limit, or closing, takes none."""
     places = 0
     for worker in client.scheduler_info(n_workers=-1)["workers"].values():
+        if worker.get("status", "running") != "running":
+            continue
         has = worker.get("resources", {})
         by_resource = [int(has.get(name, 0) // amount) for name, amount in resources.items()]
         places += min([1, *by_resource])  # a worker process works on one slide at a time

@@ -106,7 +106,17 @@ class _Pool(Generic[Item, Result]):
                     yield outcome
 
     def leave(self) -> None:
-        """Ask every worker to leave, and end those that do not."""
+        """Ask every worker to leave, and end those that do not, at once where this process is told to stop."""
+        try:
+            self._ask_to_leave()
+        finally:  # one that is stopped (SIGSTOP) does nothing it is asked for, and would be waited for at the exit
+            for worker in self._workers.values():
+                worker.process.kill()
+            for worker in self._workers.values():
+                worker.process.join()
+            self._workers.clear()
+
+    def _ask_to_leave(self) -> None:
         for worker in self._workers.values():
             worker.pipe.close()  # who waits for an item leaves by itself
             if worker.task or not worker.ready:
@@ -114,10 +124,6 @@ class _Pool(Generic[Item, Result]):
         end = time.monotonic() + LEAVE_S
         for worker in self._workers.values():
             worker.process.join(max(0.0, end - time.monotonic()))
-            if worker.process.is_alive():
-                worker.process.kill()
-            worker.process.join()
-        self._workers.clear()
 
     def _spawn(self) -> None:
         working = sum(worker.task is not None for worker in self._workers.values())
