@@ -198,7 +198,7 @@ def differences(peace: Path, out: Path) -> list[str]:
         first, second = ((folder / name).read_bytes() for folder in folders)
         if name.name == "summary.json":
             first, second = (_timeless(data) for data in (first, second))
-        elif name.name == "report.png":  # holds the date
+        elif name.name in ("report.png", "report.pdf"):  # hold the date
             first, second = first[:8], second[:8]
         if first != second:
             wrong.append(f"{name}: differs")

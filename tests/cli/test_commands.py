@@ -32,6 +32,7 @@ COMMANDS = {
     "explore-patches": ["data", "--config", "FIFO"],
     "classify-images": ["FIFO"],
     "export-map": ["run", "--exports", "asap"],
+    "view-slides": ["maps"],
 }
 COMPUTES = COMMANDS.keys() - {"tile-slides", "explore-patches", "export-map"}
 # Packages that take longer to import than --help may take.

@@ -78,7 +78,7 @@ def fill(disk: Path) -> None:
 def test_a_full_disk_ends_the_run_with_what_to_do_and_with_room_it_goes_on(
     slide: Path, peace: Path, tmp_path: Path, stage: str
 ) -> None:
-    with mounted(tmp_path / "disk", "-t", "tmpfs", "-o", "size=2m", "tmpfs") as disk:
+    with mounted(tmp_path / "disk", "-t", "tmpfs", "-o", "size=8m", "tmpfs") as disk:
 
         def fill_at(done: int, total: int) -> None:
             if done and (stage == "classify" or done == total):

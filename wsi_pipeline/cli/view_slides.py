@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from wsi_pipeline.base.errors import UsageError
-from wsi_pipeline.base.files import out_path
 from wsi_pipeline.cli.common import ALL_DONE, command_parser, run_command
 
 EXAMPLE = """  view-slides maps --open
@@ -63,6 +62,12 @@ def _run(args: argparse.Namespace) -> int:
             f"view-slides needs {error.name}, which is not installed: pip install '.[viewer]'"
         ) from error
 
+    from wsi_pipeline.base.files import out_path
+
+    if args.device not in ("auto", "cpu"):
+        from wsi_pipeline.inference.device import choose_device
+
+        choose_device(args.device)
     out = out_path(args.out)
     if not out.exists():
         raise UsageError(f"{out}: no such folder; expected the --out of infer-slide or tile-slides")

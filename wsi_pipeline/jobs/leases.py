@@ -8,6 +8,7 @@ store. Before each write its holder looks whether the lease is still its own, on
 that believed to have it, one ends its work within that second.
 """
 
+import errno
 import logging
 import time
 from collections.abc import Iterator
@@ -32,6 +33,8 @@ log = logging.getLogger(__name__)
 # Puts that began at one moment are all done after so long, or the store is so slow that nothing goes on at all.
 SETTLE_S = 2.0
 CHECK_EVERY_S = 1.0
+# How often a lock is read that changes while it is.
+TRIES = 5
 
 
 class Lease:
@@ -108,9 +111,20 @@ def _take(path: OutPath) -> Lease:
             return Lease(path, owner)
 
 
+def _text_of(path: OutPath) -> str:
+    """The lock's text; read again where its holder put it anew meanwhile, which s3fs calls busy."""
+    for _ in range(TRIES - 1):
+        try:
+            return path.read_text(encoding="utf-8")
+        except OSError as error:
+            if error.errno != errno.EBUSY:
+                raise
+    return path.read_text(encoding="utf-8")
+
+
 def _read(path: OutPath) -> tuple[Owner | None, int | None]:
     try:
-        text: Any = path.read_text(encoding="utf-8")
+        text: Any = _text_of(path)
     except FileNotFoundError:
         return None, None
     except (OSError, ValueError) as error:
