@@ -37,7 +37,8 @@ SlideOutcome = Outcome[SlideEntry, SlideResult]
 
 def listed_slides(args: argparse.Namespace) -> SlideList:
     """The slides that the arguments name, of this shard; prints what was passed over. Raises ListError."""
-    found = list_slides(args.slides, args.mpp, args.mpp_if_missing)
+    found = list_slides(args.slides, args.mpp, args.mpp_if_missing, args.patient_pattern)
+    _say_patients(found, args.patient_pattern is not None)
     if found.passed_over:
         print(f"passed over: {on_one_line(str(found.passed_over))}", file=sys.stderr)
     if cut := [entry.path for entry in found if is_cut(entry.name)]:
@@ -46,6 +47,18 @@ def listed_slides(args: argparse.Namespace) -> SlideList:
             file=sys.stderr,
         )
     return SlideList(shard_of(found, args.shard), found.passed_over) if args.shard else found
+
+
+def _say_patients(found: SlideList, by_pattern: bool) -> None:
+    """Of how many patients the slides are, and of how many slides that is not known, where any is."""
+    patients, unknown = {entry.patient for entry in found if entry.patient}, sum(not e.patient for e in found)
+    if not patients and not by_pattern:
+        return
+    line = f"{len(found)} slides of {len(patients)} patients"
+    if unknown:
+        line += f"; of {unknown} the patient is not known"
+        line += ": --patient-pattern does not fit their names" if by_pattern else ""
+    print(line, file=sys.stderr)
 
 
 def staging_of(args: argparse.Namespace) -> Staging | None:
@@ -275,6 +288,7 @@ def _row(outcome: SlideOutcome) -> ManifestRow:
         worker=outcome.worker,
         finished=now(),
         version=VERSION,
+        patient=outcome.item.patient,
     )
     if result is None:
         return row

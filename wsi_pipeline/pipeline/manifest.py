@@ -47,6 +47,7 @@ class ManifestRow:
     version: str = ""
     map_key: str = ""
     report_key: str = ""
+    patient: str = ""
 
 
 COLUMNS = [field.name for field in fields(ManifestRow)]

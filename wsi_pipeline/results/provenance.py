@@ -19,9 +19,9 @@ if TYPE_CHECKING:  # torch takes seconds to import
 
 # Raise a number whenever code changes what it names, so that results of before are not taken for today's: how pixels
 # are read or scaled, how tissue is found, how the network is put to them, how patches are stitched or set in context.
-MAP_FORMAT = 2
+MAP_FORMAT = 1
 # What `tile-slides` keeps in its store: which patches, their tissue, their labels.
-PATCHES_FORMAT = 2
+PATCHES_FORMAT = 1
 # What is drawn and counted: regions, fields, pictures, the meaning of numbers in summary.json; for `tile-slides`, PNGs.
 REPORT_FORMAT = 3
 
