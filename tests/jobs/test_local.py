@@ -5,7 +5,13 @@ from pathlib import Path
 import pytest
 from worker_jobs import Doubling, Ears, FailingStart, Refusing
 
-from wsi_pipeline.base.errors import DeviceLostError, JobError, ModelError, WorkerLostError
+from wsi_pipeline.base.errors import (
+    DeviceLostError,
+    JobError,
+    ModelError,
+    SlideTimeoutError,
+    WorkerLostError,
+)
 from wsi_pipeline.jobs import Outcome, run_local, run_sequential
 
 ITEMS = [f" {i}" for i in range(6)]
@@ -126,3 +132,13 @@ def test_here_a_lost_gpu_ends_the_batch_instead_of_failing_each_later_item(tmp_p
     with pytest.raises(DeviceLostError, match="cuda:0 does no more work"):
         done.extend(run_sequential(Doubling(tmp_path), [ITEMS[1], "loses its GPU 7", ITEMS[2]], Ears()))
     assert not (tmp_path / f"{ITEMS[2]}.tries").exists()
+
+
+def test_an_item_that_takes_too_long_fails_and_its_worker_is_replaced(tmp_path: Path) -> None:
+    items = [" 0", "sleeps 1", " 2", " 3", " 4"]
+    outcomes = by_item(list(run_local(Doubling(tmp_path), items, 1, Ears(), timeout_s=2.0)))
+    assert [outcomes[item].result for item in items] == [0, None, 4, 6, 8]
+    assert isinstance(outcomes["sleeps 1"].error, SlideTimeoutError)
+    assert "sleeps 1: not done after 2 s (--slide-timeout)" in outcomes["sleeps 1"].reason
+    assert len(opened(tmp_path)) == 2
+    assert not multiprocessing.active_children()

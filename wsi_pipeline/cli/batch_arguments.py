@@ -1,6 +1,7 @@
 """The arguments that `tile-slides` and `infer-slide` share; cli/batch.py does what they ask for."""
 
 import argparse
+import math
 import re
 from pathlib import Path
 
@@ -73,6 +74,13 @@ def _add_worker_arguments(parser: argparse.ArgumentParser) -> None:
         help="with --scheduler: what a worker must have free for a slide, as GPU=1",
     )
     parser.add_argument(
+        "--slide-timeout",
+        type=_seconds,
+        metavar="SECONDS",
+        help="a slide that takes longer fails, and its worker is replaced (implies --workers 1 where there are none); "
+        "default: none, but a batch in which nothing moves for a minute says what it waits for",
+    )
+    parser.add_argument(
         "--dry-run",
         action="store_true",
         help="look at every slide and print patches, time (from a short probe) and disk; write nothing",
@@ -92,6 +100,13 @@ def _pattern(text: str) -> re.Pattern[str]:
             f"{text}: found {pattern.groups} groups, expected one at most: write the others as (?:...)"
         )
     return pattern
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"expected a number of seconds above 0, found {text}")
+    return value
 
 
 def _count(text: str) -> int:
