@@ -1,4 +1,4 @@
-"""Reads that never end: the batch says what it waits for, gives a slide up when told to, and ends when asked."""
+"""Reads that never end or end the process: the batch says what it waits for, gives a slide up, and goes on."""
 
 import os
 import shutil
@@ -14,25 +14,28 @@ from conftest import noise, write_slide
 from wsi_pipeline.cli import watchdog
 from wsi_pipeline.cli.watchdog import Watchdog
 
-# A read of a file of that name, beyond its first bytes, waits for ever, as on a mount whose server is gone.
+# A read beyond a file's first bytes waits for ever, as on a mount whose server is gone, or ends the process, as a fault
+# in a library does; by the file's name.
 HANGING = r"""
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
-static int hangs(int fd) {
+static int is(int fd, const char *wanted) {
   char link[64], name[4096];
   snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
   ssize_t n = readlink(link, name, sizeof name - 1);
   if (n < 0) return 0;
   name[n] = 0;
-  return strstr(name, "hanging.tiff") != NULL;
+  return strstr(name, wanted) != NULL;
 }
 ssize_t pread(int fd, void *buf, size_t count, off_t at) {
   static ssize_t (*real)(int, void *, size_t, off_t);
   if (!real) real = dlsym(RTLD_NEXT, "pread");
-  if (at > 20000 && hangs(fd)) for (;;) pause();
+  if (at > 20000 && is(fd, "hanging.tiff")) for (;;) pause();
+  if (at > 20000 && is(fd, "aborting.tiff")) abort();
   return real(fd, buf, count, at);
 }
 ssize_t pread64(int fd, void *buf, size_t count, off_t at) { return pread(fd, buf, count, at); }
@@ -67,12 +70,13 @@ def preload(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(folder / "hanging.so")
 
 
-@pytest.fixture
-def slides(tmp_path: Path) -> list[str]:
+@pytest.fixture(params=["hanging"])
+def slides(tmp_path: Path, request: pytest.FixtureRequest) -> list[str]:
+    """Arguments: three slides, the second of which cannot be read, and where their results go."""
     config = tmp_path / "config.yaml"
     config.write_text("grid: {patch_px: 50, mpp: 4.0}\n")
     paths = []
-    for name in ("a", "hanging", "z"):
+    for name in ("a", request.param, "z"):
         image = noise(700, 700).astype(int) // 4 + 120
         paths.append(str(write_slide(tmp_path / f"{name}.tiff", image.astype("uint8"), mpp=(4.0, 4.0))))
     return [*paths, "--out", str(tmp_path / "out"), "--config", str(config), "--export"]
@@ -109,10 +113,35 @@ def test_a_slide_that_hangs_is_given_up_and_the_others_are_done(preload: str, sl
     assert {path.parent.name for path in out.glob("*/summary.json")} == {"a", "z"}
 
 
+@pytest.mark.parametrize("slides", ["aborting"], indirect=True)
+def test_a_slide_at_which_the_process_breaks_costs_no_other(preload: str, slides: list[str]) -> None:
+    run = start(preload, *slides)
+    printed, _ = run.communicate(timeout=120)
+    assert run.returncode == 1, printed
+    assert "its worker was lost in each of 3 attempts, the last killed by signal 6 (SIGABRT)" in printed
+    out = Path(slides[slides.index("--out") + 1])
+    assert {path.parent.name for path in out.glob("*/summary.json")} == {"a", "z"}
+
+
+@pytest.mark.parametrize("slides", ["aborting"], indirect=True)
+def test_a_slide_that_was_begun_and_never_ended_is_tried_last_and_apart(
+    preload: str, slides: list[str]
+) -> None:
+    run = start(preload, *slides[1:], "--no-isolate")
+    run.communicate(timeout=60)
+    assert run.returncode == -signal.SIGABRT
+    run = start(preload, *slides[1:])
+    printed, _ = run.communicate(timeout=120)
+    assert run.returncode == 1, printed
+    assert "begun in an earlier run that never ended them, and so tried last and apart: aborting" in printed
+    assert printed.index("[1/2] z: ") < printed.index("[2/2] aborting: failed: ")
+    assert "lost in each of 3 attempts" in printed
+
+
 def test_a_batch_that_waits_says_for_what_and_ends_when_asked_whatever_a_read_does(
     preload: str, slides: list[str]
 ) -> None:
-    run = start(preload, *slides)
+    run = start(preload, *slides, "--no-isolate")
     try:
         lines = read_until(run, "nothing has moved for")
         assert (

@@ -142,3 +142,27 @@ def test_an_item_that_takes_too_long_fails_and_its_worker_is_replaced(tmp_path: 
     assert "sleeps 1: not done after 2 s (--slide-timeout)" in outcomes["sleeps 1"].reason
     assert len(opened(tmp_path)) == 2
     assert not multiprocessing.active_children()
+
+
+def test_an_item_that_killed_its_worker_is_tried_after_the_others_and_alone(tmp_path: Path) -> None:
+    ears = Ears()
+    items = ["kills once 1", "kills 2", *(f" {i}" for i in range(3, 9))]
+    outcomes = by_item(list(run_local(Doubling(tmp_path), items, 3, ears)))
+    assert outcomes["kills once 1"].result == 2
+    assert isinstance(outcomes["kills 2"].error, WorkerLostError)
+    again = [i for i, heard in enumerate(ears.heard) if heard[0] == "started" and heard[2] > 1]
+    others = [
+        i
+        for i, heard in enumerate(ears.heard)
+        if heard[0] in ("started", "progressed") and heard[1] in items[2:]
+    ]
+    assert len(again) == 3
+    assert min(again) > max(others)
+
+
+def test_an_item_that_was_begun_before_has_one_attempt_less(tmp_path: Path) -> None:
+    items = ["kills 1", " 2"]
+    outcomes = by_item(list(run_local(Doubling(tmp_path), items, 1, Ears(), begun_before={"kills 1"})))
+    assert outcomes["kills 1"].attempt == 3
+    assert len((tmp_path / "kills 1.tries").read_text().splitlines()) == 2
+    assert outcomes[" 2"].attempt == 1

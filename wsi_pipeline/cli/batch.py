@@ -25,9 +25,10 @@ from wsi_pipeline.cli.watchdog import Watchdog, ending_in_time
 from wsi_pipeline.jobs import Outcome, run_local, run_sequential
 from wsi_pipeline.jobs.cluster import run_cluster
 from wsi_pipeline.jobs.events import EventLog, now
+from wsi_pipeline.jobs.unended import begun_and_never_ended
 from wsi_pipeline.pipeline.manifest import MANIFEST_NAME, Manifest, ManifestRow
 from wsi_pipeline.pipeline.slide_jobs import InferJob, Staging, TileJob
-from wsi_pipeline.results.run_folder import SlideResult
+from wsi_pipeline.results.run_folder import SlideResult, is_finished
 from wsi_pipeline.slides.catalog import SlideEntry, SlideList, list_slides, shard_of
 from wsi_pipeline.slides.names import MAX_NAME_BYTES, is_cut
 
@@ -89,10 +90,10 @@ def run_batch(job: TileJob | InferJob, entries: SlideList, args: argparse.Namesp
 def _run_batch(job: TileJob | InferJob, entries: SlideList, args: argparse.Namespace) -> int:
     if not entries:
         raise ListError(f"--shard {args.shard}: no slides left for this part; take fewer parts")
-    if args.slide_timeout and not (args.workers or args.scheduler):
-        args.workers = 1  # a read that hangs can only be ended with its process
+    suspects = _begun_before(job.out, entries)
+    entries = SlideList(sorted(entries, key=suspects.__contains__), entries.passed_over)
     batch = _Batch(job.out, entries, args.slide_timeout)
-    outcomes = _outcomes(job, entries, args, batch)
+    outcomes = _outcomes(job, entries, args, batch, suspects)
     try:
         with interruptible(), closing(outcomes):
             for outcome in outcomes:
@@ -108,16 +109,37 @@ def _run_batch(job: TileJob | InferJob, entries: SlideList, args: argparse.Names
     return batch.exit_code
 
 
+def _begun_before(out: OutPath, entries: SlideList) -> set[SlideEntry]:
+    """Those of the slides that an earlier process began and never ended; says so."""
+    names = begun_and_never_ended(out)
+    found = [entry for entry in entries if entry.name in names and not is_finished(out / entry.name)]
+    if found:
+        listed = ", ".join(entry.name for entry in found[:5]) + " ..." * (len(found) > 5)
+        print(
+            on_one_line(
+                f"begun in an earlier run that never ended them, and so tried last and apart: {listed}"
+            ),
+            file=sys.stderr,
+        )
+    return set(found)
+
+
 def _outcomes(
-    job: TileJob | InferJob, entries: Sequence[SlideEntry], args: argparse.Namespace, batch: "_Batch"
+    job: TileJob | InferJob,
+    entries: Sequence[SlideEntry],
+    args: argparse.Namespace,
+    batch: "_Batch",
+    suspects: set[SlideEntry],
 ) -> Generator[SlideOutcome]:
     if args.scheduler:
         everywhere = [replace(entry, path=entry.path.absolute()) for entry in entries]
         return run_cluster(
             job.everywhere(), everywhere, args.scheduler, batch, args.worker_resources, args.slide_timeout
         )
-    if args.workers:
-        return run_local(job, entries, args.workers, batch, timeout_s=args.slide_timeout)
+    isolate = len(entries) > 1 or bool(suspects) if args.isolate is None else args.isolate
+    # What ends a process, and a read that hangs, then costs a worker and not the batch.
+    if workers := args.workers or int(isolate or args.slide_timeout is not None):
+        return run_local(job, entries, workers, batch, timeout_s=args.slide_timeout, begun_before=suspects)
     return run_sequential(job, entries, batch)
 
 

@@ -74,10 +74,16 @@ def _add_worker_arguments(parser: argparse.ArgumentParser) -> None:
         help="with --scheduler: what a worker must have free for a slide, as GPU=1",
     )
     parser.add_argument(
+        "--isolate",
+        action=argparse.BooleanOptionalAction,
+        help="work on slides in a process of its own, so that a file at which it breaks does not end the batch "
+        "(default: with more than one slide)",
+    )
+    parser.add_argument(
         "--slide-timeout",
         type=_seconds,
         metavar="SECONDS",
-        help="a slide that takes longer fails, and its worker is replaced (implies --workers 1 where there are none); "
+        help="a slide that takes longer fails, and its worker is replaced (implies --isolate); "
         "default: none, but a batch in which nothing moves for a minute says what it waits for",
     )
     parser.add_argument(

@@ -7,11 +7,13 @@ where nothing can be added to a file, a process puts a file every now and then. 
 
 import json
 import os
+import re
 import secrets
 import socket
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from itertools import groupby
 from pathlib import Path
 from typing import IO, Any
 
@@ -120,6 +122,19 @@ class EventReader:
                 data = (folder / name).read_bytes()
                 self._read[name] = len(data)
                 yield from filter(None, map(_parse, data.splitlines()))
+
+
+def events_by_process(out: OutPath) -> Iterator[list[dict[str, Any]]]:
+    """Of each process that ran a batch there, its events in their order."""
+    folder = out / EVENTS
+    found = [name for name in names(folder) if name.endswith(".jsonl")]
+    for _, files in groupby(sorted(found), key=lambda name: _PUT_NUMBER.sub("", name)):
+        lines = [line for name in files for line in (folder / name).read_bytes().splitlines()]
+        yield [event for event in map(_parse, lines) if event]
+
+
+# On an object store a process has several files, counted.
+_PUT_NUMBER = re.compile(r"(-\d{6})?\.jsonl$")
 
 
 def order_of(event: dict[str, Any], name: str = "order") -> int:

@@ -11,7 +11,7 @@ import signal
 import sys
 import time
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Container, Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
@@ -71,16 +71,24 @@ def run_local(
     listener: Listener[Item],
     attempts: int = ATTEMPTS,
     timeout_s: float | None = None,
+    begun_before: Container[Item] = (),
 ) -> Generator[Outcome[Item, Result]]:
     """The outcomes of the items as they come, from `workers` processes that share this machine's cores.
 
-    An item that takes longer than `timeout_s` fails with a SlideTimeoutError, and its worker is replaced.
-
-    An item whose worker dies is given to a new one, at most `attempts` times in all; then it has failed with a
-    WorkerLostError. Raises what opening the job raises, and JobError when workers die while they open it. However
-    it is left, no worker stays behind.
+    An item whose worker dies is given to a new one, after the others and while nobody else works, at most `attempts`
+    times in all; then it has failed with a WorkerLostError. `begun_before`: those that had one attempt already. An
+    item that takes longer than `timeout_s` fails with a SlideTimeoutError, and its worker is replaced. Raises what
+    opening the job raises, and JobError when workers die while they open it. However it is left, no worker stays
+    behind.
     """
-    pool = _Pool(job, deque(_Task(item) for item in items), workers, listener, attempts, timeout_s)
+    pool = _Pool(
+        job,
+        deque(_Task(item, 1 + (item in begun_before)) for item in items),
+        workers,
+        listener,
+        attempts,
+        timeout_s,
+    )
     try:
         yield from pool.run()
     finally:
@@ -160,13 +168,16 @@ class _Pool(Generic[Item, Result]):
     def _assign(self) -> None:
         now = time.monotonic()
         for worker in self._workers.values():
-            if not worker.ready or worker.task:
+            # An item that may have killed its worker is tried alone: so it takes no other one with it.
+            alone = any(other.task and other.task.attempt > 1 for other in self._workers.values())
+            if not worker.ready or worker.task or alone:
                 continue
             task = worker.next or self._due(now)
             if task is None:
                 continue
             # Not where the queue nears its end: a task kept for a slow worker would wait for it.
-            following = self._due(now) if len(self._queue) > self._size else None
+            many = task.attempt == 1 and sum(queued.attempt == 1 for queued in self._queue) > self._size
+            following = self._due(now) if many else None
             try:
                 worker.pipe.send([task.item] if following is None else [task.item, following.item])
             except OSError:  # just died: heard of when its pipe is read
@@ -177,8 +188,11 @@ class _Pool(Generic[Item, Result]):
             self._listener.started(task.item, task.attempt, worker.name)
 
     def _due(self, now: float) -> _Task[Item] | None:
-        """The first task that may begin, off the queue."""
-        task = next((task for task in self._queue if task.not_before <= now), None)
+        """The first task that may begin, off the queue; one that was tried before only where nobody works."""
+        due = [task for task in self._queue if task.not_before <= now]
+        task = next((task for task in due if task.attempt == 1), None)
+        if task is None and due and not any(worker.task for worker in self._workers.values()):
+            task = due[0]
         if task:
             self._queue.remove(task)
         return task
