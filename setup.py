@@ -121,9 +121,9 @@ setup(
             "wsi_pipeline.slides.readers._jpeg_tiles",
             ["wsi_pipeline/slides/readers/_jpeg_tiles.c"],
             libraries=["jpeg"],
-            extra_compile_args=["-O2"],
+            extra_compile_args=["-O2", "-pthread"],
             # A libjpeg beside it is found first: where a machine has none, it can be brought along.
-            extra_link_args=["-Wl,-rpath,$ORIGIN"],
+            extra_link_args=["-Wl,-rpath,$ORIGIN", "-pthread"],
             py_limited_api=True,
             optional=True,
         )

@@ -116,3 +116,6 @@ class Ears:
 
     def waits(self, item: str, reason: str) -> None:
         self.heard.append(("waits", item, reason))
+
+    def stands(self, reason: str) -> None:
+        self.heard.append(("stands", reason))

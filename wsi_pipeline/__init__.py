@@ -28,6 +28,7 @@ if _typing.TYPE_CHECKING:
     from wsi_pipeline.base.errors import SlideError as SlideError
     from wsi_pipeline.base.errors import SlideOpenError as SlideOpenError
     from wsi_pipeline.base.errors import SlideReadError as SlideReadError
+    from wsi_pipeline.base.errors import SlideTimeoutError as SlideTimeoutError
     from wsi_pipeline.base.errors import TrainingError as TrainingError
     from wsi_pipeline.base.errors import UnreadableSlideError as UnreadableSlideError
     from wsi_pipeline.base.errors import UsageError as UsageError
@@ -62,7 +63,7 @@ if _typing.TYPE_CHECKING:
 _NAMES = {
     "base.errors": "ConfigError DataError DeviceLostError JobError ListError LockLostError ModelError OutputError "
     "RecipeError RegionReadError ResultError ScaleError SlideChangedError SlideError SlideOpenError SlideReadError "
-    "TrainingError UnreadableSlideError UsageError WorkerLostError WsiError",
+    "SlideTimeoutError TrainingError UnreadableSlideError UsageError WorkerLostError WsiError",
     "base.geometry": "Box Plane Size",
     "inference.engines.options": "ClassifyOptions",
     "models.model": "Model load_model",

@@ -2,6 +2,7 @@
 
 Decoders differ in how they enlarge chroma that was stored at half the size: libjpeg-turbo, and with it OpenSlide and
 this package, interpolates; others repeat. So what each decodes is scored too, beside what libjpeg-turbo decodes.
+And some give a damaged tile as if it were whole: scores would then be of what nobody stained.
 """
 
 import os
@@ -29,6 +30,8 @@ from wsi_pipeline.slides.readers.tiff_tiles import JPEG, jpeg_stream, tiles_of
 # A tile of tissue has at least this share of the bytes of the fullest one.
 HELD = 0.3
 TILES = 1000
+# Tiles whose scan is cut in half, to see who says so.
+DAMAGED = 100
 # The level whose patches are scored, by how many times it is smaller: 4 um/px, the shipped model's scale.
 SCORED_AT = 16
 
@@ -44,6 +47,8 @@ class Decoded:
     across: float
     # Patches scored.
     patches: int
+    # Of tiles whose second half is missing, the share that it gave as if they were whole.
+    unnoticed: float
 
 
 @dataclass(frozen=True)
@@ -55,6 +60,8 @@ class Decoder:
     run: Callable[[Sequence[bytes]], object]
     # uint8 [n, H, W, 3].
     pixels: Callable[[Sequence[bytes]], NDArray[np.uint8]]
+    # Whether it gives pixels for a stream.
+    accepts: Callable[[bytes], bool]
 
 
 def measure_decoders(path: Path, device: torch.device, repeats: int) -> dict[str, dict[str, float]]:
@@ -64,6 +71,7 @@ def measure_decoders(path: Path, device: torch.device, repeats: int) -> dict[str
     ValueError where the slide has no JPEG tiles.
     """
     fine, coarse = tile_streams(path, 1), tile_streams(path, SCORED_AT)
+    damaged = [_halved(stream) for stream in fine[:DAMAGED]]
     scored = Classifier([load_model("idc_default")], device, ClassifyOptions(precision="fp32"))
     threshold, side = scored.card.threshold, scored.card.patch_px
     found = {}
@@ -86,6 +94,7 @@ def measure_decoders(path: Path, device: torch.device, repeats: int) -> dict[str
                 float(np.abs(scores - our_scores).max()),
                 float(((scores >= threshold) != (our_scores >= threshold)).mean()),
                 len(scores),
+                float(np.mean([decoder.accepts(stream) for stream in damaged])),
             )
     return {name: asdict(decoded) for name, decoded in found.items()}
 
@@ -128,6 +137,7 @@ def _decoders(device: torch.device, pool: ThreadPoolExecutor) -> Iterator[Decode
         "torchvision, on the GPU",
         by_torchvision,
         lambda streams: torch.stack(by_torchvision(streams)).permute(0, 2, 3, 1).cpu().numpy(),
+        lambda stream: _does(by_torchvision, [stream]),
     )
     try:
         from nvidia import nvimgcodec
@@ -151,6 +161,7 @@ def _decoders(device: torch.device, pool: ThreadPoolExecutor) -> Iterator[Decode
         lambda streams: np.stack(
             [torch.as_tensor(image, device=device).cpu().numpy() for image in by_nvimgcodec(streams)]
         ),
+        lambda stream: by_nvimgcodec([stream])[0] is not None,
     )
 
 
@@ -158,7 +169,27 @@ def _on_cores(name: str, decode: Callable[[bytes], NDArray[np.uint8]], pool: Thr
     def run(streams: Sequence[bytes]) -> None:
         deque(pool.map(lambda stream: decode(stream).size, streams), maxlen=0)
 
-    return Decoder(name, run, lambda streams: np.stack(list(pool.map(decode, streams))))
+    return Decoder(
+        name,
+        run,
+        lambda streams: np.stack(list(pool.map(decode, streams))),
+        lambda stream: _does(decode, stream),
+    )
+
+
+def _does(decode: Callable[[Any], object], given: object) -> bool:
+    """Whether it decodes that without an error."""
+    try:
+        decode(given)
+    except Exception:  # decoders raise what they like
+        return False
+    return True
+
+
+def _halved(stream: bytes) -> bytes:
+    """The stream without the second half of its scan."""
+    start = stream.rindex(b"\xff\xda")
+    return stream[: start + (len(stream) - start) // 2]
 
 
 def _patches(tiles: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:

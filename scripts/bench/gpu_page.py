@@ -25,7 +25,7 @@ def page(found: Found) -> str:
             f"{tests['skipped']} were skipped.",
             "",
         ]
-    lines += [*_classified_table(found), *_network_table(found), *_rows_of(found)]
+    lines += [*_classified_table(found), *_network_table(found), *_lineup_table(found), *_rows_of(found)]
     left = [name for name, section in found.items() if "failed" in section or "left out" in section]
     if left:
         lines += [f"Not measured in this run: {', '.join(left)}.", ""]
@@ -75,6 +75,23 @@ def _network_table(found: Found) -> list[str]:
     return [*lines, ""]
 
 
+def _lineup_table(found: Found) -> list[str]:
+    rows = {name: row for name, row in found.get("lineup", {}).items() if isinstance(row, dict)}
+    if not rows:
+        return []
+    lines = [
+        "Networks of the line-up, patches a second:",
+        "",
+        "| network | patches/s | engine |",
+        "| --- | ---: | --- |",
+    ]
+    lines += [
+        f"| {name} | {row['per_s']:,} | {row['precision']}, {row['batch']} a batch |"
+        for name, row in rows.items()
+    ]
+    return [*lines, ""]
+
+
 def _thousands(rate: int | str) -> str:
     return rate if isinstance(rate, str) else f"{rate / 1000:,.1f}"
 
@@ -89,7 +106,8 @@ def _rows_of(found: Found) -> list[str]:
         if isinstance(row, dict):
             lines.append(
                 f"- {name}: {row['tiles_per_s']:,.0f} tiles of 256 px a second from memory, pixels off by "
-                f"{row['pixels']:.0f}, scores by {row['moved']:.2g}."
+                f"{row['pixels']:.0f}, scores by {row['moved']:.2g}, {row['unnoticed']:.0%} of damaged tiles given as "
+                "whole."
             )
     copies = {name: value for name, value in found.get("copies", {}).items() if "GB/s" in name}
     if copies:

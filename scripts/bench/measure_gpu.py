@@ -145,6 +145,33 @@ def measure_network(args: argparse.Namespace) -> Found:
     return found
 
 
+def measure_lineup(args: argparse.Namespace) -> Found:
+    """Patches a second of each network of configs/train, untrained, in the first precision that the engine trusts."""
+    from wsi_pipeline.inference.engines.cuda_engine import batch_size_of
+    from wsi_pipeline.learning.training.train import load_train_options
+    from wsi_pipeline.models.cost import network_cost
+    from wsi_pipeline.models.model import build_network
+
+    found: Found = {}
+    configs = sorted(Path("configs/train").glob("*.yaml"))
+    for path in configs[:2] if args.quick else configs:
+        options = load_train_options(path)
+        mflop = network_cost(build_network(options.architecture, **options.architecture_options), 50).mflop
+        model = _untrained(args, options.architecture, options.architecture_options, options.patch_px)
+        for precision in _precisions(args):
+            try:
+                engine = _engine(args, model, precision, 4 if args.quick else batch_size_of(mflop))
+            except ValueError:  # the engine does not trust it
+                continue
+            found[path.stem] = {
+                "per_s": _rate_of(engine, 0.3),
+                "precision": precision,
+                "batch": engine.batch_size,
+            }
+            break
+    return found
+
+
 def measure_end_to_end(args: argparse.Namespace) -> Found:
     """The classify stage on a whole slide at 40x: read, cut, classify, write."""
     from scripts.bench.bench_cases import make_case, model_at
@@ -442,7 +469,13 @@ def _generated(args: argparse.Namespace, size: tuple[int, int]) -> Path:
 
 
 def _resnet50(args: argparse.Namespace) -> Any:
-    """Untrained: what is asked is how fast it is."""
+    return _untrained(args, "resnet50", {}, 224)
+
+
+def _untrained(
+    args: argparse.Namespace, architecture: str, architecture_options: dict[str, Any], patch_px: int
+) -> Any:
+    """A network with random weights, of 0.25 um/px: what is asked is how fast it is."""
     import torch
 
     from wsi_pipeline.models.model import build_network, load_model, save_model
@@ -451,17 +484,16 @@ def _resnet50(args: argparse.Namespace) -> Any:
     card = load_model("idc_default").card
     card = replace(
         card,
-        name="resnet50",
-        architecture="resnet50",
-        architecture_options={},
-        patch_px=224,
+        name=architecture,
+        architecture=architecture,
+        architecture_options=architecture_options,
+        patch_px=patch_px,
         mpp=0.25,
         stain_normalisation=0.0,
         context=None,
     )
-    path = args.work / "models" / "resnet50.safetensors"
-    if not path.exists():
-        save_model(path, build_network("resnet50"), card)
+    path = args.work / "models" / f"untrained_{architecture}_{patch_px}.safetensors"
+    save_model(path, build_network(architecture, **architecture_options), card)
     return load_model(path)
 
 
@@ -508,6 +540,7 @@ SECTIONS: dict[str, Callable[[argparse.Namespace], Found]] = {
     "end to end": measure_end_to_end,
     "network": measure_network,
     "resnet": measure_resnet,
+    "lineup": measure_lineup,
     "decode": measure_decode,
     "copies": measure_copies,
     "resampled": measure_resampled,

@@ -18,8 +18,10 @@ from pathlib import Path
 
 PACKAGES = (
     "annotated-types",
+    "anyascii",
     "donfig",
     "google-crc32c",
+    "kiwisolver",
     "numcodecs",
     "openslide-bin",
     "openslide-python",
@@ -72,7 +74,12 @@ def main() -> int:
 
 
 def _copy_code(out: Path) -> None:
-    tracked = subprocess.run(["git", "ls-files", *CODE], capture_output=True, text=True, check=True).stdout
+    tracked = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard", *CODE],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
     for name in tracked.splitlines():
         target = out / name
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -275,13 +275,16 @@ def test_bad_batch_arguments_run_nothing(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_lists_names_and_scales_reach_the_results(one_slide: Path, config: Path, tmp_path: Path) -> None:
-    (tmp_path / "list.csv").write_text(f"slide,name,mpp\n{one_slide},patient 7,2.5\n{one_slide},,\n")
-    assert (
-        tile_slides.main(
-            [str(tmp_path / "list.csv"), "--out", str(tmp_path / "out"), "--config", str(config)]
-        )
-        == 0
+def test_a_lists_names_scales_and_patients_reach_the_results(
+    one_slide: Path, config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "list.csv").write_text(
+        f"slide,name,mpp,patient\n{one_slide},patient 7,2.5,Anna\n{one_slide},,,\n{one_slide},no match,,\n"
+    )
+    arguments = [str(tmp_path / "list.csv"), "--out", str(tmp_path / "out"), "--config", str(config)]
+    assert tile_slides.main([*arguments, "--patient-pattern", "^o(n)e"]) == 0
+    assert "3 slides of 2 patients; of 1 the patient is not known: --patient-pattern does not fit" in (
+        capsys.readouterr().err
     )
     summaries = {
         name: json.loads((tmp_path / "out" / name / "summary.json").read_text())
@@ -289,4 +292,8 @@ def test_a_lists_names_and_scales_reach_the_results(one_slide: Path, config: Pat
     }
     assert summaries["patient 7"]["mpp"] == [2.5, 2.5]
     assert summaries["one"]["mpp"] == [3.0, 3.0]
-    assert [row["slide"] for row in manifest(tmp_path / "out")] == ["patient 7", "one"]
+    assert [(row["slide"], row["patient"]) for row in manifest(tmp_path / "out")] == [
+        ("patient 7", "Anna"),
+        ("one", "n"),
+        ("no match", ""),
+    ]

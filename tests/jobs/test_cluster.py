@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from worker_jobs import Doubling, Ears, Refusing
 
-from wsi_pipeline.base.errors import JobError, ModelError, UsageError, WorkerLostError
+from wsi_pipeline.base.errors import JobError, ModelError, SlideTimeoutError, UsageError, WorkerLostError
 from wsi_pipeline.jobs import Outcome
 from wsi_pipeline.jobs.cluster import run_cluster
 
@@ -181,3 +181,44 @@ def test_without_a_scheduler_nothing_is_run(
     monkeypatch.setattr("wsi_pipeline.jobs.cluster.CONNECT_S", 1.0)
     with pytest.raises(UsageError, match="no scheduler of dask"):
         list(run_cluster(Doubling(tmp_path), [" 1"], scheduler, Ears()))
+
+
+def test_an_item_that_takes_too_long_fails_and_its_worker_is_started_again(
+    own_cluster: Cluster, tmp_path: Path
+) -> None:
+    own_cluster.add_worker()
+    items = [" 0", "sleeps 1", " 2"]
+    found = run_cluster(Doubling(tmp_path), items, str(own_cluster.file), Ears(), timeout_s=3.0)
+    outcomes = by_item(list(found))
+    assert [outcomes[item].result for item in items] == [0, None, 4]
+    assert isinstance(outcomes["sleeps 1"].error, SlideTimeoutError)
+
+
+def test_workers_that_are_paused_take_no_item_and_that_is_heard(own_cluster: Cluster, tmp_path: Path) -> None:
+    from distributed import Client
+
+    own_cluster.add_worker()
+    ears, scheduler = Ears(), str(own_cluster.file)
+
+    def pause_from(share, dask_worker):  # type: ignore[no-untyped-def]
+        dask_worker.memory_manager.memory_pause_fraction = share
+
+    class Waking(Ears):
+        """Wakes the workers once it hears that they are paused."""
+
+        def stands(self, reason: str) -> None:
+            ears.stands(reason)
+            if "paused" in reason:
+                client.run(pause_from, 0.8)
+
+    with Client(scheduler_file=scheduler, set_as_default=False) as client:
+        client.wait_for_workers(1)
+        client.run(pause_from, 1e-9)
+        own_cluster._wait(
+            lambda: "paused" in {w["status"] for w in client.scheduler_info()["workers"].values()}
+        )
+        (outcome,) = run_cluster(Doubling(tmp_path), [" 4"], scheduler, Waking())
+    assert outcome.result == 8
+    (reason,) = {heard[1] for heard in ears.heard if heard[1]}
+    assert "of the cluster's 1 workers none can take a slide: 1 paused (at its memory limit" in reason
+    assert ears.heard[-1] == ("stands", "")

@@ -5,7 +5,13 @@ from pathlib import Path
 import pytest
 from worker_jobs import Doubling, Ears, FailingStart, Refusing
 
-from wsi_pipeline.base.errors import DeviceLostError, JobError, ModelError, WorkerLostError
+from wsi_pipeline.base.errors import (
+    DeviceLostError,
+    JobError,
+    ModelError,
+    SlideTimeoutError,
+    WorkerLostError,
+)
 from wsi_pipeline.jobs import Outcome, run_local, run_sequential
 
 ITEMS = [f" {i}" for i in range(6)]
@@ -126,3 +132,37 @@ def test_here_a_lost_gpu_ends_the_batch_instead_of_failing_each_later_item(tmp_p
     with pytest.raises(DeviceLostError, match="cuda:0 does no more work"):
         done.extend(run_sequential(Doubling(tmp_path), [ITEMS[1], "loses its GPU 7", ITEMS[2]], Ears()))
     assert not (tmp_path / f"{ITEMS[2]}.tries").exists()
+
+
+def test_an_item_that_takes_too_long_fails_and_its_worker_is_replaced(tmp_path: Path) -> None:
+    items = [" 0", "sleeps 1", " 2", " 3", " 4"]
+    outcomes = by_item(list(run_local(Doubling(tmp_path), items, 1, Ears(), timeout_s=2.0)))
+    assert [outcomes[item].result for item in items] == [0, None, 4, 6, 8]
+    assert isinstance(outcomes["sleeps 1"].error, SlideTimeoutError)
+    assert "sleeps 1: not done after 2 s (--slide-timeout)" in outcomes["sleeps 1"].reason
+    assert len(opened(tmp_path)) == 2
+    assert not multiprocessing.active_children()
+
+
+def test_an_item_that_killed_its_worker_is_tried_after_the_others_and_alone(tmp_path: Path) -> None:
+    ears = Ears()
+    items = ["kills once 1", "kills 2", *(f" {i}" for i in range(3, 9))]
+    outcomes = by_item(list(run_local(Doubling(tmp_path), items, 3, ears)))
+    assert outcomes["kills once 1"].result == 2
+    assert isinstance(outcomes["kills 2"].error, WorkerLostError)
+    again = [i for i, heard in enumerate(ears.heard) if heard[0] == "started" and heard[2] > 1]
+    others = [
+        i
+        for i, heard in enumerate(ears.heard)
+        if heard[0] in ("started", "progressed") and heard[1] in items[2:]
+    ]
+    assert len(again) == 3
+    assert min(again) > max(others)
+
+
+def test_an_item_that_was_begun_before_has_one_attempt_less(tmp_path: Path) -> None:
+    items = ["kills 1", " 2"]
+    outcomes = by_item(list(run_local(Doubling(tmp_path), items, 1, Ears(), begun_before={"kills 1"})))
+    assert outcomes["kills 1"].attempt == 3
+    assert len((tmp_path / "kills 1.tries").read_text().splitlines()) == 2
+    assert outcomes[" 2"].attempt == 1

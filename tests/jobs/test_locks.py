@@ -149,3 +149,24 @@ def test_who_slept_learns_it_at_once_also_when_the_other_one_is_done(tmp_path: P
         lock.unlink()  # taken over, worked under and released, all before the next beat
         with pytest.raises(LockLostError, match="taken over"):
             mine.check()
+
+
+def test_a_process_that_is_hidden_from_this_user_lives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As under hidepid=2: nothing in /proc, and EPERM for a signal."""
+    owner = locks.new_owner()
+    monkeypatch.setattr(locks, "Path", lambda path: tmp_path / "hidden" / str(path).lstrip("/"))
+    monkeypatch.setattr(locks, "_place", lambda: owner.place)
+
+    def refuse(pid: int, signum: int) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(locks.os, "kill", refuse)
+    assert not owner.is_dead
+
+    def find_none(pid: int, signum: int) -> None:
+        raise ProcessLookupError(3, "No such process")
+
+    monkeypatch.setattr(locks.os, "kill", find_none)
+    assert owner.is_dead

@@ -115,3 +115,44 @@ def test_recording_does_not_write_the_file_each_time(tmp_path: Path, monkeypatch
     assert [json.loads(line)["slide"] for line in file.read_text().splitlines()] == [
         str(i) for i in range(200)
     ]
+
+
+@pytest.mark.parametrize("minutes_off", [-10, 10])
+@pytest.mark.parametrize("last", ["done", "failed"])
+@pytest.mark.parametrize("last_file_first", [True, False])
+def test_the_last_attempt_counts_whatever_the_clock_of_its_machine_says(
+    tmp_path: Path, minutes_off: int, last: str, last_file_first: bool
+) -> None:
+    first = open_manifest(tmp_path, "a")
+    first.record(row("a", "failed" if last == "done" else "done", "2026-01-01T12:10:00"), first.started("a"))
+    second = open_manifest(tmp_path, "a")
+    second.record(row("a", last, f"2026-01-01T12:{10 + minutes_off:02}:01"), second.started("a"))
+    if last_file_first:  # a clock that is off names the file of events, too
+        newest = max((tmp_path / EVENTS).iterdir())
+        newest.rename(newest.with_name("0.jsonl"))
+    following = open_manifest(tmp_path, "b")
+    following.write()
+    assert [r["status"] for r in read(tmp_path)] == [last]
+
+
+def test_an_attempt_recorded_late_does_not_hide_the_one_that_began_after_it(tmp_path: Path) -> None:
+    slept, quick = open_manifest(tmp_path, "a"), open_manifest(tmp_path, "a")
+    began = slept.started("a")
+    quick.record(row("a", "done", "2026-01-01T12:00:00"), quick.started("a"))
+    slept.record(row("a", "failed", "2026-01-01T13:00:00"), began)
+    quick.write()
+    assert [r["status"] for r in read(tmp_path)] == ["done"]
+
+
+def test_a_refused_run_leaves_the_row_of_a_result_and_says_that_its_own_does_not_stand(
+    tmp_path: Path,
+) -> None:
+    open_manifest(tmp_path, "a").record(row("a", patches=7))
+    later = open_manifest(tmp_path, "a", "b")
+    assert not later.record(row("a", "failed", reason="another model"), later.started("a"), refused=True)
+    assert later.record(row("b", "failed", reason="no scale"), later.started("b"), refused=True)
+    later.write()
+    assert [(r["slide"], r["status"], r["patches"]) for r in read(tmp_path)] == [
+        ("a", "done", "7"),
+        ("b", "failed", ""),
+    ]

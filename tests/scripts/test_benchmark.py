@@ -113,6 +113,7 @@ def test_decoders_are_compared_by_speed_and_by_what_they_change(shared: Path) ->
     assert as_read["pixels"] == as_read["moved"] == as_read["across"] == 0
     assert repeated["pixels"] > 2
     assert repeated["moved"] > 1e-3
+    assert as_read["unnoticed"] == repeated["unnoticed"] == 0
 
 
 def test_a_slide_without_jpeg_tiles_cannot_compare_decoders(make_slide: Callable[..., Path]) -> None:
@@ -146,7 +147,11 @@ def found(end_to_end: float, across: float, difference: float, seconds: float) -
         "cases": [case],
         "memory": {"4 um/px": {"10,000": peaks, "100,000": peaks | {"peak_mb": 1000.0}}},
         "shell": {"slide": "w", "patches": 7, "seconds": seconds},
-        "decoders": {"d": asdict(Decoded(tiles_per_s=9.0, pixels=1.0, moved=0.5, across=0.25, patches=8))},
+        "decoders": {
+            "d": asdict(
+                Decoded(tiles_per_s=9.0, pixels=1.0, moved=0.5, across=0.25, patches=8, unnoticed=0.5)
+            )
+        },
     }
 
 

@@ -33,6 +33,7 @@ def found(rate: int, busy: list[float]) -> dict[str, object]:
         "end to end": {"whole slide": row(rate, 600_000, busy), "seconds": 9.0},
         "resnet": row(13_000, 14_000, [1.0]),
         "network": {"50 px, fp16": {4096: "refused: why", 512: 500_000}, "seconds": 1.0},
+        "lineup": {"vgg16": {"per_s": 9_000, "precision": "fp16", "batch": 512}, "seconds": 2.0},
         "workers": {"left out": "no time was left"},
         "decoders": {"failed": "Traceback"},
     }
@@ -50,4 +51,5 @@ def test_what_was_not_measured_is_named_and_what_was_refused_says_why() -> None:
     text = page(found(310_000, []))
     assert "Not measured in this run: workers, decoders." in text
     assert "4096: refused: why, 512: 500.0" in text
+    assert "| vgg16 | 9,000 | fp16, 512 a batch |" in text
     assert "commit abc" in text

@@ -1,4 +1,5 @@
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -287,3 +288,19 @@ def test_shards_part_the_slides(count: int, shards: int) -> None:
 def test_a_shard_that_is_none_is_refused(shard: str) -> None:
     with pytest.raises(ListError, match="expected i/n"):
         shard_of([], shard)
+
+
+def test_the_patient_comes_from_the_list_or_from_the_name(tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_text("slide,patient\nA-12_he.svs,\nB-7_he.svs,someone else\nscan.svs,\n")
+    found = list_slides([tmp_path / "list.csv"], patient_pattern=re.compile(r"^([A-Z]-\d+)_"))
+    assert [entry.patient for entry in found] == ["A-12", "someone else", ""]
+    assert [entry.patient for entry in list_slides([tmp_path / "list.csv"])] == ["", "someone else", ""]
+    whole = list_slides([tmp_path / "A-12_he.svs"], patient_pattern=re.compile("^[^_]+"))
+    assert [entry.patient for entry in whole] == ["A-12"]
+
+
+def test_a_slide_listed_as_of_two_patients_is_worked_on_once_and_the_second_says_why(tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_text("slide,patient\na.svs,P1\na.svs,P1\na.svs,P2\n")
+    first, second = list_slides([tmp_path / "list.csv"])
+    assert (first.patient, first.refused) == ("P1", "")
+    assert "listed as of patient 'P1' and again as of patient 'P2'" in second.refused

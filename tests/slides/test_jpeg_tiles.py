@@ -11,7 +11,13 @@ from tifffile import TiffFile, TiffPage
 
 from wsi_pipeline.base.geometry import Box
 from wsi_pipeline.slides.readers import jpeg_tiles
-from wsi_pipeline.slides.readers.jpeg_tiles import DecodeTiles, TileTarget, decoder_of, same_pixels
+from wsi_pipeline.slides.readers.jpeg_tiles import (
+    DecodeTiles,
+    TileTargets,
+    copy_rectangles,
+    decoder_of,
+    same_pixels,
+)
 from wsi_pipeline.slides.readers.source import SourceFile
 from wsi_pipeline.slides.readers.tiff import open_reader
 from wsi_pipeline.slides.readers.tiff_tiles import JPEG, TilesOfPage, tiles_of
@@ -56,7 +62,7 @@ def test_tiles_of_real_slides_come_out_alike_to_the_bit(shared: Path, name: str)
             expected = tiles.read(file, index)  # cut where the page ends
             row, column = divmod(index, tiles.columns)
             found = np.empty_like(expected)
-            assert decode([TileTarget(column, row, found, found)]).all()
+            assert decode(TileTargets.whole([(column, row)], [found]), 1).all()
             assert np.array_equal(found, expected)
             compared += 1
     assert compared > 20
@@ -69,8 +75,9 @@ def test_any_part_of_a_tile_goes_where_it_is_wanted(tmp_path: Path, kind: str) -
     canvas, alone = np.full((500, 600, 3), 7, np.uint8), np.empty((256, 256, 3), np.uint8)
     expected = canvas.copy()
     expected[10:110, 20:220] = tiles.read(file, 1)[30:130, 40:240]
-    target = TileTarget(1, 0, canvas[10:110, 20:220], canvas, 40, 30)
-    assert decode([target, TileTarget(0, 1, alone, alone)]).all()
+    first = (1, 0, 0, (10 * 600 + 20) * 3, 600 * 3, 40, 30, 200, 100)
+    second = (0, 1, 1, 0, 256 * 3, 0, 0, 256, 256)
+    assert decode(TileTargets(np.array([first, second]), [canvas, alone]), 1).all()
     assert np.array_equal(canvas, expected)
     assert np.array_equal(alone, tiles.read(file, tiles.columns))
 
@@ -78,8 +85,9 @@ def test_any_part_of_a_tile_goes_where_it_is_wanted(tmp_path: Path, kind: str) -
 @pytest.mark.usefixtures("built")
 @pytest.mark.parametrize("kind", JPEG_KINDS)
 @pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("threads", [1, 3, 1000])
 def test_a_tile_that_is_refused_one_by_one_is_refused_among_many_and_no_other(
-    tmp_path: Path, kind: str, damage: str
+    tmp_path: Path, kind: str, damage: str, threads: int
 ) -> None:
     path = write_tiff(tmp_path / "a.tiff", **KINDS[kind])
     with TiffFile(path) as tif:
@@ -89,12 +97,12 @@ def test_a_tile_that_is_refused_one_by_one_is_refused_among_many_and_no_other(
     path.write_bytes(data)
     ((tiles, file, decode),) = pages_of(path)
     memory = np.empty((len(tiles.offsets), 256, 256, 3), np.uint8)
-    places = [divmod(index, tiles.columns) for index in range(len(memory))]
+    places = [divmod(index, tiles.columns)[::-1] for index in range(len(memory))]
     boxes = [tiles.box(index) for index in range(len(memory))]
     parts = [own[: box.height, : box.width] for own, box in zip(memory, boxes, strict=True)]
-    decoded = decode(
-        [TileTarget(c, r, part, own) for (r, c), part, own in zip(places, parts, memory, strict=True)]
-    )
+    targets = TileTargets.whole(places, list(memory))
+    targets.places[:, 7:] = [(box.width, box.height) for box in boxes]
+    decoded = decode(targets, threads)
     for index, part in enumerate(parts):
         try:
             expected = tiles.read(file, index)
@@ -110,20 +118,39 @@ def test_a_tile_that_is_refused_one_by_one_is_refused_among_many_and_no_other(
 def test_memory_that_is_too_small_is_refused_before_anything_is_decoded(tmp_path: Path) -> None:
     ((_, _, decode),) = pages_of(write_tiff(tmp_path / "a.tiff", **KINDS["JPEG 4:2:0"]))
     small = np.empty((100, 256, 3), np.uint8)
-    wide = np.lib.stride_tricks.as_strided(small, (256, 256, 3), small.strides)
+    too_high, not_there = TileTargets.whole([(0, 0)], [small]), TileTargets.whole([(0, 0)], [small])
+    too_high.places[0, 8] = 256
+    not_there.places[0, 6] = 200
     with pytest.raises(ValueError, match="do not fit into their memory"):
-        decode([TileTarget(0, 0, wide, small)])
+        decode(too_high, 1)
     with pytest.raises(ValueError, match="not all in the tile"):
-        decode([TileTarget(0, 0, small, small, 0, 200)])
+        decode(not_there, 1)
+
+
+@pytest.mark.usefixtures("built")
+@pytest.mark.parametrize("column", range(7))
+def test_a_rectangle_that_is_not_within_its_memory_is_not_copied(column: int) -> None:
+    source, target = np.arange(60, dtype=np.uint8).reshape(5, 4, 3), np.zeros((6, 7, 3), np.uint8)
+    right = np.array([[0, 12 + 3, 12, 21 + 6, 21, 9, 4]])
+    copy_rectangles(right, [source], target)
+    expected = np.zeros_like(target)
+    expected[1:5, 2:5] = source[1:5, 1:4]
+    assert np.array_equal(target, expected)
+    for off in (-1, 1000):
+        wrong = right.copy()
+        wrong[0, column] = off
+        with pytest.raises(ValueError, match="does not lie within its memory"):
+            copy_rectangles(wrong, [source], target)
+    assert np.array_equal(target, expected)
 
 
 def test_a_library_that_gives_other_pixels_is_found_out(tmp_path: Path) -> None:
     right = {0: np.zeros((4, 4, 3), np.uint8), 1: np.full((4, 4, 3), 9, np.uint8)}
 
-    def off_by_one(targets: list[TileTarget]) -> np.ndarray:
-        for target in targets:
-            target.rgb[:] = right[target.column] + (target.column == 1)
-        return np.ones(len(targets), np.bool_)
+    def off_by_one(targets: TileTargets, _: int) -> np.ndarray:
+        for (column, *_), rgb in zip(targets.places, targets.memory, strict=True):
+            rgb[:] = right[column] + (column == 1)
+        return np.ones(len(targets.places), np.bool_)
 
     assert same_pixels(off_by_one, 2, [0], right.__getitem__)
     assert not same_pixels(off_by_one, 2, [0, 1], right.__getitem__)

@@ -4,7 +4,7 @@ import logging
 import shutil
 import threading
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ from simplejpeg import encode_jpeg
 from wsi_pipeline.base.errors import SlideOpenError
 from wsi_pipeline.base.geometry import Box, Plane
 from wsi_pipeline.slides.readers import jpeg_tiles
-from wsi_pipeline.slides.readers.jpeg_tiles import DecodeTiles, TileTarget
+from wsi_pipeline.slides.readers.jpeg_tiles import DecodeTiles, TileTargets
 from wsi_pipeline.slides.readers.openslide import OpenSlideReader
 from wsi_pipeline.slides.readers.tiff import TiffReader, open_reader
 from wsi_pipeline.slides.readers.tile_cache import TileDecoder, TiledLevels
@@ -229,9 +229,9 @@ def test_threads_decode_each_tile_once_and_read_the_same(tmp_path: Path, in_one_
                 return None
             assert decode is not None
 
-            def counted(targets: Sequence[TileTarget]) -> np.ndarray:
-                decoded.update((target.column, target.row) for target in targets)
-                return decode(targets)
+            def counted(targets: TileTargets, threads: int) -> np.ndarray:
+                decoded.update((column, row) for column, row, *_ in targets.places.tolist())
+                return decode(targets, threads)
 
             return counted
 

@@ -509,6 +509,35 @@ def test_the_list_is_searched_filtered_and_sorted_and_the_address_keeps_it(page:
     assert areas == sorted(areas, reverse=True)
 
 
+def test_sorted_by_patient_the_list_sums_the_slides_of_each(site: Site, page: Any) -> None:
+    rows = {"whole": "Anna", "bounded": "Anna", "broken": "Zoe"}
+    events = site.out / ".batch/events"
+    events.mkdir(parents=True, exist_ok=True)
+    lines = [
+        {
+            "event": "slide",
+            "time": "2026-01-01T00:00:00.000+00:00",
+            "slide": name,
+            "status": "done",
+            "patient": patient,
+        }
+        for name, patient in rows.items()
+    ]
+    (events / "patients.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    page.goto("/?sort=patient")
+    page.get_by_text("2 slides", exact=True).wait_for()
+    heads = page.locator("tr.patient")
+    assert [head.get_by_role("rowheader").inner_text() for head in heads.all()] == ["Anna", "Zoe"]
+    summaries = [json.loads((site.out / name / "summary.json").read_text()) for name in ("whole", "bounded")]
+    total = sum(summary["idc_mm2"] for summary in summaries)
+    assert float(heads.first.locator("td.numeric").first.inner_text().split()[0]) == pytest.approx(
+        total, abs=0.06
+    )
+    assert "1 slide, 1 without a map" in heads.last.inner_text()
+    page.get_by_role("button", name="Status").click()
+    assert heads.count() == 0
+
+
 def test_no_path_leads_out_of_the_run_folders(site: Site, page: Any) -> None:
     for path in ("..%2F..%2Fetc%2Fpasswd", "whole%2F..%2F..%2Fslides", "..%5C..%5Cslides", "%252e%252e"):
         answer = page.goto(f"/slides/{path}")

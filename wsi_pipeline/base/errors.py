@@ -20,7 +20,8 @@
         ├── SlideReadError      the system could not read the file, in every attempt: trouble, not damage
         ├── SlideChangedError   the file was replaced, changed or removed while it was read
         ├── UnreadableSlideError  more of the slide is unreadable than `max_unreadable` allows
-        └── WorkerLostError     the process that worked on it died, in every attempt
+        ├── WorkerLostError     the process that worked on it died, in every attempt
+        └── SlideTimeoutError   it took longer than it was given
 
 A message names the slide or file, what was found, what was expected and what to do, on one line.
 """
@@ -108,3 +109,7 @@ class UnreadableSlideError(SlideError):
 
 class WorkerLostError(SlideError):
     """The process that worked on the slide died, in every attempt."""
+
+
+class SlideTimeoutError(SlideError):
+    """The slide took longer than it was given (`--slide-timeout`); its worker was ended."""

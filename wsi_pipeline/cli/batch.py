@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from typing import NoReturn
 
@@ -17,15 +17,18 @@ from wsi_pipeline.base.errors import JobError, ListError, RecipeError, ScaleErro
 from wsi_pipeline.base.files import OutPath, check_writable
 from wsi_pipeline.base.text import on_one_line, printable
 from wsi_pipeline.base.version import VERSION
+from wsi_pipeline.cli import watchdog
 from wsi_pipeline.cli.common import ALL_DONE, INTERRUPTED, NOTHING_RUN, SOME_FAILED
-from wsi_pipeline.cli.progress import BatchProgress
+from wsi_pipeline.cli.progress import BatchProgress, span
 from wsi_pipeline.cli.streams import lasting_streams
+from wsi_pipeline.cli.watchdog import Watchdog, ending_in_time
 from wsi_pipeline.jobs import Outcome, run_local, run_sequential
 from wsi_pipeline.jobs.cluster import run_cluster
 from wsi_pipeline.jobs.events import EventLog, now
+from wsi_pipeline.jobs.unended import begun_and_never_ended
 from wsi_pipeline.pipeline.manifest import MANIFEST_NAME, Manifest, ManifestRow
 from wsi_pipeline.pipeline.slide_jobs import InferJob, Staging, TileJob
-from wsi_pipeline.results.run_folder import SlideResult
+from wsi_pipeline.results.run_folder import SlideResult, is_finished
 from wsi_pipeline.slides.catalog import SlideEntry, SlideList, list_slides, shard_of
 from wsi_pipeline.slides.names import MAX_NAME_BYTES, is_cut
 
@@ -37,7 +40,8 @@ SlideOutcome = Outcome[SlideEntry, SlideResult]
 
 def listed_slides(args: argparse.Namespace) -> SlideList:
     """The slides that the arguments name, of this shard; prints what was passed over. Raises ListError."""
-    found = list_slides(args.slides, args.mpp, args.mpp_if_missing)
+    found = list_slides(args.slides, args.mpp, args.mpp_if_missing, args.patient_pattern)
+    _say_patients(found, args.patient_pattern is not None)
     if found.passed_over:
         print(f"passed over: {on_one_line(str(found.passed_over))}", file=sys.stderr)
     if cut := [entry.path for entry in found if is_cut(entry.name)]:
@@ -46,6 +50,18 @@ def listed_slides(args: argparse.Namespace) -> SlideList:
             file=sys.stderr,
         )
     return SlideList(shard_of(found, args.shard), found.passed_over) if args.shard else found
+
+
+def _say_patients(found: SlideList, by_pattern: bool) -> None:
+    """Of how many patients the slides are, and of how many slides that is not known, where any is."""
+    patients, unknown = {entry.patient for entry in found if entry.patient}, sum(not e.patient for e in found)
+    if not patients and not by_pattern:
+        return
+    line = f"{len(found)} slides of {len(patients)} patients"
+    if unknown:
+        line += f"; of {unknown} the patient is not known"
+        line += ": --patient-pattern does not fit their names" if by_pattern else ""
+    print(line, file=sys.stderr)
 
 
 def staging_of(args: argparse.Namespace) -> Staging | None:
@@ -74,8 +90,10 @@ def run_batch(job: TileJob | InferJob, entries: SlideList, args: argparse.Namesp
 def _run_batch(job: TileJob | InferJob, entries: SlideList, args: argparse.Namespace) -> int:
     if not entries:
         raise ListError(f"--shard {args.shard}: no slides left for this part; take fewer parts")
-    batch = _Batch(job.out, entries)
-    outcomes = _outcomes(job, entries, args, batch)
+    suspects = _begun_before(job.out, entries)
+    entries = SlideList(sorted(entries, key=suspects.__contains__), entries.passed_over)
+    batch = _Batch(job.out, entries, args.slide_timeout)
+    outcomes = _outcomes(job, entries, args, batch, suspects)
     try:
         with interruptible(), closing(outcomes):
             for outcome in outcomes:
@@ -91,24 +109,48 @@ def _run_batch(job: TileJob | InferJob, entries: SlideList, args: argparse.Names
     return batch.exit_code
 
 
+def _begun_before(out: OutPath, entries: SlideList) -> set[SlideEntry]:
+    """Those of the slides that an earlier process began and never ended; says so."""
+    names = begun_and_never_ended(out)
+    found = [entry for entry in entries if entry.name in names and not is_finished(out / entry.name)]
+    if found:
+        listed = ", ".join(entry.name for entry in found[:5]) + " ..." * (len(found) > 5)
+        print(
+            on_one_line(
+                f"begun in an earlier run that never ended them, and so tried last and apart: {listed}"
+            ),
+            file=sys.stderr,
+        )
+    return set(found)
+
+
 def _outcomes(
-    job: TileJob | InferJob, entries: Sequence[SlideEntry], args: argparse.Namespace, batch: "_Batch"
+    job: TileJob | InferJob,
+    entries: Sequence[SlideEntry],
+    args: argparse.Namespace,
+    batch: "_Batch",
+    suspects: set[SlideEntry],
 ) -> Generator[SlideOutcome]:
     if args.scheduler:
         everywhere = [replace(entry, path=entry.path.absolute()) for entry in entries]
-        return run_cluster(job.everywhere(), everywhere, args.scheduler, batch, args.worker_resources)
-    if args.workers:
-        return run_local(job, entries, args.workers, batch)
+        return run_cluster(
+            job.everywhere(), everywhere, args.scheduler, batch, args.worker_resources, args.slide_timeout
+        )
+    isolate = len(entries) > 1 or bool(suspects) if args.isolate is None else args.isolate
+    # What ends a process, and a read that hangs, then costs a worker and not the batch.
+    if workers := args.workers or int(isolate or args.slide_timeout is not None):
+        return run_local(job, entries, workers, batch, timeout_s=args.slide_timeout, begun_before=suspects)
     return run_sequential(job, entries, batch)
 
 
 class _Batch:
     """A batch on its way: hears what happens, records it, and tells it.
 
-    Nothing is written before its first slide is begun: by then arguments, config and model have proved right.
+    Nothing is written before its first slide is begun: by then arguments, config and model have proved right. A
+    watchdog looks at it from a thread of its own, hence the lock.
     """
 
-    def __init__(self, out: OutPath, entries: SlideList):
+    def __init__(self, out: OutPath, entries: SlideList, slide_timeout_s: float | None = None):
         self._out, self._count, self._passed_over = out, len(entries), entries.passed_over
         self._began, self._since = time.monotonic(), now()
         self._keys = [_key(entry) for entry in entries]
@@ -117,6 +159,10 @@ class _Batch:
         self._ended = 0
         self._logged: dict[SlideEntry, float] = {}  # when its progress last went to the log
         self._waiting: set[SlideEntry] = set()
+        self._attempts: dict[SlideEntry, int] = {}  # the numbers of their events
+        self._kept = 0  # refused slides whose row of an earlier result stays
+        self._timeout_s, self._standstill = slide_timeout_s, ""
+        self._lock = threading.RLock()
 
     @property
     def standing(self) -> str:
@@ -134,42 +180,65 @@ class _Batch:
 
     def started(self, entry: SlideEntry, attempt: int, worker: str) -> None:
         """A worker has begun with the slide."""
-        if self._log is None:
-            self._begin()
-        assert self._log
-        self._progress.started(entry.name)
-        self._log.write("slide_started", slide=entry.name, attempt=attempt, worker=worker)
+        with self._lock:
+            if self._log is None:
+                self._begin()
+            assert self._log
+            self._watchdog.moved()
+            self._progress.started(entry.name)
+            self._attempts[entry] = self._manifest.started(entry.name, attempt=attempt, worker=worker)
 
     def progressed(self, entry: SlideEntry, done: int, total: int) -> None:
         """`done` of `total` patches of the slide."""
-        self._progress.progressed(entry.name, done, total)
-        moment = time.monotonic()
-        if self._log and moment - self._logged.setdefault(entry, moment) > EVENT_EVERY_S:
-            self._logged[entry] = moment
-            self._log.write("slide_progress", slide=entry.name, done=done, total=total)
+        with self._lock:
+            self._progress.progressed(entry.name, done, total)
+            moment = time.monotonic()
+            if not self._log:
+                return
+            self._watchdog.moved()
+            if moment - self._logged.setdefault(entry, moment) > EVENT_EVERY_S:
+                self._logged[entry] = moment
+                self._log.write("slide_progress", slide=entry.name, done=done, total=total)
 
     def lost(self, entry: SlideEntry, attempt: int, reason: str) -> None:
         """The slide's worker is gone; it is tried again."""
-        self._progress.left(entry.name)
-        self._progress.say(f"{entry.name}: its worker was {reason}; attempt {attempt + 1} follows")
-        if self._log:
-            self._log.write("worker_lost", slide=entry.name, attempt=attempt, reason=reason)
+        with self._lock:
+            self._progress.left(entry.name)
+            self._progress.say(f"{entry.name}: its worker was {reason}; attempt {attempt + 1} follows")
+            if self._log:
+                self._log.write("worker_lost", slide=entry.name, attempt=attempt, reason=reason)
 
     def waits(self, entry: SlideEntry, reason: str) -> None:
         """Another process works on the slide."""
-        self._progress.left(entry.name)
-        if entry in self._waiting:
-            return
-        self._waiting.add(entry)
-        self._progress.say(f"{entry.name}: left for later, {reason}")
-        if self._log:
-            self._log.write("slide_waits", slide=entry.name, reason=reason)
+        with self._lock:
+            self._progress.left(entry.name)
+            if entry in self._waiting:
+                return
+            self._waiting.add(entry)
+            self._progress.say(f"{entry.name}: left for later, {reason}")
+            if self._log:
+                self._log.write("slide_waits", slide=entry.name, reason=reason)
+
+    def stands(self, reason: str) -> None:
+        """Why no slide can be begun now; empty once one can."""
+        self._standstill = reason
+        if reason and self._log is None:
+            with self._lock:
+                self._begin()
 
     def take(self, outcome: SlideOutcome) -> None:
         """Record and tell what became of a slide."""
-        self._manifest.record(_row(outcome))
+        with self._lock:
+            self._take(outcome)
+
+    def _take(self, outcome: SlideOutcome) -> None:
+        refused = isinstance(outcome.error, ScaleError | RecipeError)  # before anything there was touched
+        began = self._attempts.pop(outcome.item, 0)
+        if not self._manifest.record(_row(outcome), began, refused) and refused:
+            self._kept += 1
         result = outcome.result
         self._ended += 1
+        self._watchdog.moved()
         if outcome.error:
             self._failures.append(outcome.error)
         worked = result is not None and not result.skipped and not result.drawn_again
@@ -179,10 +248,36 @@ class _Batch:
         self._logged.pop(outcome.item, None)
         self._waiting.discard(outcome.item)
 
+    def _tick(self) -> None:
+        with self._lock:
+            self._progress.tick()
+
+    def _still(self, seconds: float) -> None:
+        """Say what is waited for, since nothing has moved for so long."""
+        with self._lock:
+            waited = self._waited_for()
+            self._progress.say(f"nothing has moved for {span(seconds)}: {waited}")
+            if self._log:
+                self._log.write("batch_waits", seconds=round(seconds), reason=waited)
+
+    def _waited_for(self) -> str:
+        if running := self._progress.running:
+            words = f"waiting for {'; '.join(running)}"
+            if self._timeout_s is None:
+                words += "; --slide-timeout SECONDS would give up a slide that takes longer"
+            return words
+        if self._standstill:
+            return self._standstill
+        if self._waiting:
+            names = sorted(entry.name for entry in self._waiting)
+            return f"other processes work on what is left: {', '.join(names[:5])}{' ...' * (len(names) > 5)}"
+        return "waiting for workers to begin"
+
     def close(self, how: str, exit_code: int) -> None:
         """No more outcomes: bring the manifest up to date."""
         if self._log is None:
             return
+        self._watchdog.close()
         self._progress.close()
         self._manifest.write()
         seconds = round(time.monotonic() - self._began, 1)
@@ -199,10 +294,12 @@ class _Batch:
         )
         self._log.close()
         if self._failures and how == "ended":
-            print(
-                f"{failed} of {self._count} slides failed; reasons in {self._out / MANIFEST_NAME}",
-                file=sys.stderr,
-            )
+            where = f"reasons in {self._out / MANIFEST_NAME}"
+            if self._kept:
+                where += (
+                    f", but for {self._kept} refused (reasons above), of which it keeps the earlier results"
+                )
+            print(f"{failed} of {self._count} slides failed; {where}", file=sys.stderr)
 
     def _begin(self) -> None:
         check_writable(self._out)
@@ -218,12 +315,14 @@ class _Batch:
         self._manifest = Manifest(self._out, log, self._since, self._keys)
         self._progress = BatchProgress(self._count)
         self._log = log
+        self._watchdog = Watchdog(self._tick, self._still)
 
 
 @contextmanager
 def interruptible() -> Iterator[None]:
     """Ctrl-C, or the SIGTERM of a cluster's time limit, ends the block with a KeyboardInterrupt; a second one at once.
 
+    So does the first one after GRACE_S, where the block waits for something that does not end: a read that hangs.
     At once means: the workers are killed, and this process ends without another instruction. Nothing is half-written
     then either, for every file is written beside and renamed; only locks stay, which the next run takes over.
     """
@@ -236,20 +335,28 @@ def interruptible() -> Iterator[None]:
         nonlocal pressed
         pressed += 1
         if pressed > 1:
-            for child in multiprocessing.active_children():
-                child.kill()
-            os.write(2, b"\nstopped at once; the same command goes on from here\n")
-            os._exit(INTERRUPTED)
+            _end_at_once("stopped at once")
         os.write(2, b"\nstopping; once more stops at once\n")
         raise KeyboardInterrupt
 
     before = {number: signal.signal(number, press) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield
+        with ending_in_time(
+            lambda: _end_at_once(f"what it waited for did not end within {watchdog.GRACE_S:.0f} s")
+        ):
+            yield
     finally:
         if not pressed:  # else the next one still means at once, until the process has ended
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+
+def _end_at_once(why: str) -> NoReturn:
+    for child in multiprocessing.active_children():
+        child.kill()
+    with suppress(OSError):  # nobody reads it any more
+        os.write(2, f"\n{why}; the same command goes on from here\n".encode())
+    os._exit(INTERRUPTED)
 
 
 def _key(entry: SlideEntry) -> tuple[str, str]:
@@ -268,6 +375,7 @@ def _row(outcome: SlideOutcome) -> ManifestRow:
         worker=outcome.worker,
         finished=now(),
         version=VERSION,
+        patient=outcome.item.patient,
     )
     if result is None:
         return row

@@ -1,6 +1,8 @@
 """The arguments that `tile-slides` and `infer-slide` share; cli/batch.py does what they ask for."""
 
 import argparse
+import math
+import re
 from pathlib import Path
 
 
@@ -11,7 +13,7 @@ def add_batch_arguments(parser: argparse.ArgumentParser, config: str) -> None:
         nargs="+",
         metavar="SLIDE",
         help="slide files, folders of slides, folders of one slide's DICOM files, quoted patterns ('scans/**/*.svs'), "
-        "or a CSV with the columns slide, name, mpp",
+        "or a CSV with the columns slide, name, mpp, patient",
     )
     parser.add_argument(
         "--out", required=True, metavar="DIR", help="a folder a slide goes here; or s3://bucket/prefix"
@@ -31,6 +33,12 @@ def add_batch_arguments(parser: argparse.ArgumentParser, config: str) -> None:
         type=float,
         metavar="M",
         help="um per level-0 pixel of slides that do not say theirs",
+    )
+    parser.add_argument(
+        "--patient-pattern",
+        type=_pattern,
+        metavar="REGEX",
+        help="what in a slide's name says the patient, where no CSV does: '^[^_]+', or with a group, 'case-(\\d+)'",
     )
     parser.add_argument(
         "--overwrite", action="store_true", help="replace results of another model, slide, scale or options"
@@ -66,6 +74,19 @@ def _add_worker_arguments(parser: argparse.ArgumentParser) -> None:
         help="with --scheduler: what a worker must have free for a slide, as GPU=1",
     )
     parser.add_argument(
+        "--isolate",
+        action=argparse.BooleanOptionalAction,
+        help="work on slides in a process of its own, so that a file at which it breaks does not end the batch "
+        "(default: with more than one slide)",
+    )
+    parser.add_argument(
+        "--slide-timeout",
+        type=_seconds,
+        metavar="SECONDS",
+        help="a slide that takes longer fails, and its worker is replaced (implies --isolate); "
+        "default: none, but a batch in which nothing moves for a minute says what it waits for",
+    )
+    parser.add_argument(
         "--dry-run",
         action="store_true",
         help="look at every slide and print patches, time (from a short probe) and disk; write nothing",
@@ -73,6 +94,25 @@ def _add_worker_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--shard", metavar="I/N", help="only the I-th of N equal shares of the slides, for array jobs"
     )
+
+
+def _pattern(text: str) -> re.Pattern[str]:
+    try:
+        pattern = re.compile(text)
+    except re.error as error:
+        raise argparse.ArgumentTypeError(f"{text}: no regular expression: {error}") from None
+    if pattern.groups > 1:
+        raise argparse.ArgumentTypeError(
+            f"{text}: found {pattern.groups} groups, expected one at most: write the others as (?:...)"
+        )
+    return pattern
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"expected a number of seconds above 0, found {text}")
+    return value
 
 
 def _count(text: str) -> int:

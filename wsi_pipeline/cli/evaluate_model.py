@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--slides",
         type=Path,
         metavar="FOLDER",
-        help="slides, each with NAME_labels.png or NAME.geojson beside it, to be mapped and compared",
+        help="slides, each with NAME_labels.png, NAME.geojson or NAME.xml beside it, to be mapped and compared",
     )
     parser.add_argument(
         "--robustness",

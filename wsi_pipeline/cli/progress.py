@@ -104,6 +104,16 @@ class BatchProgress:
         else:
             self._tell()
 
+    def tick(self) -> None:
+        """Time has passed: a log gets its line, whether anything has moved or not."""
+        if not self._terminal:
+            self._tell()
+
+    @property
+    def running(self) -> list[str]:
+        """The slides that are worked on, with how far each is."""
+        return [str(slide) for slide in self._running.values()]
+
     def left(self, name: str) -> None:
         """A slide is no longer worked on, and not ended."""
         self._running.pop(name, None)
@@ -149,7 +159,7 @@ class BatchProgress:
         now = time.monotonic()
         if now - self._logged > LOG_EVERY_S:
             self._logged = now
-            running = "; ".join(str(slide) for slide in self._running.values())
+            running = "; ".join(self.running) or "none"
             failed = f", {self._failed} failed" if self._failed else ""
             print(
                 f"{self._ended} of {self._total} slides{failed}; working on {running}; {self._left()}",

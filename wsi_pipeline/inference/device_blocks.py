@@ -1,7 +1,9 @@
 """Blocks through a GPU: read by threads into page-locked memory, copied, cut there, computed in batches across blocks.
 
-One thread, the caller's, launches everything; threads only decode. A block's pixels go to the device as they are, and
-its patches are cut there. A batch takes patches of several blocks, since blocks of real slides hold far fewer than a
+One thread, the caller's, launches everything; threads only decode. Of files whose tiles can be decoded many in a call,
+some blocks that lie side by side are read as one, by a few readers with several threads each: what Python does for a
+block is then done for four, and few threads wait for its lock. Pixels go to the device as they are, and patches are cut
+there. A batch takes patches of several blocks, since blocks of real slides hold far fewer than a
 GPU wants; a patch's bits do not depend on its batch (engines/cuda_engine.py). Blocks come out in their order, each as
 soon as it and those before it are done.
 """
@@ -25,6 +27,7 @@ from wsi_pipeline.inference.engines.pixel_ring import SPARE_BYTES, Piece
 from wsi_pipeline.models.slide_input import SlideInput
 from wsi_pipeline.slides.resample import axis_taps, taps_of
 from wsi_pipeline.slides.slide import Pixels, PlaneReader, SourcePixels
+from wsi_pipeline.tiling.block_groups import MOST_TOGETHER, Group, group_blocks
 from wsi_pipeline.tiling.grid import Block, Grid
 from wsi_pipeline.tiling.patches import readable_patches, split_block
 
@@ -36,6 +39,9 @@ IN_FLIGHT = 3
 MOST_WAITING = 8
 # The host's memory holds at most so much of what is read ahead, the device's of what is computed; or one block.
 HOST_BYTES, DEVICE_BYTES = 512 * 2**20, 384 * 2**20
+# Threads of one reader that decodes many tiles in a call; there is one reader more than they need, since while it works
+# in Python its threads do nothing.
+THREADS_A_READER = 4
 # Tables of numbers begin at a whole number of these bytes.
 _WORD = 16
 # While the device computes and nothing is read, it is asked this often whether it is done.
@@ -46,9 +52,9 @@ Reads = Callable[[Box], Pixels] | PlaneReader
 
 @dataclass(eq=False)
 class _Reading:
-    """A block on its way into the host's memory."""
+    """Blocks on their way into the host's memory."""
 
-    block: Block
+    group: Group
     piece: Piece
     loaded: "Future[_Loaded]"
 
@@ -78,9 +84,9 @@ class _Loaded:
 
 @dataclass(eq=False)
 class _Block:
-    """A block on the device."""
+    """Blocks on the device, as one."""
 
-    block: Block
+    group: Group
     scores: NDArray[np.float32]
     """[members, n], NaN until they are there."""
 
@@ -162,8 +168,9 @@ def score_on_device(
 ) -> Iterator[tuple[Block, NDArray[np.float32]]]:
     """Each block with the scores that each engine gives its patches, float32 [engines, n], in the blocks' order.
 
-    NaN where a patch cannot be read. The engines share a device; each is given what it takes of the slide. `read` is
-    called from `threads` threads. No more blocks are begun and not given out than `threads` + 1 + 2 * MOST_WAITING.
+    NaN where a patch cannot be read. The engines share a device; each is given what it takes of the slide. `threads`
+    decode; from as many, or from fewer that have several each, `read` is called. No more blocks are begun and not given
+    out than that are read at once, one more, and 2 * MOST_WAITING.
     Raises what `read` raises, and DeviceLostError.
     """
     blocks = list(blocks)
@@ -188,35 +195,44 @@ class _Run:
         engines: Sequence[tuple[CudaEngine, SlideInput]],
         threads: int,
     ):
-        self._todo, self._grid, self._read, self._threads = deque(blocks), grid, read, threads
+        self._grid, self._read = grid, read
+        many = isinstance(read, PlaneReader) and read.decodes_many
+        self._threads_each = min(threads, THREADS_A_READER) if many else 1
+        self._readers = threads if self._threads_each == 1 else -(-threads // self._threads_each) + 1
+        together = MOST_TOGETHER if many else 1
+        groups = group_blocks(blocks, together)
+        self._todo = deque(groups)
         self._ring, self._accelerator = engines[0][0].ring, engines[0][0].accelerator
         self._has_ended = False
         self._members: list[_Member] = []
         self._reading: deque[_Reading] = deque()
         self._on_device: deque[_Block] = deque()
         self._uploading: deque[tuple[Piece, Event]] = deque()
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="reader")
+        self._pool = ThreadPoolExecutor(self._readers, thread_name_prefix="reader")
         with self._ring.lock:
             self._ring.take_over(self.leave)
-            self._make_room(blocks, [engine for engine, _ in engines])
+            self._make_room([group.whole for group in groups], [engine for engine, _ in engines])
             for engine, slide in engines:
                 engine.set_slide(slide)
         self._members += [_Member(i, engine) for i, (engine, _) in enumerate(engines)]
-        self._waiting = 0
-        self._most_begun = threads + 1 + 2 * MOST_WAITING
+        self._waiting = self._begun = 0
+        self._most_begun = (self._readers + 1) * together + 2 * MOST_WAITING
 
     def blocks(self) -> Iterator[tuple[Block, NDArray[np.float32]]]:
         """Each block that is done. Raises RuntimeError where another use of the device has ended the run."""
         while self._todo or self._reading or self._on_device:
             moved = self._take_done()
             while self._on_device and not self._on_device[0].left:
-                done = self._on_device.popleft()
+                done, start = self._on_device.popleft(), 0
                 self._give_back(done)
-                yield done.block, done.scores
-                if self._has_ended:
-                    raise RuntimeError(
-                        "its memory on the device was taken over before all blocks were asked for"
-                    )
+                for block in done.group.blocks:
+                    self._begun -= 1
+                    yield block, done.scores[:, start : start + len(block.patches)]
+                    start += len(block.patches)
+                    if self._has_ended:
+                        raise RuntimeError(
+                            "its memory on the device was taken over before all blocks were asked for"
+                        )
                 moved = True
             moved |= self._begin_reading()
             moved |= self._begin_computing()
@@ -261,20 +277,22 @@ class _Run:
         begun = False
         while (
             self._todo
-            and sum(not reading.loaded.done() for reading in self._reading) <= self._threads
-            and len(self._reading) + len(self._on_device) < self._most_begun
-            and (piece := self._ring.host.take(bytes_of(self._todo[0], self._read)[0]))
+            and sum(not reading.loaded.done() for reading in self._reading) <= self._readers
+            and (not self._begun or self._begun + len(self._todo[0].blocks) <= self._most_begun)
+            and (piece := self._ring.host.take(bytes_of(self._todo[0].whole, self._read)[0]))
         ):
-            block = self._todo.popleft()
+            group = self._todo.popleft()
+            memory = self._ring.host_bytes(piece)
             loaded = self._pool.submit(
-                load_block, block, self._grid, self._read, self._ring.host_bytes(piece)
+                load_block, group.whole, self._grid, self._read, memory, self._threads_each
             )
-            self._reading.append(_Reading(block, piece, loaded))
+            self._reading.append(_Reading(group, piece, loaded))
+            self._begun += len(group.blocks)
             begun = True
         return begun
 
     def _begin_computing(self) -> bool:
-        """Bring the next block that was read to the device, and begin on batches that are full or have waited."""
+        """Bring the next blocks that were read to the device, and begin on batches that are full or have waited."""
         moved = False
         while self._uploading and self._uploading[0][1].query():
             self._ring.host.give_back(self._uploading.popleft()[0])
@@ -306,20 +324,20 @@ class _Run:
         return all(member.free for member in self._members)
 
     def _add(self, reading: _Reading, loaded: _Loaded, piece: Piece) -> None:
-        """Begin to copy a block's pixels, and put its patches into batches; those that are full are begun."""
+        """Begin to copy the blocks' pixels, and put their patches into batches; those that are full are begun."""
         with self._accelerator.copying():
             self._ring.upload(reading.piece, piece, loaded.count)
             for resampling in loaded.resamplings:
                 self._ring.resample(resampling.moved(piece.start))
             copied = self._accelerator.mark()
         self._uploading.append((reading.piece, copied))
-        n = len(reading.block.patches)
+        n = len(reading.group.whole.patches)
         scores = np.full((len(self._members), n), np.nan, np.float32)
         places = np.flatnonzero(loaded.readable)
-        block = _Block(reading.block, scores, places, piece, copied, len(self._members) * len(places))
+        block = _Block(reading.group, scores, places, piece, copied, len(self._members) * len(places))
         self._on_device.append(block)
         corners, pitches = loaded.corners[places] + piece.start, loaded.pitches[places]
-        self._waiting += 1
+        self._waiting += len(reading.group.blocks)
         for member in self._members:
             first = 0
             while first < len(places):
@@ -343,7 +361,7 @@ class _Run:
             over.synchronize()
             member.take_done()
         member.launch()
-        self._waiting = min(self._waiting, 1)  # what is left of the block that filled it
+        self._waiting = min(self._waiting, 1)  # what is left of those that filled it
 
     def _take_done(self) -> bool:
         return any([member.take_done() for member in self._members])
@@ -380,12 +398,12 @@ def bytes_of(block: Block, read: Reads) -> tuple[int, int]:
     return source + tables, source + tables + pixels
 
 
-def load_block(block: Block, grid: Grid, read: Reads, memory: NDArray[np.uint8]) -> _Loaded:
-    """Read the block's pixels into memory of as many bytes as it takes at most.
+def load_block(block: Block, grid: Grid, read: Reads, memory: NDArray[np.uint8], threads: int = 1) -> _Loaded:
+    """Read the block's pixels into memory of as many bytes as it takes at most, by so many threads.
 
     Those of a slide's level go there as they are decoded; what is of another scale is resampled on the device.
     """
-    load = _Loading(block, grid, read, memory)
+    load = _Loading(block, grid, read, memory, threads)
     parts = split_block(block, grid)
     if len(parts) == 1 or sum(bytes_of(part, read)[0] for _, part in parts) > len(memory):
         parts = [(np.arange(len(block.patches)), block)]  # patches overlap, and so do the boxes around them
@@ -397,8 +415,8 @@ def load_block(block: Block, grid: Grid, read: Reads, memory: NDArray[np.uint8])
 class _Loading:
     """Part after part of a block, one behind the other in memory."""
 
-    def __init__(self, block: Block, grid: Grid, read: Reads, memory: NDArray[np.uint8]):
-        self._grid, self._read, self._memory = grid, read, memory
+    def __init__(self, block: Block, grid: Grid, read: Reads, memory: NDArray[np.uint8], threads: int):
+        self._grid, self._read, self._memory, self._threads = grid, read, memory, threads
         n = len(block.patches)
         self._corners, self._pitches = np.empty(n, np.int64), np.empty(n, np.int64)
         self._readable = np.empty(n, np.bool_)
@@ -410,7 +428,7 @@ class _Loading:
         box, start = part.read_box, self._used
         x, y = (part.patches * self._grid.stride_px - (box.x, box.y)).T.astype(np.int64)
         if isinstance(self._read, PlaneReader):
-            source = self._read.source(box, self._memory[start:])
+            source = self._read.source(box, self._memory[start:], self._threads)
             pixels, size = Pixels(source.rgb, source.unreadable), source.rgb.shape[1::-1]
             self._used += source.rgb.size
             if source.is_same:

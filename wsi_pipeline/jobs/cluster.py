@@ -12,8 +12,8 @@ import queue
 import threading
 import time
 import uuid
-from collections import deque
-from collections.abc import Generator, Iterable
+from collections import Counter, deque
+from collections.abc import Generator, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic
 
@@ -31,6 +31,7 @@ from wsi_pipeline.jobs.protocols import (
     Result,
     Work,
     portable,
+    took_too_long,
 )
 
 if TYPE_CHECKING:
@@ -43,6 +44,8 @@ CONNECT_S = 30.0
 REPORT_EVERY_S = 2.0
 # How often the cluster is asked for its places, which come and go.
 LOOK_EVERY_S = 3.0
+# A worker that hangs has so long to be started again.
+RESTART_S = 10.0
 # A worker that ends by itself waits so long, that what it said may reach the scheduler.
 FAREWELL_S = 0.5
 
@@ -55,18 +58,21 @@ def run_cluster(
     scheduler: str,
     listener: Listener[Item],
     resources: Resources | None = None,
+    timeout_s: float | None = None,
 ) -> Generator[Outcome[Item, Result]]:
     """The outcomes of the items as they come from the cluster of `scheduler`, an address or a scheduler file.
 
     `resources` are those that a worker must have free for an item, as {"GPU": 1}. Paths in `job` and `items` must
     mean the same on every worker. An item whose worker dies is given to another one, ATTEMPTS times in all, or as
-    often as the scheduler's `allowed-failures` says, if that is more; then it has failed with a WorkerLostError.
+    often as the scheduler's `allowed-failures` says, if that is more; then it has failed with a WorkerLostError. One
+    that takes longer than `timeout_s` fails with a SlideTimeoutError, and its worker is started again, where it has a
+    nanny.
     Raises UsageError when there is no scheduler or its workers have another version, what opening the job raises, and
     JobError when the scheduler is gone.
     """
     client = _connect(scheduler)
     try:
-        batch = _Batch(client, scheduler, job, deque(items), listener, resources or {})
+        batch = _Batch(client, scheduler, job, deque(items), listener, resources or {}, timeout_s)
         try:
             yield from batch.run()
         finally:
@@ -104,14 +110,16 @@ class _Batch(Generic[Item, Result]):
         waiting: deque[Item],
         listener: Listener[Item],
         resources: Resources,
+        timeout_s: float | None,
     ):
         self._client, self._scheduler, self._job = client, scheduler, job
-        self._listener, self._resources = listener, resources
+        self._listener, self._resources, self._timeout_s = listener, resources, timeout_s
         self._waiting: deque[tuple[int, Item]] = deque(enumerate(waiting))
         self._busy: list[tuple[float, int, Item]] = []  # asked for again at that time
         self._running: dict[int, tuple[Item, Future]] = {}
         self._attempts: dict[int, int] = {}
         self._workers: dict[int, str] = {}
+        self._begun: dict[int, float] = {}
         self._submitted = 0
         self._given_up: dict[int, int] = {}  # how often the scheduler gave an item up
         self._places, self._looked = 0, float("-inf")
@@ -123,6 +131,7 @@ class _Batch(Generic[Item, Result]):
         self._check_versions()
         while self._waiting or self._busy or self._running:
             self._submit()
+            yield from self._end_the_late()
             try:
                 kind, value = self._heard.get(timeout=1.0)
             except queue.Empty:
@@ -131,6 +140,22 @@ class _Batch(Generic[Item, Result]):
             outcome = self._hear(value) if kind == "event" else self._look_at(*value)
             if outcome:
                 yield outcome
+
+    def _end_the_late(self) -> Iterator[Outcome[Item, Result]]:
+        """The failures of items that took too long, whose workers are started again."""
+        if self._timeout_s is None:
+            return
+        latest = time.monotonic() - self._timeout_s
+        for number in [n for n, begun in self._begun.items() if n in self._running and begun < latest]:
+            item, future = self._running.pop(number)
+            worker = self._workers[number]
+            future.cancel()
+            try:
+                self._client.restart_workers([worker], timeout=RESTART_S, raise_for_error=False)
+            except Exception as error:  # without a nanny nobody can start it again
+                log.warning("%s hangs and cannot be started again: %s", worker, _first_line(error))
+            attempt = self._attempts.get(number, 1)
+            yield Outcome(item, None, took_too_long(item, self._timeout_s), attempt, worker)
 
     def leave(self) -> None:
         """Take back what was not begun, and stop what was, at its next report of progress."""
@@ -166,7 +191,8 @@ class _Batch(Generic[Item, Result]):
         now = time.monotonic()
         if not self._places or now - self._looked > LOOK_EVERY_S:
             self._looked = now
-            self._places = _places(self._client, self._resources)
+            self._places, why = _places(self._client, self._resources)
+            self._listener.stands("" if self._places else why)
         ready = [entry for entry in self._busy if entry[0] <= now]
         self._busy = [entry for entry in self._busy if entry[0] > now]
         self._waiting.extend((number, item) for _, number, item in ready)
@@ -202,7 +228,7 @@ class _Batch(Generic[Item, Result]):
             attempt = self._attempts[number] = self._attempts.get(number, 0) + 1
             if attempt > 1:
                 self._listener.lost(item, attempt - 1, f"lost ({self._workers[number]})")
-            self._workers[number] = event["worker"]
+            self._workers[number], self._begun[number] = event["worker"], time.monotonic()
             self._listener.started(item, attempt, event["worker"])
         return None
 
@@ -252,14 +278,32 @@ class _Batch(Generic[Item, Result]):
         return self._take(number, "failed", lost)
 
 
-def _places(client: "Client", resources: Resources) -> int:
-    """How many items the workers can take at once."""
-    places = 0
-    for worker in client.scheduler_info(n_workers=-1)["workers"].values():
+def _places(client: "Client", resources: Resources) -> tuple[int, str]:
+    """How many items the workers can take at once; and why not more.
+
+    One that is paused at its memory limit, or closing, takes none.
+    """
+    places, others = 0, Counter[str]()
+    workers = client.scheduler_info(n_workers=-1)["workers"].values()
+    for worker in workers:
+        status = str(worker.get("status", "running"))
+        if status != "running":
+            others[status] += 1
+            continue
         has = worker.get("resources", {})
         by_resource = [int(has.get(name, 0) // amount) for name, amount in resources.items()]
-        places += min([1, *by_resource])  # a worker process works on one slide at a time
-    return places
+        place = min([1, *by_resource])  # a worker process works on one slide at a time
+        places += place
+        others["without what --worker-resources asks for"] += not place
+    found = ", ".join(f"{count} {what}" for what, count in sorted(others.items()) if count)
+    why = f"of the cluster's {len(workers)} workers none can take a slide"
+    if not workers:
+        why = "the cluster has no workers"
+    elif found:
+        why += f": {found}"
+    if others["paused"]:
+        why += " (at its memory limit: dask worker --memory-limit)"
+    return places, why
 
 
 # What follows runs in the workers.

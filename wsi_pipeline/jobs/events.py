@@ -7,11 +7,13 @@ where nothing can be added to a file, a process puts a file every now and then. 
 
 import json
 import os
+import re
 import secrets
 import socket
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from itertools import groupby
 from pathlib import Path
 from typing import IO, Any
 
@@ -23,6 +25,8 @@ EVENTS = f"{BATCH_FOLDER}/events"
 LOCKS = f"{BATCH_FOLDER}/locks"
 # On an object store, events wait at most so long for each other.
 PUT_EVERY_S = 10.0
+# What says more is no number of an event.
+MAX_ORDER = 2**53
 
 
 class EventLog:
@@ -36,20 +40,33 @@ class EventLog:
         self._name = f"{stamp}-{socket.gethostname()}-{secrets.token_hex(4)}"
         self._lines: list[str] = []
         self._files, self._put = 0, time.monotonic()
+        self._order = 0
         self._file: IO[str] | None = None
         if isinstance(self._folder, Path):
             with writing(self._folder):
                 self._folder.mkdir(parents=True, exist_ok=True)
                 self._file = (self._folder / f"{self._name}.jsonl").open("x", encoding="utf-8")
 
-    def write(self, event: str, **values: Any) -> None:
+    def write(self, event: str, **values: Any) -> int:
         """Add an event; it survives the end of the process, on an object store from the next put on.
 
-        Raises OutputError.
+        Gives its number. Raises OutputError.
         """
-        self._lines.append(json.dumps(printable_values({"time": now(), "event": event, **values})) + "\n")
+        order = self.tick()
+        line = {"time": now(), "order": order, "event": event, **values}
+        self._lines.append(json.dumps(printable_values(line)) + "\n")
         if self._file or time.monotonic() - self._put > PUT_EVERY_S:
             self.flush()
+        return order
+
+    def heard(self, order: int) -> None:
+        """What is written from now on comes after that number."""
+        self._order = max(self._order, order)
+
+    def tick(self) -> int:
+        """A number above all that were written or heard."""
+        self._order += 1
+        return self._order
 
     def flush(self) -> None:
         """Let readers see all events so far. Raises OutputError."""
@@ -107,8 +124,27 @@ class EventReader:
                 yield from filter(None, map(_parse, data.splitlines()))
 
 
+def events_by_process(out: OutPath) -> Iterator[list[dict[str, Any]]]:
+    """Of each process that ran a batch there, its events in their order."""
+    folder = out / EVENTS
+    found = [name for name in names(folder) if name.endswith(".jsonl")]
+    for _, files in groupby(sorted(found), key=lambda name: _PUT_NUMBER.sub("", name)):
+        lines = [line for name in files for line in (folder / name).read_bytes().splitlines()]
+        yield [event for event in map(_parse, lines) if event]
+
+
+# On an object store a process has several files, counted.
+_PUT_NUMBER = re.compile(r"(-\d{6})?\.jsonl$")
+
+
+def order_of(event: dict[str, Any], name: str = "order") -> int:
+    """The number under that name; 0 of events of earlier versions, which have none, and of what is none."""
+    value = event.get(name)
+    return value if type(value) is int and 0 <= value < MAX_ORDER else 0
+
+
 def now() -> str:
-    """The time in UTC, as events and the manifest say it; such texts sort by time."""
+    """The time in UTC, as events and the manifest say it, for people: clocks are not compared."""
     return datetime.fromtimestamp(time.time(), UTC).isoformat(timespec="milliseconds")
 
 

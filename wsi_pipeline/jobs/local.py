@@ -11,7 +11,7 @@ import signal
 import sys
 import time
 from collections import deque
-from collections.abc import Generator, Iterable
+from collections.abc import Container, Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
@@ -28,6 +28,7 @@ from wsi_pipeline.jobs.protocols import (
     Outcome,
     Result,
     portable,
+    took_too_long,
 )
 
 log = logging.getLogger(__name__)
@@ -35,7 +36,7 @@ log = logging.getLogger(__name__)
 # Progress comes from each worker at most this often.
 REPORT_EVERY_S = 0.5
 # A worker that is asked to leave has so long before it is killed.
-LEAVE_S = 10.0
+LEAVE_S = 5.0
 # What numerical libraries ask for how many threads to start.
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
@@ -55,6 +56,7 @@ class _Worker(Generic[Item]):
     ready: bool = False
     task: _Task[Item] | None = None
     next: _Task[Item] | None = None  # kept for it, that it may prefetch it
+    begun: float = 0.0  # when it was given its task
     why: str = ""  # what it gave as the reason of its end
 
     @property
@@ -68,14 +70,25 @@ def run_local(
     workers: int,
     listener: Listener[Item],
     attempts: int = ATTEMPTS,
+    timeout_s: float | None = None,
+    begun_before: Container[Item] = (),
 ) -> Generator[Outcome[Item, Result]]:
     """The outcomes of the items as they come, from `workers` processes that share this machine's cores.
 
-    An item whose worker dies is given to a new one, at most `attempts` times in all; then it has failed with a
-    WorkerLostError. Raises what opening the job raises, and JobError when workers die while they open it. However
-    it is left, no worker stays behind.
+    An item whose worker dies is given to a new one, after the others and while nobody else works, at most `attempts`
+    times in all; then it has failed with a WorkerLostError. `begun_before`: those that had one attempt already. An
+    item that takes longer than `timeout_s` fails with a SlideTimeoutError, and its worker is replaced. Raises what
+    opening the job raises, and JobError when workers die while they open it. However it is left, no worker stays
+    behind.
     """
-    pool = _Pool(job, deque(_Task(item) for item in items), workers, listener, attempts)
+    pool = _Pool(
+        job,
+        deque(_Task(item, 1 + (item in begun_before)) for item in items),
+        workers,
+        listener,
+        attempts,
+        timeout_s,
+    )
     try:
         yield from pool.run()
     finally:
@@ -90,9 +103,10 @@ class _Pool(Generic[Item, Result]):
         size: int,
         listener: Listener[Item],
         attempts: int,
+        timeout_s: float | None,
     ):
         self._job, self._queue, self._size = job, queue, size
-        self._listener, self._attempts = listener, attempts
+        self._listener, self._attempts, self._timeout_s = listener, attempts, timeout_s
         self._workers: dict[Connection, _Worker[Item]] = {}
         self._failed_starts = 0  # workers that died one after the other while they opened the job
 
@@ -104,9 +118,37 @@ class _Pool(Generic[Item, Result]):
                 assert isinstance(pipe, Connection)
                 if outcome := self._hear(self._workers[pipe]):
                     yield outcome
+            yield from self._end_the_late()
+
+    def _end_the_late(self) -> Iterator[Outcome[Item, Result]]:
+        """The failures of items that took too long, whose workers are ended."""
+        if self._timeout_s is None:
+            return
+        latest = time.monotonic() - self._timeout_s
+        for worker in [worker for worker in self._workers.values() if worker.task and worker.begun < latest]:
+            task = worker.task
+            assert task
+            del self._workers[worker.pipe]
+            worker.process.kill()
+            worker.pipe.close()
+            worker.process.join(LEAVE_S)
+            if worker.next:
+                self._queue.appendleft(worker.next)
+            error = took_too_long(task.item, self._timeout_s)
+            yield Outcome(task.item, None, error, task.attempt, worker.name)
 
     def leave(self) -> None:
-        """Ask every worker to leave, and end those that do not."""
+        """Ask every worker to leave, and end those that do not, at once where this process is told to stop."""
+        try:
+            self._ask_to_leave()
+        finally:  # one that is stopped (SIGSTOP) does nothing it is asked for, and would be waited for at the exit
+            for worker in self._workers.values():
+                worker.process.kill()
+            for worker in self._workers.values():
+                worker.process.join()
+            self._workers.clear()
+
+    def _ask_to_leave(self) -> None:
         for worker in self._workers.values():
             worker.pipe.close()  # who waits for an item leaves by itself
             if worker.task or not worker.ready:
@@ -114,10 +156,6 @@ class _Pool(Generic[Item, Result]):
         end = time.monotonic() + LEAVE_S
         for worker in self._workers.values():
             worker.process.join(max(0.0, end - time.monotonic()))
-            if worker.process.is_alive():
-                worker.process.kill()
-            worker.process.join()
-        self._workers.clear()
 
     def _spawn(self) -> None:
         working = sum(worker.task is not None for worker in self._workers.values())
@@ -130,25 +168,31 @@ class _Pool(Generic[Item, Result]):
     def _assign(self) -> None:
         now = time.monotonic()
         for worker in self._workers.values():
-            if not worker.ready or worker.task:
+            # An item that may have killed its worker is tried alone: so it takes no other one with it.
+            alone = any(other.task and other.task.attempt > 1 for other in self._workers.values())
+            if not worker.ready or worker.task or alone:
                 continue
             task = worker.next or self._due(now)
             if task is None:
                 continue
             # Not where the queue nears its end: a task kept for a slow worker would wait for it.
-            following = self._due(now) if len(self._queue) > self._size else None
+            many = task.attempt == 1 and sum(queued.attempt == 1 for queued in self._queue) > self._size
+            following = self._due(now) if many else None
             try:
                 worker.pipe.send([task.item] if following is None else [task.item, following.item])
             except OSError:  # just died: heard of when its pipe is read
                 self._queue.extendleft(kept for kept in (following, task) if kept)
                 worker.next = None
                 continue
-            worker.task, worker.next = task, following
+            worker.task, worker.next, worker.begun = task, following, time.monotonic()
             self._listener.started(task.item, task.attempt, worker.name)
 
     def _due(self, now: float) -> _Task[Item] | None:
-        """The first task that may begin, off the queue."""
-        task = next((task for task in self._queue if task.not_before <= now), None)
+        """The first task that may begin, off the queue; one that was tried before only where nobody works."""
+        due = [task for task in self._queue if task.not_before <= now]
+        task = next((task for task in due if task.attempt == 1), None)
+        if task is None and due and not any(worker.task for worker in self._workers.values()):
+            task = due[0]
         if task:
             self._queue.remove(task)
         return task

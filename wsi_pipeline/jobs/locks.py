@@ -40,6 +40,8 @@ BEAT_S = 15.0
 STALE_S = 4 * BEAT_S
 # A stale lock is cleared away in much less.
 GUARD_POLL_S = 0.02
+# All that is known of some processes.
+LIVES = "lives"
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ class Owner:
     @property
     def is_dead(self) -> bool:
         """Whether it ran where this process runs and is no more; False where that cannot be known."""
-        return self.place == _place() and _start_of(self.pid) != self.started
+        return self.place == _place() and _start_of(self.pid) not in (self.started, LIVES)
 
 
 class Beats(Protocol):
@@ -259,16 +261,15 @@ def _start_of(pid: int) -> str:
         stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
         state, *fields = stat.rpartition(")")[2].split()
         return "" if state in "ZX" else fields[18]
-    except FileNotFoundError:
-        if Path("/proc/self/stat").exists():
-            return ""
+    except OSError:  # no Linux; or it is another user's, whose processes are hidden here (hidepid=2)
+        pass
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return ""
-    except OSError:
+    except OSError:  # EPERM: it is there
         pass
-    return "lives"
+    return LIVES
 
 
 class _Heartbeat(threading.Thread):

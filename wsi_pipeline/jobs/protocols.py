@@ -6,7 +6,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
-from wsi_pipeline.base.errors import WsiError
+from wsi_pipeline.base.errors import SlideTimeoutError, WsiError
 from wsi_pipeline.base.types import Progress
 
 Item = TypeVar("Item")
@@ -68,6 +68,9 @@ class Listener(Protocol[ItemIn]):
     def waits(self, item: ItemIn, reason: str, /) -> None:
         """The item is worked on by another process, and put off."""
 
+    def stands(self, reason: str, /) -> None:
+        """Why no item can be begun now, though some wait; empty once one can."""
+
 
 @dataclass(frozen=True)
 class Outcome(Generic[Item, Result]):
@@ -90,6 +93,14 @@ class Outcome(Generic[Item, Result]):
         if isinstance(self.error, OSError):
             return f"{self.error.filename or self.item}: {self.error.strerror or text}"
         return f"{self.item}: unexpected {type(self.error).__name__}: {text} (-v shows where)"
+
+
+def took_too_long(item: object, seconds: float) -> SlideTimeoutError:
+    """The failure of an item that was given so many seconds."""
+    return SlideTimeoutError(
+        f"{item}: not done after {seconds:,.0f} s (--slide-timeout), and its worker was ended; what was mapped is "
+        f"kept, and the same command goes on with it"
+    )
 
 
 def portable(error: Exception) -> Exception:

@@ -1,4 +1,7 @@
-"""OUT/batch.csv and OUT/batch.pdf: the slides of a folder of results side by side, by what each run says of itself."""
+"""OUT/batch.csv and OUT/batch.pdf: the slides of a folder of results side by side, by what each run says of itself.
+
+And OUT/patients.csv: sums by patient, where the manifest says whose slides they are.
+"""
 
 import csv
 import io
@@ -18,7 +21,7 @@ from wsi_pipeline.pipeline.manifest import MANIFEST_NAME
 from wsi_pipeline.results.figures.batch_pages import BatchRow, batch_figures
 from wsi_pipeline.results.run_folder import is_finished, read_summary
 
-BATCH_CSV, BATCH_PDF = "batch.csv", "batch.pdf"
+BATCH_CSV, BATCH_PDF, PATIENTS_CSV = "batch.csv", "batch.pdf", "patients.csv"
 COLUMNS = (
     *("slide", "path", "status", "reason", "tissue_mm2", "idc_mm2", "idc_share", "foci", "extent_mm"),
     *(
@@ -30,7 +33,12 @@ COLUMNS = (
         "warnings",
         "map_key",
         "report_key",
+        "patient",
     ),
+)
+PATIENT_COLUMNS = (
+    *("patient", "slides", "done", "failed", "tissue_mm2", "idc_mm2", "idc_share", "foci"),
+    *("largest_focus_mm", "slide_of_largest_focus"),
 )
 # A page of a large batch has rows without pictures: to read one takes as long as all else of its row.
 MOST_PICTURES = 200
@@ -38,18 +46,18 @@ PICTURE_PX = 340
 
 
 def write_batch_report(out: OutPath) -> list[OutPath]:
-    """Write both for all slides of the manifest; the files written, none where there are fewer than two slides.
+    """Write them for all slides of the manifest; the files written, none where there are fewer than two slides.
 
     Raises OutputError.
     """
     rows = _rows(out)
     if len(rows) < 2:
         return []
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, COLUMNS)
-    writer.writeheader()
-    writer.writerows(rows)
-    write_bytes(out / BATCH_CSV, without_surrogates(text.getvalue()).encode())
+    _write_csv(out / BATCH_CSV, COLUMNS, rows)
+    written = [out / BATCH_CSV, out / BATCH_PDF]
+    if patients := _by_patient(rows):
+        _write_csv(out / PATIENTS_CSV, PATIENT_COLUMNS, patients)
+        written.append(out / PATIENTS_CSV)
     done = [row for row in rows if row["status"] == "done"]
     failed = len(rows) - len(done)
     lead = [
@@ -57,14 +65,75 @@ def write_batch_report(out: OutPath) -> list[OutPath]:
         f"mm² of tissue. wsi_pipeline {VERSION}",
         "Research use only, not a medical device",
     ]
+    if patients:
+        unknown = sum(not row["patient"] for row in rows)
+        also = f"; of {unknown} slides the patient is not known" if unknown else ""
+        lead.insert(1, f"{len(patients)} patients, first their sums, then their slides{also}")
     pictured = len(rows) <= MOST_PICTURES
     with new_file(out / BATCH_PDF) as file, PdfPages(file, metadata={"CreationDate": None}) as content:
-        shown = [
+        shown = [BatchRow(f"Patient {row['patient']}", _patient_lines(row), None) for row in patients]
+        shown += [
             BatchRow(row["slide"], _lines(row), _picture(out, row) if pictured else None) for row in rows
         ]
         for page in batch_figures(f"Maps of IDC: {out.name}", lead, shown):
             page.savefig(content, format="pdf")
-    return [out / BATCH_CSV, out / BATCH_PDF]
+    return written
+
+
+def _write_csv(path: OutPath, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, columns)
+    writer.writeheader()
+    writer.writerows(rows)
+    write_bytes(path, without_surrogates(text.getvalue()).encode())
+
+
+def _by_patient(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Sums over the slides of each patient, in the order of their first slides; of slides without one, none."""
+    found: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        if row["patient"]:
+            found.setdefault(row["patient"], []).append(row)
+    return [_sums(patient, own) for patient, own in found.items()]
+
+
+def _sums(patient: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    mapped = [row for row in rows if row["status"] == "done" and "idc_mm2" in row]
+    tissue, idc = (sum(row[name] for row in mapped) for name in ("tissue_mm2", "idc_mm2"))
+    largest = max(
+        (row for row in mapped if row["largest_focus_mm"] not in ("", None)),
+        key=lambda row: float(row["largest_focus_mm"]),
+        default=None,
+    )
+    return {
+        "patient": patient,
+        "slides": len(rows),
+        "done": sum(row["status"] == "done" for row in rows),
+        "failed": sum(row["status"] == "failed" for row in rows),
+        "tissue_mm2": tissue if mapped else "",
+        "idc_mm2": idc if mapped else "",
+        "idc_share": idc / tissue if tissue else "",
+        "foci": sum(row["foci"] for row in mapped) if mapped else "",
+        "largest_focus_mm": largest["largest_focus_mm"] if largest else "",
+        "slide_of_largest_focus": largest["slide"] if largest else "",
+    }
+
+
+def _patient_lines(row: Mapping[str, Any]) -> list[str]:
+    slides = f"{row['slides']} {'slide' if row['slides'] == 1 else 'slides'}"
+    if row["failed"]:
+        slides += f", of which {row['failed']} failed and are not counted"
+    if row["idc_mm2"] == "":
+        return [slides]
+    share = f", {row['idc_share']:.0%} of the tissue" if row["idc_share"] != "" else ""
+    lines = [f"IDC {row['idc_mm2']:.2f} mm²{share}; tissue {row['tissue_mm2']:.2f} mm²", slides]
+    if row["largest_focus_mm"] != "":
+        lines.insert(
+            1,
+            f"{row['foci']} {'focus' if row['foci'] == 1 else 'foci'}; the largest {row['largest_focus_mm']:.1f} mm, "
+            f"in {row['slide_of_largest_focus']}",
+        )
+    return lines
 
 
 def _rows(out: OutPath) -> list[dict[str, Any]]:
@@ -80,6 +149,7 @@ def _rows(out: OutPath) -> list[dict[str, Any]]:
             "path": entry["path"],
             "status": entry["status"],
             "reason": entry["reason"],
+            "patient": entry.get("patient") or "",
         }
         folder = out / entry["slide"]
         if entry["status"] != "failed" and is_finished(folder):

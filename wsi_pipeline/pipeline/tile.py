@@ -83,8 +83,8 @@ def tile_slide(
                 warnings.append(f"{outlines} holds no outlines; the patches are not labelled")
         elif annotations:
             warnings.append(
-                f"no annotations: found neither {opened.name}.geojson nor {path.name}.geojson (or .geojson.gz) in "
-                f"{annotations}; the patches are not labelled"
+                f"no annotations: found neither {opened.name}.geojson nor {path.name}.geojson (or .geojson.gz, .xml) "
+                f"in {annotations}; the patches are not labelled"
             )
         table = PatchTable(*patch_positions(plan), labels)
     store = same_plan(store, plan, folder, run)

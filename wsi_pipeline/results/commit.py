@@ -14,6 +14,8 @@ log = logging.getLogger(__name__)
 
 # A chunk is hardly any work, but waits for the disk, or for the answer of an object store.
 WRITERS = 4
+# Chunks begun and not yet written: whoever computes must not wait for one that is slow. A kill repeats them.
+MOST_BEGUN = 4 * WRITERS
 
 
 def commit_blocks(
@@ -43,7 +45,7 @@ def commit_blocks(
         try:
             for scored_block in scored:
                 begun.append(pool.submit(commit, scored_block))
-                while begun and (len(begun) > WRITERS or begun[0].done()):
+                while begun and (len(begun) > MOST_BEGUN or begun[0].done()):
                     yield begun.popleft().result()
             while begun:
                 yield begun.popleft().result()

@@ -1,24 +1,26 @@
 """Which slides a batch is of: files, folders, patterns and CSV lists, in a settled order, each with its name.
 
 A CSV has a line a slide with the columns `slide` (a path, relative to the CSV's own folder) and, where wanted, `name`
-(of its run folder) and `mpp` (um per level-0 pixel); an empty field leaves it to the file. Of a folder, what is no
-slide is counted by its ending: nothing is passed over without a line.
+(of its run folder), `mpp` (um per level-0 pixel) and `patient` (whose slide it is); an empty field leaves it to the
+file. Of a folder, what is no slide is counted by its ending: nothing is passed over without a line.
 """
 
 import csv
 import glob
 import os
+import re
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from wsi_pipeline.base.errors import ListError
+from wsi_pipeline.base.text import printable
 from wsi_pipeline.slides.names import ending, fault_of_name, run_name, slide_name
 from wsi_pipeline.slides.readers.formats import dicom_folder, is_dicom_file, is_part_of_a_slide, is_slide_file
 
 LIST_SUFFIX = ".csv"
-COLUMNS = ("slide", "name", "mpp")
+COLUMNS = ("slide", "name", "mpp", "patient")
 # Folders of these endings are results, never slides.
 RESULT_SUFFIXES = (".zarr",)
 
@@ -44,6 +46,8 @@ class SlideEntry:
     mpp: float | None = None
     refused: str = ""
     mpp_if_missing: float | None = None
+    patient: str = ""
+    """Whose slide it is, or of which block; empty where that is not known."""
 
     def __str__(self) -> str:
         return str(self.path)
@@ -76,17 +80,25 @@ class SlideList(list[SlideEntry]):
 
 
 def list_slides(
-    arguments: Iterable[str | Path], mpp: float | None = None, mpp_if_missing: float | None = None
+    arguments: Iterable[str | Path],
+    mpp: float | None = None,
+    mpp_if_missing: float | None = None,
+    patient_pattern: re.Pattern[str] | None = None,
 ) -> SlideList:
     """The slides that files, folders, patterns and CSV lists name, in that order; a folder's by their paths.
 
     `mpp` is the scale of those for which no CSV gives one, `mpp_if_missing` of those whose files do not say it either.
+    Where no CSV says the patient, it is what `patient_pattern` finds in the slide's name: its group, or all of it.
     A slide named twice is there once; a second slide of an earlier one's name has a reason in `refused`, for both
     would write to one folder. Raises ListError when an argument gives no slide, or a CSV cannot be read or has a
     column or value that it should not have.
     """
     passed_over, scale = PassedOver(), Scale(mpp, mpp_if_missing)
-    found = (entry for argument in arguments for entry in _entries(str(argument), scale, passed_over))
+    found: Iterable[SlideEntry] = (
+        entry for argument in arguments for entry in _entries(str(argument), scale, passed_over)
+    )
+    if patient_pattern:
+        found = (_of_patient(entry, patient_pattern) for entry in found)
     return SlideList(_without_namesakes(found), passed_over)
 
 
@@ -113,6 +125,12 @@ def shard_of(entries: Sequence[SlideEntry], shard: str) -> list[SlideEntry]:
     return list(entries[i - 1 :: n])
 
 
+def _of_patient(entry: SlideEntry, pattern: re.Pattern[str]) -> SlideEntry:
+    if entry.patient or not (match := pattern.search(entry.name)):
+        return entry
+    return replace(entry, patient=(match[1] if pattern.groups else match[0]) or "")
+
+
 def _without_namesakes(found: Iterable[SlideEntry]) -> list[SlideEntry]:
     entries: list[SlideEntry] = []
     seen: dict[str, SlideEntry] = {}
@@ -120,6 +138,8 @@ def _without_namesakes(found: Iterable[SlideEntry]) -> list[SlideEntry]:
         earlier = seen.setdefault(entry.name, entry)
         if earlier is entry:
             entries.append(entry)
+        elif earlier.path.absolute() == entry.path.absolute() and earlier.patient != entry.patient:
+            entries.append(replace(entry, refused=_of_two_patients(earlier, entry)))
         elif (earlier.path.absolute(), earlier.mpp) != (entry.path.absolute(), entry.mpp):
             entries.append(_refused(entry, earlier))
     return entries
@@ -321,7 +341,9 @@ def _of_row(path: Path, where: str, row: dict[str | None, str | None], scale: Sc
     entry = next(of_dicom, None) or _entry(slide)  # a file of no slide fails by itself
     if name:
         entry = replace(entry, name=run_name(name), refused="")
-    return replace(entry, mpp=own, mpp_if_missing=scale.mpp_if_missing)
+    return replace(
+        entry, mpp=own, mpp_if_missing=scale.mpp_if_missing, patient=printable(values.get("patient", ""))
+    )
 
 
 def _entry(path: Path) -> SlideEntry:
@@ -343,6 +365,12 @@ def _refused(entry: SlideEntry, earlier: SlideEntry) -> SlideEntry:
         f"it a name of its own in a CSV list, or another --out"
     )
     return replace(entry, refused=reason)
+
+
+def _of_two_patients(earlier: SlideEntry, entry: SlideEntry) -> str:
+    """Why a slide that is listed twice is not worked on a second time."""
+    one, other = (f"patient '{each.patient}'" if each.patient else "no patient" for each in (earlier, entry))
+    return f"{entry.path}: listed as of {one} and again as of {other}; the first counts: take one out of the list"
 
 
 def _reason(error: OSError) -> str:

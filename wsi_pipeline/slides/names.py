@@ -10,7 +10,7 @@ from wsi_pipeline.base.text import printable
 MAX_NAME_BYTES = 200
 HASH_DIGITS = 10
 # Of the batch itself, in the folder that holds the run folders.
-RESERVED = ("manifest.csv",)
+RESERVED = ("manifest.csv", "batch.csv", "batch.pdf", "patients.csv")
 
 
 def slide_name(path: Path) -> str:

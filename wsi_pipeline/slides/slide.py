@@ -107,9 +107,17 @@ class PlaneReader:
         """The box's pixels, as `Slide.read_readable`."""
         return self.slide._read(box, self.plane, self.level)
 
-    def source(self, box: Box, memory: NDArray[np.uint8]) -> SourcePixels:
-        """What they are made of, for those who resample by themselves, in memory of so many bytes, uint8 [n]."""
-        return self.slide._source(box, self.plane, self.level, memory)
+    def source(self, box: Box, memory: NDArray[np.uint8], threads: int = 1) -> SourcePixels:
+        """What they are made of, for those who resample by themselves, in memory of so many bytes, uint8 [n].
+
+        Decoded by so many threads, where the file's tiles can be decoded many in a call.
+        """
+        return self.slide._source(box, self.plane, self.level, memory, threads)
+
+    @property
+    def decodes_many(self) -> bool:
+        """Whether many of the level's storage tiles are decoded in a call, by several threads."""
+        return self.slide._decodes_many(self.level)
 
     @property
     def step(self) -> tuple[float, float]:
@@ -268,7 +276,12 @@ class Slide:
         return source, wanted
 
     def _source(
-        self, box: Box, plane: Plane, index: int, memory: NDArray[np.uint8] | None = None
+        self,
+        box: Box,
+        plane: Plane,
+        index: int,
+        memory: NDArray[np.uint8] | None = None,
+        threads: int = 1,
     ) -> "SourcePixels":
         level = self.levels[index].plane
         step_x = plane.downsample_x / level.downsample_x
@@ -277,7 +290,7 @@ class Slide:
         shape = (source.height, source.width, 3)
         out = None if memory is None else memory[: math.prod(shape)].reshape(shape)
         with self._open():
-            rgb, lost = self._tiles.read(self.levels[index].index, source, out)
+            rgb, lost = self._tiles.read(self.levels[index].index, source, out, threads)
         start = (_snap(wanted.left - source.x), _snap(wanted.top - source.y))
         step = (_snap(step_x), _snap(step_y))
         if not lost:
@@ -289,6 +302,13 @@ class Slide:
             )
             unreadable[touched.y : touched.bottom, touched.x : touched.right] = True
         return SourcePixels(rgb, start, step, unreadable if unreadable.any() else None)
+
+    def _decodes_many(self, index: int) -> bool:
+        level = self.levels[index].index
+        with self._open():
+            return (
+                self._reader.tile_decoder(level) is not None and self._reader.tiles_decoder(level) is not None
+            )
 
     @contextmanager
     def _open(self) -> Iterator[None]:

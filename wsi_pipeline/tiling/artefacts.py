@@ -1,11 +1,12 @@
-"""What is tissue but should not be scored, as far as one low-power plane tells: ink and black dirt.
+"""What is tissue but should not be scored, as far as one low-power plane shows: ink, clotted blood, black dirt.
 
-Both are found by optical density relative to the glass, as tissue is (tissue.py). Haematoxylin, eosin and DAB
-absorb green at least as strongly as red (Ruifrok and Johnston 2001); blue and green inks absorb red. And what
-is stained is never both dark and grey; black ink, pigment and dirt are.
+All are found by optical density relative to the glass, as tissue is (tissue.py). Haematoxylin, eosin and DAB
+absorb green at least as strongly as red (Ruifrok and Johnston 2001); blue and green inks absorb red. Red ink and
+clotted blood absorb blue nearly as strongly as green and hardly any red, as no mixture of these stains does. And
+what is stained is never both dark and grey; black ink, pigment and dirt are.
 
-Left out, because at this scale they cannot be distinguished from tissue that must be scored: red ink (absorbs as eosin
-and blood do), folds (as dark as dense carcinoma beside them), and blur (docs/tissue.md has the measurements).
+Left out, because at this scale they cannot be distinguished from tissue that must be scored: folds (as dark as
+dense carcinoma beside them) and blur (docs/tissue.md has the measurements).
 """
 
 from dataclasses import dataclass
@@ -32,6 +33,19 @@ class ArtefactOptions:
     min_pen_od: Annotated[float, Field(gt=0)] = 0.12
     """Optical density in red above that in green from which it is ink: no stained tissue reaches 0.1."""
 
+    check_red: bool = True
+    """Reject red ink and clotted blood; switch it off where saffron is among the stains."""
+
+    min_red_od: Annotated[float, Field(gt=0)] = 0.5
+    """Optical density in green from which red is looked for: paler red may be eosin."""
+
+    min_red_blue: Annotated[float, Field(gt=0)] = 0.8
+    """Least optical density in blue, relative to green: eosin and haematoxylin have 0.6, carcinoma below 0.75."""
+
+    max_red_red: Annotated[float, Field(ge=0)] = 0.2
+    """Largest optical density in red, relative to green: mixtures of eosin and DAB that absorb as much blue have
+    more."""
+
     check_dark: bool = True
     """Reject black ink, pigment and dirt."""
 
@@ -51,7 +65,7 @@ class ArtefactOptions:
 
 @dataclass(frozen=True)
 class Artefacts:
-    """Tissue not to be scored, on `plane`, and how much of it there is for each reason ('pen', 'dark').
+    """Tissue not to be scored, on `plane`, and how much of it there is for each reason ('pen', 'red', 'dark').
 
     Tissue with two reasons counts under both; a check switched off has no entry.
     """
@@ -76,12 +90,15 @@ def find_artefacts(
     tissue: what was found to be tissue, and could be read; nothing else is rejected.
     glass: what the glass may be (tissue.py); what is spoilt is so relative to each.
     """
-    checked = {"pen": options.check_pen, "dark": options.check_dark}
+    checked = {"pen": options.check_pen, "red": options.check_red, "dark": options.check_dark}
     found = {reason: np.ones_like(tissue) for reason, wanted in checked.items() if wanted}
     for rows, one in product(strips(len(rgb)), glass):
         red, green, blue = channel_od(rgb[rows], one)
         if options.check_pen:
             found["pen"][rows] &= red - green > options.min_pen_od
+        if options.check_red:
+            of_red = (green > options.min_red_od) & (blue > options.min_red_blue * green)
+            found["red"][rows] &= of_red & (red < options.max_red_red * green)
         if options.check_dark:
             mean = (red + green + blue) / 3
             spread = np.maximum(np.maximum(red, green), blue) - np.minimum(np.minimum(red, green), blue)

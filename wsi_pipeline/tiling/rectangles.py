@@ -23,6 +23,9 @@ def _split(rectangle: NDArray[np.intp], patches: NDArray[np.integer]) -> Iterato
     columns, rows = (patches[rectangle] - first).T
     filled = np.zeros((rows.max() + 1, columns.max() + 1), np.bool_)
     filled[rows, columns] = True
+    if filled.all():
+        yield rectangle
+        return
     (cut_x, area_x), (cut_y, area_y) = _best_cut(filled), _best_cut(filled.T)
     if min(area_x, area_y) > (1 - WORTH_A_CUT) * filled.size:
         yield rectangle

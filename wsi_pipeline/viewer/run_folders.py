@@ -174,7 +174,6 @@ class RunFolders:
                 "warnings": [str(text) for text in summary.get("warnings", [])],
                 "model": ", ".join(str(model.get("name")) for model in models) or None,
                 "map_kind": summary.get("map_kind"),
-                "patient": summary.get("patient"),
                 "stain_spreads": (summary.get("stain") or {}).get("spreads"),
                 "finished": summary.get("finished"),
             }

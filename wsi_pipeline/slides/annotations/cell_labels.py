@@ -11,7 +11,7 @@ from PIL import Image
 from wsi_pipeline.base.errors import DataError
 from wsi_pipeline.base.geometry import Plane, Size
 from wsi_pipeline.slides.annotations.coverage import Cells, covered_share
-from wsi_pipeline.slides.annotations.files import names_outlines
+from wsi_pipeline.slides.annotations.files import is_xml, names_outlines
 from wsi_pipeline.slides.annotations.geojson import (
     AnnotationOptions,
     Outlines,
@@ -87,8 +87,11 @@ def labels_of_slide(
 
 
 def outlines_on_slide(path: Path, slide: Slide, options: AnnotationOptions) -> Outlines:
-    """The file's outlines in level-0 pixels of the slide. Raises DataError as `read_outlines`."""
-    from_bounds = options.origin == "qupath"
+    """The file's outlines in level-0 pixels of the slide; XML counts from its corner always.
+
+    Raises DataError as `read_outlines`.
+    """
+    from_bounds = options.origin == "qupath" and not is_xml(path)
     origin0 = qupath_origin0(slide.properties, slide.size0) if from_bounds else (0.0, 0.0)
     return read_outlines(path, options, slide.size0, origin0)
 

@@ -1,19 +1,23 @@
-"""Which files hold the labels of a slide: outlines (GeoJSON), and pictures of labels."""
+"""Which files hold the labels of a slide: outlines (GeoJSON or XML), and pictures of labels."""
 
 from pathlib import Path
 
 from wsi_pipeline.base.errors import DataError
 from wsi_pipeline.slides.names import slide_name
 
+# As ASAP and ImageScope write it.
+XML_SUFFIXES = (".xml", ".XML")
 # As QuPath and people write it; packed, as QuPath does where one asks for it.
-OUTLINE_SUFFIXES = (".geojson", ".GEOJSON", ".geojson.gz", ".GEOJSON.GZ")
+OUTLINE_SUFFIXES = (".geojson", ".GEOJSON", ".geojson.gz", ".GEOJSON.GZ", *XML_SUFFIXES)
 PICTURE_SUFFIX = "_labels.png"
 # As the page in the browser leaves it in a run folder.
 REVIEW_NAME = "review.geojson"
 
 
 def outlines_of(folder: Path, slide: Path, name: str) -> Path | None:
-    """The outlines in `folder` of the slide at `slide`, called `name`: NAME.geojson or FILE.geojson, packed or not.
+    """The outlines in `folder` of the slide at `slide`, called `name`: NAME.geojson, packed or not, or NAME.xml.
+
+    FILE.geojson and FILE.xml, with the ending of the slide in front, are found too.
 
     Of a folder of runs: NAME/review.geojson, what people said there of the slide.
 
@@ -45,3 +49,8 @@ def label_picture_of(folder: Path, name: str) -> Path | None:
 def names_outlines(path: Path) -> bool:
     """Whether the file's name is that of a file of outlines."""
     return path.name.endswith(OUTLINE_SUFFIXES)
+
+
+def is_xml(path: Path) -> bool:
+    """Whether the outlines in the file are XML by its name."""
+    return path.name.endswith(XML_SUFFIXES)

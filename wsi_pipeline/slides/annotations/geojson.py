@@ -1,4 +1,4 @@
-"""Outlines drawn by people (GeoJSON as QuPath exports it): of what, and where on the slide.
+"""Outlines drawn by people (GeoJSON as QuPath exports it, or XML): of what, and where on the slide.
 
 QuPath names a class in several ways: {"name": "Tumor"}, {"name": "Tumor: IDC"} and {"names": ["Tumor", "IDC"]} for a
 class derived from another one, a plain text in some exports of other programs. Of a derived class, the last part that
@@ -22,13 +22,22 @@ from wsi_pipeline.base.errors import DataError
 from wsi_pipeline.base.geometry import Size
 from wsi_pipeline.base.options import Field, options
 from wsi_pipeline.slides.annotations.coverage import polygons_of
+from wsi_pipeline.slides.annotations.files import is_xml
+from wsi_pipeline.slides.annotations.xml_outlines import xml_features
 
 # What objects without a class are called here, in messages and in the options.
 UNCLASSIFIED = "unclassified"
 # Outlines of a whole slide's tissue weigh some MB; what is larger, unpacked, is something else.
 MAX_BYTES = 2**29
-# QuPath's objects that are no outlines of tissue.
-NO_OUTLINES = {"cell": "cells", "detection": "detections", "tmacore": "TMA cores"}
+# Objects of QuPath, and of ImageScope, that are no outlines of tissue.
+NO_OUTLINES = {
+    "cell": "cells",
+    "detection": "detections",
+    "tmacore": "TMA cores",
+    "hole": "negative regions in no larger one",
+}
+FORM = "GeoJSON as QuPath exports it"
+XML_FORM = "XML as ASAP or ImageScope writes it"
 LINES_AND_POINTS = {
     "LineString": "lines",
     "MultiLineString": "lines",
@@ -70,7 +79,8 @@ class AnnotationOptions:
 
     origin: Literal["qupath", "corner"] = "qupath"
     """Where coordinates count from. QuPath cuts a slide to the bounds that its file declares (MRXS, some SCN) and
-    counts from there; other programs count from the corner of the whole slide. On most slides the two are one."""
+    counts from there; other programs count from the corner of the whole slide, and XML is always read so. On most
+    slides the two are one."""
 
     min_share: Annotated[float, Field(gt=0, le=1)] = 0.5
     """A patch has a label where outlines of it cover this share of the patch; half is the coarse outlines' own
@@ -126,8 +136,8 @@ def read_outlines(
 ) -> Outlines:
     """The outlines in the file, on a slide of `size0`, where the file counts from the level-0 point `origin0`.
 
-    `qupath_origin0` finds that point. Raises DataError where the file is no GeoJSON, holds broken outlines, or holds
-    objects of which none is an outline on the slide of a class that the options name.
+    `qupath_origin0` finds that point. Raises DataError where the file is of no known form, holds broken outlines, or
+    holds objects of which none is an outline on the slide of a class that the options name.
     """
     kinds: dict[Kind, list[shapely.Geometry]] = {kind: [] for kind in Kind}
     unknown: list[shapely.Geometry] = []
@@ -138,7 +148,7 @@ def read_outlines(
             parts, polygons, dropped = _drawn(feature)
         except (ValueError, KeyError, TypeError, AttributeError, shapely.errors.ShapelyError) as error:
             raise DataError(
-                f"{path}: object {number} is broken ({error!r}); expected GeoJSON as QuPath exports it; export it again"
+                f"{path}: object {number} is broken ({error!r}); expected {_form(path)}; export it again"
             ) from error
         name, kind = ": ".join(parts) or UNCLASSIFIED, options.kind_of(parts or [UNCLASSIFIED])
         found[dropped or name] += 1
@@ -195,7 +205,7 @@ def _expected(options: AnnotationOptions) -> str:
 
 
 def _features(path: Path) -> Iterator[Any]:
-    """Every object of the file, as its JSON says it."""
+    """Every object of the file, as its JSON says it, or as JSON would say it."""
     try:
         data = path.read_bytes()
         if data[:2] == b"\x1f\x8b":
@@ -203,6 +213,8 @@ def _features(path: Path) -> Iterator[Any]:
                 data = file.read(MAX_BYTES + 1)
         if len(data) > MAX_BYTES:
             raise ValueError(f"more than {MAX_BYTES:,} bytes")
+        if is_xml(path):
+            return iter(list(xml_features(data)))
         content = json.loads(data)  # finds UTF-8, 16 and 32, with a mark in front or without
         if isinstance(content, list):
             return iter(content)
@@ -215,9 +227,13 @@ def _features(path: Path) -> Iterator[Any]:
         raise ValueError(f"found an object of type {content['type']}")
     except (OSError, EOFError, zlib.error, ValueError, KeyError, TypeError, RecursionError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-        raise DataError(
-            f"{path}: expected GeoJSON as QuPath exports it (File, Export objects as GeoJSON): {reason}"
-        ) from error
+        how = "" if is_xml(path) else " (File, Export objects as GeoJSON)"
+        raise DataError(f"{path}: expected {_form(path)}{how}: {reason}") from error
+
+
+def _form(path: Path) -> str:
+    """What a file of this name should be."""
+    return XML_FORM if is_xml(path) else FORM
 
 
 def _drawn(feature: Any) -> tuple[list[str], list[shapely.Geometry], str]:

@@ -23,8 +23,13 @@ except ImportError as error:
 
 log = logging.getLogger(__name__)
 
-COLUMNS = ("offset", "count", "target", "start", "pitch", "x", "y", "width", "height")
-"""What the C function is given of each tile, int64."""
+PLACES = ("column", "row", "target", "start", "pitch", "x", "y", "width", "height")
+"""What says of a tile which it is and where its pixels go, int64: its column and row; the number of the memory, the
+byte of it that the first pixel wanted goes to, and the bytes of a row there; the first column and row of the tile that
+is wanted, and how many. The C function takes the tile's offset and bytes in the file instead of column and row."""
+
+COPIED = ("source", "from", "source_pitch", "to", "pitch", "width", "height")
+"""What the C function that copies rectangles is given of each, int64; all but the number of the source in bytes."""
 
 
 @dataclass(frozen=True)
@@ -39,26 +44,29 @@ class JpegStreams:
 
 
 @dataclass(frozen=True, eq=False)
-class TileTarget:
-    """Where pixels of one tile go: column and row of the tile, and which memory."""
+class TileTargets:
+    """Tiles of one level, and where pixels of them go."""
 
-    column: int
-    row: int
-    rgb: NDArray[np.uint8]
-    """[height, width, 3], a view into `memory`, whose rows lie apart by `memory`'s own width."""
+    places: NDArray[np.int64]
+    """[n, 9], as PLACES says."""
 
-    memory: NDArray[np.uint8]
-    """[rows, columns, 3], contiguous."""
+    memory: Sequence[NDArray[np.uint8]]
+    """What they go to, each [rows, columns, 3] and contiguous."""
 
-    x: int = 0
-    """The first of the tile's columns that is wanted."""
+    @classmethod
+    def whole(cls, tiles: Sequence[tuple[int, int]], memory: Sequence[NDArray[np.uint8]]) -> "TileTargets":
+        """The tiles of these columns and rows, each from its own first pixel on, as much as its memory holds."""
+        places = np.zeros((len(tiles), len(PLACES)), np.int64)
+        places[:, :2] = np.array(tiles).reshape(-1, 2)
+        places[:, 2] = np.arange(len(tiles))
+        places[:, 7:] = [(rgb.shape[1], rgb.shape[0]) for rgb in memory]
+        places[:, 4] = places[:, 7] * 3
+        return cls(places, memory)
 
-    y: int = 0
-    """The first of its rows."""
 
-
-DecodeTiles = Callable[[Sequence[TileTarget]], NDArray[np.bool_]]
-"""Tiles of one level decoded in one call, each into its memory: bool [n], False where a tile could not be."""
+DecodeTiles = Callable[[TileTargets, int], NDArray[np.bool_]]
+"""Tiles of one level decoded in one call, each into its memory, by so many threads: bool [n], False where a tile could
+not be."""
 
 
 def is_built() -> bool:
@@ -99,22 +107,23 @@ def decoder_of(
         return None
     function = _jpeg_tiles.decode_tiles
 
-    def decode(targets: Sequence[TileTarget]) -> NDArray[np.bool_]:
-        numbers: dict[int, int] = {}
-        memory: list[NDArray[np.uint8]] = []
-        rows = np.empty((len(targets), len(COLUMNS)), np.int64)
-        for i, target in enumerate(targets):
-            number = numbers.setdefault(id(target.memory), len(memory))
-            if number == len(memory):
-                memory.append(target.memory)
-            index = target.row * columns + target.column
-            start = _address(target.rgb) - _address(target.memory)
-            height, width = target.rgb.shape[:2]
-            place = (number, start, target.memory.strides[0], target.x, target.y, width, height)
-            rows[i] = (offsets[index], byte_counts[index], *place)
-        refused = np.ones(len(targets), np.uint8)
-        size = (tile.width, tile.height)
-        function(file.handle, streams.head, streams.stored_as_rgb, size, rows, tuple(memory), refused)
+    size = (tile.width, tile.height)
+
+    def decode(targets: TileTargets, threads: int) -> NDArray[np.bool_]:
+        rows = targets.places.copy()
+        index = rows[:, 1] * columns + rows[:, 0]
+        rows[:, 0], rows[:, 1] = offsets[index], byte_counts[index]
+        refused = np.ones(len(rows), np.uint8)
+        function(
+            file.handle,
+            streams.head,
+            streams.stored_as_rgb,
+            size,
+            rows,
+            tuple(targets.memory),
+            refused,
+            threads,
+        )
         decoded: NDArray[np.bool_] = refused == 0
         return decoded
 
@@ -135,10 +144,17 @@ def same_pixels(
             continue
         found = np.empty_like(expected)
         row, column = divmod(index, columns)
-        if decode([TileTarget(column, row, found, found)])[0] and not np.array_equal(found, expected):
+        if decode(TileTargets.whole([(column, row)], [found]), 1)[0] and not np.array_equal(found, expected):
             return False
     return True
 
 
-def _address(array: NDArray[np.uint8]) -> int:
-    return int(array.__array_interface__["data"][0])
+def copy_rectangles(
+    rectangles: NDArray[np.int64], sources: Sequence[NDArray[np.uint8]], target: NDArray[np.uint8]
+) -> None:
+    """Copy rectangles, [n, 7] as COPIED says, out of contiguous sources into a contiguous target.
+
+    Without Python's lock, by the C function, which must be there.
+    """
+    assert _jpeg_tiles is not None
+    _jpeg_tiles.copy_rectangles(rectangles, tuple(sources), target)

@@ -5,6 +5,7 @@ them has had it; of a slide read block by block in row order that is a row of ti
 block never comes, having no patches, its tiles go as the least recently used.
 """
 
+import math
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
@@ -16,13 +17,13 @@ from numpy.typing import NDArray
 
 from wsi_pipeline.base.errors import RegionReadError
 from wsi_pipeline.base.geometry import Box, Size
-from wsi_pipeline.slides.readers.jpeg_tiles import DecodeTiles, TileTarget
+from wsi_pipeline.slides.readers.jpeg_tiles import DecodeTiles, TileTargets
+from wsi_pipeline.slides.readers.tile_canvas import Tile, TileCanvas
 
 # A row of tiles of 64,000 px of tissue; of a wider one some are decoded twice.
 BORDER_CACHE_BYTES = 48 * 2**20
 
 TileKey = tuple[int, int, int]  # level, column, row of the storage tile
-Tile = NDArray[np.uint8] | None  # None: cannot be decoded
 TileDecoder = Callable[[int, int], NDArray[np.uint8]]
 """Column and row of a storage tile in, its pixels out: uint8 [row, column, RGB], cut to the level.
 
@@ -64,24 +65,25 @@ class TiledLevels:
         self._wanted: dict[TileKey, int] = {}
 
     def read(
-        self, level: int, box: Box, out: NDArray[np.uint8] | None = None
+        self, level: int, box: Box, out: NDArray[np.uint8] | None = None, threads: int = 1
     ) -> tuple[NDArray[np.uint8], tuple[Box, ...]]:
         """Pixels of `box` in level pixels as uint8 [row, column, RGB], and the tiles that cannot be decoded.
 
-        In `out`, where it is given: contiguous, of the box's size.
+        In `out`, where it is given: contiguous, of the box's size. By so many threads, where the file's tiles can be
+        decoded many in a call.
 
         Those come as boxes of level pixels, cut to `box`; their pixels are white in the array and mean
         nothing. Outside of the level all is white.
         """
         size, tile = self._reader.level_sizes[level], self._reader.tile_sizes[level]
-        canvas = _Canvas(box, size, tile, out)
+        canvas = TileCanvas(box, size, tile, out)
         if canvas.inside.is_empty:
             return canvas.rgb, ()
         decoder = self._reader.tile_decoder(level)
         mine, others = self._claim(level, canvas.inside)
         try:
             if decoder:
-                for key in self._decode_many(level, mine, canvas):
+                for key in self._decode_many(level, mine, canvas, threads):
                     self._hand_out(key, mine, _decoded(decoder, key), canvas)
             else:
                 for run in _runs(mine):
@@ -93,8 +95,7 @@ class TiledLevels:
                         self._forget(key)
                         future.set_exception(error)
             raise
-        for key, kept in others.items():
-            canvas.paste(key, kept.result())
+        canvas.put([key[1:] for key in others], [kept.result() for kept in others.values()])
         return canvas.rgb, tuple(canvas.unreadable)
 
     def _claim(
@@ -134,7 +135,7 @@ class TiledLevels:
         """A place for the tile, for so many other blocks."""
         future: Future[Tile] = Future()
         self._kept[key], self._wanted[key] = future, wanted
-        self._kept_bytes += self._tile_box(key).width * self._tile_box(key).height * 3
+        self._kept_bytes += self._tile_bytes(key)
         while self._kept_bytes > self._cache_bytes and len(self._kept) > 1:
             self._forget(next(iter(self._kept)))
         return future
@@ -142,19 +143,19 @@ class TiledLevels:
     def _forget(self, key: TileKey) -> None:
         if self._kept.pop(key, None) is not None:
             del self._wanted[key]
-            self._kept_bytes -= self._tile_box(key).width * self._tile_box(key).height * 3
+            self._kept_bytes -= self._tile_bytes(key)
 
     def _hand_out(
-        self, key: TileKey, mine: dict[TileKey, Future[Tile] | None], pixels: Tile, canvas: "_Canvas"
+        self, key: TileKey, mine: dict[TileKey, Future[Tile] | None], pixels: Tile, canvas: TileCanvas
     ) -> None:
         """Give a tile to those who wait for it, and to this block's canvas."""
         if future := mine[key]:
             # What is kept must not hold more in memory than itself.
             future.set_result(None if pixels is None else _alone(pixels))
-        canvas.paste(key, pixels)
+        canvas.put([key[1:]], [pixels])
 
     def _decode_many(
-        self, level: int, mine: dict[TileKey, Future[Tile] | None], canvas: "_Canvas"
+        self, level: int, mine: dict[TileKey, Future[Tile] | None], canvas: TileCanvas, threads: int
     ) -> list[TileKey]:
         """Decode what can be in one call; gives what is left, to be decoded one by one.
 
@@ -163,25 +164,24 @@ class TiledLevels:
         decode = self._reader.tiles_decoder(level)
         if decode is None:
             return list(mine)
-        left: list[TileKey] = []
         shared = [key for key, future in mine.items() if future]
-        for keys in (shared, [key for key, future in mine.items() if not future]):
-            targets = [self._alone_target(key) if mine[key] else canvas.target(key) for key in keys]
-            for key, target, decoded in zip(keys, targets, decode(targets), strict=True):
-                if not decoded:
-                    left.append(key)
-                elif mine[key]:
-                    self._hand_out(key, mine, target.rgb, canvas)
+        own = [key for key, future in mine.items() if not future]
+        memory = [np.empty(self._tile_shape(key), np.uint8) for key in shared]
+        given = decode(TileTargets.whole([key[1:] for key in shared], memory), threads) if shared else ()
+        done = [i for i, decoded in enumerate(given) if decoded]
+        for i in done:
+            future = mine[shared[i]]
+            assert future
+            future.set_result(memory[i])
+        canvas.put([shared[i][1:] for i in done], [memory[i] for i in done])
+        left = [key for key, decoded in zip(shared, given, strict=True) if not decoded]
+        if own:
+            decoded_own = decode(canvas.targets([key[1:] for key in own]), threads)
+            left += [key for key, decoded in zip(own, decoded_own, strict=True) if not decoded]
         return left
 
-    def _alone_target(self, key: TileKey) -> TileTarget:
-        """Memory of its own for a tile that is kept."""
-        box = self._tile_box(key)
-        rgb = np.empty((box.height, box.width, 3), np.uint8)
-        return TileTarget(key[1], key[2], rgb, rgb)
-
     def _decode_run(
-        self, run: list[TileKey], mine: dict[TileKey, Future[Tile] | None], canvas: "_Canvas"
+        self, run: list[TileKey], mine: dict[TileKey, Future[Tile] | None], canvas: TileCanvas
     ) -> None:
         """Decode a rectangle of tiles in one read; where that fails, each by itself."""
         first, last = self._tile_box(run[0]), self._tile_box(run[-1])
@@ -201,50 +201,18 @@ class TiledLevels:
             self._hand_out(key, mine, part, canvas)
 
     def _tile_box(self, key: TileKey) -> Box:
+        tile, (height, width, _) = self._reader.tile_sizes[key[0]], self._tile_shape(key)
+        return Box(key[1] * tile.width, key[2] * tile.height, width, height)
+
+    def _tile_shape(self, key: TileKey) -> tuple[int, int, int]:
+        """(height, width, 3) of a tile, cut to the level."""
         level, column, row = key
         size, tile = self._reader.level_sizes[level], self._reader.tile_sizes[level]
-        whole = Box(column * tile.width, row * tile.height, tile.width, tile.height)
-        return whole.intersect(Box(0, 0, size.width, size.height))
+        height = min(tile.height, size.height - row * tile.height)
+        return height, min(tile.width, size.width - column * tile.width), 3
 
-
-class _Canvas:
-    """The pixels of a box, white until tiles are pasted into it."""
-
-    def __init__(self, box: Box, level: Size, tile: Size, out: NDArray[np.uint8] | None = None):
-        self.inside = box.intersect(Box(0, 0, level.width, level.height))
-        self.unreadable: list[Box] = []
-        shape = (box.height, box.width, 3)
-        self.rgb = np.empty(shape, np.uint8) if out is None else out
-        if self.inside != box:
-            self.rgb[:] = 255
-        self._box, self._tile = box, tile
-
-    def target(self, key: TileKey) -> TileTarget:
-        """Where what is inside of the box of a tile goes."""
-        x, y, left, top, right, bottom = self._inside_of(key)
-        target = self.rgb[top - self._box.y : bottom - self._box.y, left - self._box.x : right - self._box.x]
-        return TileTarget(key[1], key[2], target, self.rgb, left - x, top - y)
-
-    def _inside_of(self, key: TileKey) -> tuple[int, int, int, int, int, int]:
-        """The tile's first column and row, and what of it is inside of the box: left, top, right, bottom.
-
-        It runs so often that it takes plain numbers.
-        """
-        inside, tile = self.inside, self._tile
-        x, y = key[1] * tile.width, key[2] * tile.height
-        left, right = max(x, inside.x), min(x + tile.width, inside.right)
-        top, bottom = max(y, inside.y), min(y + tile.height, inside.bottom)
-        return x, y, left, top, right, bottom
-
-    def paste(self, key: TileKey, pixels: Tile) -> None:
-        """Put what is inside of the box of a tile there."""
-        x, y, left, top, right, bottom = self._inside_of(key)
-        target = self.rgb[top - self._box.y : bottom - self._box.y, left - self._box.x : right - self._box.x]
-        if pixels is None:
-            self.unreadable.append(Box(left, top, right - left, bottom - top))
-            target[:] = 255
-        else:
-            target[:] = pixels[top - y : bottom - y, left - x : right - x]
+    def _tile_bytes(self, key: TileKey) -> int:
+        return math.prod(self._tile_shape(key))
 
 
 def _tiles_along(start: int, end: int, tile_px: int, level_px: int) -> tuple[range, range]:

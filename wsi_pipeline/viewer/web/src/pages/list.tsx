@@ -3,9 +3,9 @@ import { useEffect, useMemo, useState } from "preact/hooks";
 import { getJson, sentence } from "../api";
 import { count } from "../format";
 import { follow } from "../list/follow";
+import { Rows } from "../list/patients";
 import { BatchProgress } from "../list/progress";
 import { COLUMNS, type Query, queryOf, searchOf, shown, WITH_WARNINGS } from "../list/query";
-import { SlideRow } from "../list/row";
 import { listen } from "../parts/keys";
 import { Shell } from "../parts/shell";
 import { Trouble } from "../parts/trouble";
@@ -100,11 +100,7 @@ export function ListPage() {
                 ))}
               </tr>
             </thead>
-            <tbody>
-              {slides.slice(0, most).map((slide) => (
-                <SlideRow key={slide.id} slide={slide} />
-              ))}
-            </tbody>
+            <Rows all={slides} most={most} byPatient={query.sort === "patient"} />
           </table>
           {slides.length > most && (
             <button type="button" onClick={() => setMost(most + AT_ONCE)}>
