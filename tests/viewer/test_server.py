@@ -563,7 +563,9 @@ def test_a_page_under_a_foreign_name_is_not_served(out):
 def test_every_answer_says_what_a_browser_may_do_with_it(client):
     for path in ("/", "/api/slides", "/api/nothing", "/static/nothing.js"):
         headers = client.get(path).headers
-        assert "script-src 'self'" in headers["content-security-policy"]
+        policy = headers["content-security-policy"]
+        assert "script-src 'self'; style-src 'self';" in policy
+        assert "unsafe" not in policy
         assert headers["x-content-type-options"] == "nosniff"
         assert headers["x-frame-options"] == "DENY"
 
