@@ -17,6 +17,7 @@ import os
 import re
 import secrets
 import shutil
+import stat
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -312,6 +313,18 @@ def folders(folder: OutPath) -> set[str]:
             entry["name"].rstrip("/").rpartition("/")[2] for entry in listed if entry["type"] == "directory"
         }
     return {name for name in found if not name.startswith(".")}
+
+
+def has_folder(folder: OutPath, name: str) -> bool:
+    """Whether `folders` would name it, whatever the name is; of a folder on a disk without listing all."""
+    if not isinstance(folder, Path):
+        return name in folders(folder)
+    if not name or name.startswith(".") or Path(name).name != name:
+        return False
+    try:
+        return stat.S_ISDIR(os.lstat(folder / name).st_mode)
+    except (OSError, ValueError):  # none of that name, or no name at all
+        return False
 
 
 def append_line(path: OutPath, line: bytes) -> None:

@@ -43,6 +43,11 @@ class Predictor:
                 self._loaded = Classifier([load_model(self._name)], choose_device(self._device), options)
             return self._loaded
 
+    @property
+    def reliability(self) -> list[dict[str, Any]]:
+        """How the validation patients' scores spread, as the card has it; empty where it does not say."""
+        return list(self.classifier.card.metrics.get("reliability") or [])
+
     def card(self) -> dict[str, Any]:
         """The model's card in full, and what people ask of it first."""
         model = self.classifier.models[0]
