@@ -11,6 +11,7 @@ Where several processes may come to write one folder, `guarded` makes sure of th
 
 import errno
 import fcntl
+import glob
 import io
 import json
 import os
@@ -18,7 +19,8 @@ import re
 import secrets
 import shutil
 import stat
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, TypeAlias
@@ -38,6 +40,8 @@ else:
 
 # What is not yet whole ends so: ours, and zarr's own.
 PART, ZARR_PART = ".part", ".partial"
+# Nothing that is written to a batch's own folder takes so long.
+LEFT_S = 600.0
 # Of the 255 bytes that a name may have, this many are the file's own; the rest is for what a part's name adds.
 NAME_BYTES = 230
 
@@ -136,11 +140,24 @@ def writing(path: OutPath) -> Iterator[None]:
 def _reason(path: OutPath, error: BaseException | None) -> str:
     """What went wrong, and what to do about it."""
     if isinstance(path, Path) and isinstance(error, OSError):
+        if error.errno == errno.ENOSPC and _has_room(path):
+            return "the file system holds no more files, though it has room (its inodes are used up); remove files"
         return _REMEDIES.get(
             error.errno or 0, f"{error.strerror or error}; see to it, or choose another --out"
         )
     # A store has errors of its own kinds: no credentials, no answer from the endpoint.
     return f"{' '.join(str(error).split())}; see to the store, its address and your credentials"
+
+
+def _has_room(path: Path) -> bool:
+    """Whether the file system has bytes left, but no place for another file."""
+    for folder in path.parents:
+        try:
+            state = os.statvfs(folder)
+        except (OSError, AttributeError):  # not made yet; or Windows
+            continue
+        return state.f_files > 0 and state.f_favail == 0 and state.f_bavail > 0
+    return False
 
 
 @contextmanager
@@ -220,6 +237,20 @@ def _heeds_conditions(path: "UPath") -> bool:
         with suppress(FileNotFoundError):
             probe.fs.rm(probe.path)
     return _heeding[store]
+
+
+def remove_leftovers(folder: OutPath, names: Sequence[str]) -> None:
+    """Remove what processes left that were killed while they wrote files of these names in the folder.
+
+    What is younger than LEFT_S may be being written.
+    """
+    if not isinstance(folder, Path) or not folder.is_dir():
+        return
+    for name in names:
+        for part in folder.glob(f".{glob.escape(name)}.*{PART}"):
+            with suppress(OSError):
+                if time.time() - part.stat().st_mtime > LEFT_S:
+                    part.unlink()
 
 
 def write_many(folder: OutPath, files: Mapping[str, bytes]) -> None:

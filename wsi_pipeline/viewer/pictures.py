@@ -9,7 +9,7 @@ import numpy as np
 
 from wsi_pipeline.base.errors import UsageError
 from wsi_pipeline.base.geometry import Box, Plane
-from wsi_pipeline.base.images import decode_image
+from wsi_pipeline.base.images import MOST_PIXELS, decode_image
 from wsi_pipeline.base.options import options_to_dict
 from wsi_pipeline.slides.slide import Slide
 
@@ -18,7 +18,6 @@ if TYPE_CHECKING:  # torch takes seconds to import: it waits until somebody asks
     from wsi_pipeline.models.card import ModelCard
 
 MOST_BYTES = 20 * 2**20
-MOST_PIXELS = 40_000_000
 
 
 class Predictor:
