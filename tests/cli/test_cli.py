@@ -84,14 +84,21 @@ def test_a_slide_without_scale_is_refused_until_it_is_given(shared: Path, tmp_pa
     assert summary["mpp_overridden"]
 
 
-def test_done_slides_are_skipped_and_other_results_refused(slide: Path, config: Path, tmp_path: Path) -> None:
+def test_done_slides_are_skipped_and_other_results_refused(
+    slide: Path, config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "out"
     assert tile(slide, "--out", out, "--config", config) == 0
     assert tile(slide, "--out", out, "--config", config) == 0
     assert [row["status"] for row in manifest(out)] == ["skipped"]
     config.write_text("grid: {patch_px: 100, mpp: 4.0}\n")
     assert tile(slide, "--out", out, "--config", config) == 2
-    assert "--overwrite" in manifest(out)[0]["reason"]
+    printed = capsys.readouterr()
+    assert "failed: " in printed.out
+    assert "--overwrite" in printed.out
+    assert "1 of 1 slides failed; reasons in " in printed.err
+    assert "but for 1 refused (reasons above), of which it keeps the earlier results" in printed.err
+    assert [row["status"] for row in manifest(out)] == ["skipped"]  # the row of the result that lies there
     assert tile(slide, "--out", out, "--config", config, "--overwrite") == 0
 
 

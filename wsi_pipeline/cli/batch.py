@@ -111,7 +111,10 @@ def _run_batch(job: TileJob | InferJob, entries: SlideList, args: argparse.Names
 
 def _begun_before(out: OutPath, entries: SlideList) -> set[SlideEntry]:
     """Those of the slides that an earlier process began and never ended; says so."""
-    names = begun_and_never_ended(out)
+    try:
+        names = begun_and_never_ended(out)
+    except OSError:  # a store that cannot be read: said when the batch begins to write there
+        return set()
     found = [entry for entry in entries if entry.name in names and not is_finished(out / entry.name)]
     if found:
         listed = ", ".join(entry.name for entry in found[:5]) + " ..." * (len(found) > 5)
