@@ -164,7 +164,9 @@ class InferJob:
     def everywhere(self) -> "InferJob":
         """The same on every machine that has these files at these places."""
         models = tuple(
-            str(Path(name).absolute()) if isinstance(name, str) and Path(name).is_file() else name
+            str(Path(name).absolute())
+            if isinstance(name, str) and Path(name.partition("#")[0]).exists()
+            else name
             for name in self.models
         )
         inside = self.inside.absolute() if self.inside else None
