@@ -425,9 +425,12 @@ def test_a_grade_follows_from_what_was_entered_and_from_nothing_else(client):
     found = client.put("/api/slides/a/grading", json=body, headers=OURS).json()["computed"]
     assert (found["mitotic_count"], found["mitotic_score"], found["grade"]) == (0, 1, 2)
     assert "grade,2" in client.get("/api/slides/a/grading.csv").text
-    assert client.get("/api/slides/a/grading.json").json()["grading"]["revision"] == 2
+    formula = body | {"revision": 2, "reviewer": "=HYPERLINK(A1)"}
+    assert client.put("/api/slides/a/grading", json=formula, headers=OURS).status_code == 200
+    assert ",'=HYPERLINK(A1)" in client.get("/api/slides/a/grading.csv").text
+    assert client.get("/api/slides/a/grading.json").json()["grading"]["revision"] == 3
     for wrong in ({"tubules": 4}, {"fields": [{"id": "Field 99"}]}, {"nuclei": True}):
-        refused = client.put("/api/slides/a/grading", json=body | {"revision": 2} | wrong, headers=OURS)
+        refused = client.put("/api/slides/a/grading", json=body | {"revision": 3} | wrong, headers=OURS)
         assert refused.status_code == 422
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsi_pipeline.base.errors import ModelError, RecipeError, UnreadableSlideError
-from wsi_pipeline.base.files import OutPath, names, remove, write_json
+from wsi_pipeline.base.files import OutPath, names, remove, write_bytes
 from wsi_pipeline.base.memory import release_free_memory
 from wsi_pipeline.base.types import Progress
 from wsi_pipeline.inference.classifier import Classifier
@@ -39,7 +39,7 @@ from wsi_pipeline.results.figures.fonts import script_warnings
 from wsi_pipeline.results.figures.maps import heatmap_place
 from wsi_pipeline.results.figures.slide_figures import draw_map, model_words
 from wsi_pipeline.results.finished_map import FinishedMap
-from wsi_pipeline.results.geojson import regions_to_geojson
+from wsi_pipeline.results.geojson import geojson_text, regions_to_geojson
 from wsi_pipeline.results.provenance import model_names, store_attributes
 from wsi_pipeline.results.regions import TissueMask, delineate, rasterise
 from wsi_pipeline.results.run_folder import (
@@ -338,7 +338,7 @@ def _write_regions(folder: OutPath, slide: Slide, finished: FinishedMap, map_key
     origin0 = qupath_origin0(slide.properties, slide.size0)
     choice = finished.choice
     collection = regions_to_geojson(finished.regions, choice.fields, origin0, map_key, choice.hot_spots)
-    write_json(folder / "regions.geojson", collection)
+    write_bytes(folder / "regions.geojson", geojson_text(collection).encode())
 
 
 def _map_warnings(finished: FinishedMap, computed: dict[str, Any]) -> list[str]:

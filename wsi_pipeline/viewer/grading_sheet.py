@@ -13,6 +13,8 @@ from wsi_pipeline.viewer.review import clean_name
 
 LOG_NAME = "grading.jsonl"
 SCORES = ("tubules", "nuclei")
+# Of a cell that a spreadsheet would compute.
+FORMULA_STARTS = ("=", "+", "-", "@")
 MOST_FIELDS, MOST_MITOSES = 40, 2_000
 
 
@@ -52,12 +54,12 @@ class GradingSheet:
         for entered in state["fields"]:
             writer.writerow(
                 (
-                    entered["id"],
+                    cell(entered["id"]),
                     f"{self._areas.get(entered['id'], math.nan):.4f}",
                     entered["tubules"] or "",
                     entered["nuclei"] or "",
                     len(entered["mitoses"]),
-                    state["reviewer"] or "",
+                    cell(state["reviewer"] or ""),
                 )
             )
         found = state["computed"]
@@ -98,6 +100,15 @@ class GradingSheet:
             "counted": bool(entered.get("counted") or points),
             "mitoses": [[float(x), float(y)] for x, y in points],
         }
+
+
+def cell(text: str) -> str:
+    """The text as a spreadsheet shows it: what looks like a formula is kept from being one.
+
+    >>> cell("=1+1"), cell("Dr. Ada"), cell("-5")
+    ("'=1+1", 'Dr. Ada', "'-5")
+    """
+    return f"'{text}" if text.lstrip()[:1] in FORMULA_STARTS else text
 
 
 def computed(
