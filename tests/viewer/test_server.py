@@ -165,7 +165,7 @@ def test_another_threshold_outlines_anew_and_leaves_the_run_as_it_is(client, out
     info = client.get("/api/slides/a").json()
     same = client.get("/api/slides/a/outlines", params={"threshold": info["threshold"]}).json()
     shapes = [[shape(f["geometry"]) for f in each["regions"]["features"]] for each in (same, info)]
-    assert all(one.equals(other) for one, other in zip(*shapes, strict=True))
+    assert all(one.hausdorff_distance(other) < 0.002 for one, other in zip(*shapes, strict=True))
     assert same["idc_mm2"] == pytest.approx(info["numbers"]["idc_mm2"], abs=0.01)
     other = client.get("/api/slides/a/outlines", params={"threshold": 0.3}).json()
     assert other["idc_mm2"] > same["idc_mm2"]

@@ -7,14 +7,13 @@ from typing import Any
 
 from wsi_pipeline.base.errors import UsageError
 from wsi_pipeline.base.files import OutPath
+from wsi_pipeline.base.text import for_spreadsheet
 from wsi_pipeline.results.grading import SOURCE, mitotic_score, nottingham_grade, thresholds_of_area
 from wsi_pipeline.viewer.append_log import AppendLog
 from wsi_pipeline.viewer.review import clean_name
 
 LOG_NAME = "grading.jsonl"
 SCORES = ("tubules", "nuclei")
-# Of a cell that a spreadsheet would compute.
-FORMULA_STARTS = ("=", "+", "-", "@")
 MOST_FIELDS, MOST_MITOSES = 40, 2_000
 
 
@@ -54,12 +53,12 @@ class GradingSheet:
         for entered in state["fields"]:
             writer.writerow(
                 (
-                    cell(entered["id"]),
+                    for_spreadsheet(entered["id"]),
                     f"{self._areas.get(entered['id'], math.nan):.4f}",
                     entered["tubules"] or "",
                     entered["nuclei"] or "",
                     len(entered["mitoses"]),
-                    cell(state["reviewer"] or ""),
+                    for_spreadsheet(state["reviewer"] or ""),
                 )
             )
         found = state["computed"]
@@ -100,15 +99,6 @@ class GradingSheet:
             "counted": bool(entered.get("counted") or points),
             "mitoses": [[float(x), float(y)] for x, y in points],
         }
-
-
-def cell(text: str) -> str:
-    """The text as a spreadsheet shows it: what looks like a formula is kept from being one.
-
-    >>> cell("=1+1"), cell("Dr. Ada"), cell("-5")
-    ("'=1+1", 'Dr. Ada', "'-5")
-    """
-    return f"'{text}" if text.lstrip()[:1] in FORMULA_STARTS else text
 
 
 def computed(
