@@ -23,7 +23,9 @@ from wsi_pipeline.learning.datasets import SplitOptions
 from wsi_pipeline.pipeline.config import InferConfig
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
+PAGES = sorted(
+    [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *(ROOT / "docs").glob("*.md")]
+)
 # All of it is written by a script (`make results`).
 WRITTEN_BY_SCRIPT = ROOT / "docs/results.md"
 # The long description that goes into the package: an index shows it by itself, away from the other pages.

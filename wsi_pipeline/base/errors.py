@@ -26,9 +26,15 @@
 A message names the slide or file, what was found, what was expected and what to do, on one line.
 """
 
+from wsi_pipeline.base.text import on_one_line
+
 
 class WsiError(Exception):
     """Anything this package refuses or could not do."""
+
+    def __str__(self) -> str:
+        """The message on one line: what it quotes of a file may hold line breaks, and codes that steer a terminal."""
+        return on_one_line(super().__str__())
 
 
 class UsageError(WsiError):

@@ -238,7 +238,7 @@ def parse_lock(text: str) -> tuple[Owner | None, int]:
         values: dict[str, Any] = json.loads(text)
         beat = int(values.pop("beat"))
         return Owner(**values), beat
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
         return None, hash(text)
 
 

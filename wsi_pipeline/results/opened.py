@@ -302,7 +302,7 @@ class Result:
                 f"{self.folder}: there is no {name}: the run was broken off, or the file removed; the same call again "
                 "goes on from there"
             ) from error
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise ResultError(
                 f"{self.folder}: {name} cannot be read ({error}); make the result again"
             ) from error

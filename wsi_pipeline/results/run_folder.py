@@ -188,7 +188,7 @@ def read_summary(folder: OutPath) -> dict[str, Any]:
     """What the finished run in `folder` says of itself; nothing where its summary is damaged."""
     try:
         summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return summary if isinstance(summary, dict) else {}
 

@@ -104,7 +104,7 @@ def _read(path: Path) -> ExportInfo | None:
             raise ValueError(
                 f"found patches of {info.patch_px} px at {info.mpp:g} um/px, expected more than 0"
             )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise DataError(
             f"{path}: does not say what the patches beside it are ({error!r}); export them again with "
             "tile-slides --export, by this version"

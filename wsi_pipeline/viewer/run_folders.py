@@ -177,7 +177,7 @@ class RunFolders:
                 "stain_spreads": (summary.get("stain") or {}).get("spreads"),
                 "finished": summary.get("finished"),
             }
-        except (OSError, ValueError, AttributeError, TypeError) as error:
+        except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:
             return {
                 "status": "broken",
                 "reason": f"{SUMMARY} cannot be read ({error}); make the result again",

@@ -398,7 +398,7 @@ class Viewer:
             collection = json.loads((opened.result.folder / "regions.geojson").read_text(encoding="utf-8"))
             x0, y0 = collection[ORIGIN0]
             return float(x0), float(y0)
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
             return 0.0, 0.0
 
 

@@ -29,6 +29,7 @@ from wsi_pipeline.slides.annotations.xml_outlines import xml_features
 UNCLASSIFIED = "unclassified"
 # Outlines of a whole slide's tissue weigh some MB; what is larger, unpacked, is something else.
 MAX_BYTES = 2**29
+PIECE_BYTES = 2**20
 # Objects of QuPath, and of ImageScope, that are no outlines of tissue.
 NO_OUTLINES = {
     "cell": "cells",
@@ -227,8 +228,7 @@ def _features(path: Path) -> Iterator[Any]:
     try:
         data = path.read_bytes()
         if data[:2] == b"\x1f\x8b":
-            with gzip.open(path) as file:
-                data = file.read(MAX_BYTES + 1)
+            data = _unpacked(path)
         if len(data) > MAX_BYTES:
             raise ValueError(f"more than {MAX_BYTES:,} bytes")
         if is_xml(path):
@@ -247,6 +247,16 @@ def _features(path: Path) -> Iterator[Any]:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         how = "" if is_xml(path) else " (File, Export objects as GeoJSON)"
         raise DataError(f"{path}: expected {_form(path)}{how}: {reason}") from error
+
+
+def _unpacked(path: Path) -> bytes:
+    """The bytes packed in the file, few more than MAX_BYTES: asked for so many at once, gzip takes all that memory."""
+    parts, size = [], 0
+    with gzip.open(path) as file:
+        while size <= MAX_BYTES and (part := file.read(PIECE_BYTES)):
+            parts.append(part)
+            size += len(part)
+    return b"".join(parts)
 
 
 def _form(path: Path) -> str:
