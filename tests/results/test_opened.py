@@ -106,7 +106,7 @@ def test_regions_lie_on_the_cells_of_the_map_in_pixels_and_in_micrometres(
         above = result.map.ravel() >= 0.6
     (step_x, step_y), (x_um, y_um) = result.cells_um("labels/tissue")
     # A centre within a pixel of the tissue's edge may be on either side of its outline.
-    tissue = result.levels("labels/tissue")[0] == 1
+    tissue = result.level("labels/tissue", 0) == 1
     tissue = scipy.ndimage.binary_erosion(tissue, np.ones((3, 3)))
     rows, columns = np.round((y - y_um) / step_y).astype(int), np.round((x - x_um) / step_x).astype(int)
     rows, columns = rows.clip(0, tissue.shape[0] - 1), columns.clip(0, tissue.shape[1] - 1)

@@ -240,6 +240,7 @@ def test_a_list_gives_names_and_scales(tmp_path: Path) -> None:
         ("slide,name\na.svs,..\n", "line 2: name '..'"),
         ("slide\na,b.svs\n", "line 2: more fields than columns"),
         ("slide,name\n,b\n", "line 2: the column 'slide' is empty"),
+        ("slide\na\0b.svs\n", "line 2: a NUL byte in the slide's path"),
     ],
 )
 def test_a_bad_list_is_refused_with_its_line(tmp_path: Path, text: str, complaint: str) -> None:

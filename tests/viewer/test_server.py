@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from threading import Barrier
+from threading import Barrier, Event
 
 import numpy as np
 import pytest
@@ -29,6 +29,7 @@ from wsi_pipeline.viewer.access import Access, hashed, is_loopback
 from wsi_pipeline.viewer.deep_zoom import DeepZoom
 
 fastapi_testclient = pytest.importorskip("fastapi.testclient", reason="needs the extra 'viewer'")
+from wsi_pipeline.viewer import pixels as pixels_module  # noqa: E402
 from wsi_pipeline.viewer.app import make_app  # noqa: E402
 from wsi_pipeline.viewer.append_log import AppendLog, RevisionConflict  # noqa: E402
 from wsi_pipeline.viewer.open_results import stamp_of  # noqa: E402
@@ -78,7 +79,8 @@ def client(out: Path) -> Iterator[TestClient]:
 
 def pixels(response) -> np.ndarray:
     assert response.status_code == 200, response.text
-    return np.asarray(Image.open(io.BytesIO(response.content)))
+    with Image.open(io.BytesIO(response.content)) as image:
+        return np.asarray(image.convert("RGBA") if image.mode == "P" else image)
 
 
 # --- where things lie -------------------------------------------------------------------------------------------
@@ -245,6 +247,33 @@ def test_another_slide_in_its_place_is_not_shown_under_the_map(made, out, tmp_pa
     with client_of(out, [other]) as client:
         assert "another slide" in client.get("/api/slides/a").json()["why_not"]
         assert client.get("/api/slides/a/tiles/9/0_0.jpg").status_code == 422
+
+
+def test_of_a_slide_whose_file_does_not_answer_all_else_is_shown(out, monkeypatch):
+    # Stands for a file on a mount that hangs: opening it does not return.
+    mends = Event()
+
+    def open_or_hang(path, mpp=None):
+        if path.name == "a.tiff":
+            assert mends.wait(60)
+        return open_slide(path, mpp=mpp)
+
+    monkeypatch.setattr(pixels_module, "open_slide", open_or_hang)
+    with client_of(out) as client, ThreadPoolExecutor(60) as pool:
+        waiting = [
+            pool.submit(client.get, f"/api/slides/a/tiles/10/0_0.jpg?v={number}") for number in range(50)
+        ]
+        for path in (
+            "/api/slides",
+            "/api/slides/b",
+            "/api/slides/b/tiles/10/0_0.jpg",
+            "/api/slides/a/layers/heatmap/10/0_0.png",
+            "/api/slides/a/pictures/overlay.png",
+        ):
+            assert pool.submit(client.get, path).result(20).status_code == 200, path
+        assert not any(future.done() for future in waiting)
+        mends.set()
+        assert {future.result(20).status_code for future in waiting} == {200}
 
 
 def test_a_slide_is_found_by_its_name_whatever_letters_it_has(tmp_path):
@@ -534,7 +563,9 @@ def test_a_page_under_a_foreign_name_is_not_served(out):
 def test_every_answer_says_what_a_browser_may_do_with_it(client):
     for path in ("/", "/api/slides", "/api/nothing", "/static/nothing.js"):
         headers = client.get(path).headers
-        assert "script-src 'self'" in headers["content-security-policy"]
+        policy = headers["content-security-policy"]
+        assert "script-src 'self'; style-src 'self';" in policy
+        assert "unsafe" not in policy
         assert headers["x-content-type-options"] == "nosniff"
         assert headers["x-frame-options"] == "DENY"
 

@@ -10,13 +10,16 @@ Where several processes may come to write one folder, `guarded` makes sure of th
 """
 
 import errno
+import glob
 import io
 import json
 import os
 import re
 import secrets
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+import stat
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, TypeAlias
@@ -36,6 +39,8 @@ else:
 
 # What is not yet whole ends so: ours, and zarr's own.
 PART, ZARR_PART = ".part", ".partial"
+# Nothing that is written to a batch's own folder takes so long.
+LEFT_S = 600.0
 # Of the 255 bytes that a name may have, this many are the file's own; the rest is for what a part's name adds.
 NAME_BYTES = 230
 
@@ -134,11 +139,24 @@ def writing(path: OutPath) -> Iterator[None]:
 def _reason(path: OutPath, error: BaseException | None) -> str:
     """What went wrong, and what to do about it."""
     if isinstance(path, Path) and isinstance(error, OSError):
+        if error.errno == errno.ENOSPC and _has_room(path):
+            return "the file system holds no more files, though it has room (its inodes are used up); remove files"
         return _REMEDIES.get(
             error.errno or 0, f"{error.strerror or error}; see to it, or choose another --out"
         )
     # A store has errors of its own kinds: no credentials, no answer from the endpoint.
     return f"{' '.join(str(error).split())}; see to the store, its address and your credentials"
+
+
+def _has_room(path: Path) -> bool:
+    """Whether the file system has bytes left, but no place for another file."""
+    for folder in path.parents:
+        try:
+            state = os.statvfs(folder)
+        except (OSError, AttributeError):  # not made yet; or Windows
+            continue
+        return state.f_files > 0 and state.f_favail == 0 and state.f_bavail > 0
+    return False
 
 
 @contextmanager
@@ -220,6 +238,20 @@ def _heeds_conditions(path: "UPath") -> bool:
     return _heeding[store]
 
 
+def remove_leftovers(folder: OutPath, names: Sequence[str]) -> None:
+    """Remove what processes left that were killed while they wrote files of these names in the folder.
+
+    What is younger than LEFT_S may be being written.
+    """
+    if not isinstance(folder, Path) or not folder.is_dir():
+        return
+    for name in names:
+        for part in folder.glob(f".{glob.escape(name)}.*{PART}"):
+            with suppress(OSError):
+                if time.time() - part.stat().st_mtime > LEFT_S:
+                    part.unlink()
+
+
 def write_many(folder: OutPath, files: Mapping[str, bytes]) -> None:
     """Write files of the folder, by their names: each whole or not at all, the system says when on the disk.
 
@@ -281,6 +313,18 @@ def folders(folder: OutPath) -> set[str]:
             entry["name"].rstrip("/").rpartition("/")[2] for entry in listed if entry["type"] == "directory"
         }
     return {name for name in found if not name.startswith(".")}
+
+
+def has_folder(folder: OutPath, name: str) -> bool:
+    """Whether `folders` would name it, whatever the name is; of a folder on a disk without listing all."""
+    if not isinstance(folder, Path):
+        return name in folders(folder)
+    if not name or name.startswith(".") or Path(name).name != name:
+        return False
+    try:
+        return stat.S_ISDIR(os.lstat(folder / name).st_mode)
+    except (OSError, ValueError):  # none of that name, or no name at all
+        return False
 
 
 def append_line(path: OutPath, line: bytes) -> None:

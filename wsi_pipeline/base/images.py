@@ -19,6 +19,8 @@ from PIL.PngImagePlugin import PngInfo
 from wsi_pipeline.base.errors import DataError
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp"})
+# Of a picture to classify: what is larger is a slide, of which infer-slide holds no more than a part at a time.
+MOST_PIXELS = 40_000_000
 # All that Pillow raises at files that are not what they say.
 _FAILURES = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
 
@@ -37,12 +39,13 @@ UM_PER_INCH = 25_400.0
 PNG_LEVEL = 3
 
 
-def read_image(path: Path) -> NDArray[np.uint8]:
+def read_image(path: Path, most_pixels: int | None = None) -> NDArray[np.uint8]:
     """The file's first picture, uint8 [height, width, 3], RGB; what is transparent is laid on white.
 
-    Raises DataError where it cannot be decoded whole, has no colours, or more than 8 bits of them.
+    Raises DataError where it cannot be decoded whole, has no colours, or more than 8 bits of them; and, before any is
+    decoded, where it has more than `most_pixels`.
     """
-    return _decoded(path, path.read_bytes, str(path), None)
+    return _decoded(path, path.read_bytes, str(path), most_pixels)
 
 
 def decode_image(data: bytes, name: str, most_pixels: int) -> NDArray[np.uint8]:
@@ -58,7 +61,8 @@ def _decoded(
         with Image.open(file) as image:
             if most_pixels is not None and image.width * image.height > most_pixels:
                 raise DataError(
-                    f"{path}: found {image.width:,} x {image.height:,} pixels, expected at most {most_pixels:,}"
+                    f"{path}: found {image.width:,} x {image.height:,} pixels, expected at most {most_pixels:,} of a "
+                    f"picture; write a larger one as a tiled TIFF with its scale, and map it with infer-slide"
                 )
             if image.format in ("JPEG", "MPO"):
                 pixels = _strictly(content(), image.size)

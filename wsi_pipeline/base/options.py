@@ -31,6 +31,10 @@ def options(cls: type[T]) -> type[T]:
     return _pydantic_dataclass(cls, frozen=True, kw_only=True, config=config)  # type: ignore[return-value]
 
 
+# Values of a YAML file; the largest config that is shipped has some hundred.
+MOST_NODES = 100_000
+
+
 def read_yaml_file(path: Path) -> dict[str, Any]:
     """Keys and values of a YAML file; none of an empty one.
 
@@ -42,8 +46,8 @@ def read_yaml_file(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
     except _KeyGivenTwice as error:
         raise ConfigError(f"{path}: {error}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: no YAML: {' '.join(str(error).split())}") from error
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
+        raise ConfigError(f"{path}: no YAML: {' '.join(str(error).split())[:300]}") from error
     if values is None:
         return {}
     if not isinstance(values, dict):
@@ -54,8 +58,36 @@ def read_yaml_file(path: Path) -> dict[str, Any]:
 
 
 def parse_yaml(text: str) -> Any:
-    """The plain value that the text says."""
+    """The plain value that the text says. Raises YAMLError and what Python raises at what is too deep or too long.
+
+    A few lines can name each other so often that the value they say fills no memory, and everything that goes over
+    it takes for ever: what is larger than any config is no config.
+    """
+    node = yaml.compose(text, _Yaml)
+    if node is None:
+        return None
+    if (size := _written_out(node, {})) > MOST_NODES:
+        raise yaml.YAMLError(
+            f"found {size:,} values once its aliases are written out, at most {MOST_NODES:,} are read"
+        )
     return yaml.load(text, _Yaml)
+
+
+def _written_out(node: yaml.Node, known: dict[int, int]) -> int:
+    """How many values a node holds, those that aliases name counted each time. Raises YAMLError for one in itself."""
+    if id(node) in known:
+        if not known[id(node)]:
+            raise yaml.YAMLError(f"the value in line {node.start_mark.line + 1} holds itself")
+        return known[id(node)]
+    if isinstance(node, yaml.ScalarNode):
+        return 1
+    known[id(node)] = 0
+    parts = (
+        [part for pair in node.value for part in pair] if isinstance(node, yaml.MappingNode) else node.value
+    )
+    size = 1 + sum(_written_out(part, known) for part in parts)
+    known[id(node)] = size
+    return size
 
 
 class _KeyGivenTwice(yaml.YAMLError):

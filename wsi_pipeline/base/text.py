@@ -55,6 +55,28 @@ def without_surrogates(text: str) -> str:
     return _SURROGATES.sub(lambda found: _escaped(found[0]), text)
 
 
+def for_spreadsheet(value: Any) -> Any:
+    """A cell of a CSV file: a text that a spreadsheet would compute (=, +, -, @ in front) gets a ' in front.
+
+    >>> for_spreadsheet("=1+1"), for_spreadsheet("a=1"), for_spreadsheet(-1.5), for_spreadsheet("'=x")
+    ("'=1+1", 'a=1', -1.5, "''=x")
+    """
+    return f"'{value}" if isinstance(value, str) and _COMPUTED.match(value) else value
+
+
+def from_spreadsheet(text: str) -> str:
+    """What `for_spreadsheet` was given.
+
+    >>> from_spreadsheet("'=1+1"), from_spreadsheet("'s"), from_spreadsheet("''=x")
+    ('=1+1', "'s", "'=x")
+    """
+    return text[1:] if text.startswith("'") and _COMPUTED.match(text) else text
+
+
+# Quotes that were put there count as part of it, so that each can be taken off again.
+_COMPUTED = re.compile(r"'*[=+\-@\t\r]")
+
+
 def printable_values(value: Any) -> Any:
     """A plain value of JSON, in which every text has its lone surrogates written as `printable` does."""
     if isinstance(value, str):

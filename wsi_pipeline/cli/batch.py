@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import NoReturn
 
 from wsi_pipeline.base.errors import JobError, ListError, RecipeError, ScaleError, UsageError, WsiError
-from wsi_pipeline.base.files import OutPath, check_writable
+from wsi_pipeline.base.files import OutPath, check_writable, remove_leftovers
 from wsi_pipeline.base.text import on_one_line, printable
 from wsi_pipeline.base.version import VERSION
 from wsi_pipeline.cli import watchdog
@@ -30,7 +30,7 @@ from wsi_pipeline.pipeline.manifest import MANIFEST_NAME, Manifest, ManifestRow
 from wsi_pipeline.pipeline.slide_jobs import InferJob, Staging, TileJob
 from wsi_pipeline.results.run_folder import SlideResult, is_finished
 from wsi_pipeline.slides.catalog import SlideEntry, SlideList, list_slides, shard_of
-from wsi_pipeline.slides.names import MAX_NAME_BYTES, is_cut
+from wsi_pipeline.slides.names import MAX_NAME_BYTES, RESERVED, is_cut
 
 # The event log gets a line on each slide's progress this often.
 EVENT_EVERY_S = 30.0
@@ -306,6 +306,7 @@ class _Batch:
 
     def _begin(self) -> None:
         check_writable(self._out)
+        remove_leftovers(self._out, RESERVED)
         log = EventLog(self._out)
         log.write(
             "batch_started",

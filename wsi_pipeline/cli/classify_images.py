@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wsi_pipeline.base.errors import ScaleError, UsageError
+from wsi_pipeline.base.text import for_spreadsheet
 from wsi_pipeline.base.version import VERSION
 from wsi_pipeline.cli.common import ALL_DONE, NOTHING_RUN, SOME_FAILED, command_parser, run_command
 
@@ -165,8 +166,8 @@ def _table(info: dict[str, Any]) -> str:
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, extrasaction="ignore", restval="", lineterminator="\n")
     writer.writeheader()
-    writer.writerows(info["images"])
-    writer.writerows({"file": row["file"], "failed": row["reason"]} for row in info["failed"])
+    rows = [*info["images"], *({"file": row["file"], "failed": row["reason"]} for row in info["failed"])]
+    writer.writerows({name: for_spreadsheet(value) for name, value in row.items()} for row in rows)
     return text.getvalue()
 
 

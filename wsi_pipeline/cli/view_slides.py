@@ -6,6 +6,7 @@ import secrets
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from socket import IPPROTO_TCP, TCP_NODELAY
 
 from wsi_pipeline.base.errors import UsageError
 from wsi_pipeline.cli.common import ALL_DONE, command_parser, run_command
@@ -89,6 +90,11 @@ def _run(args: argparse.Namespace) -> int:
     )
     server = uvicorn.Server(config)
     socket = config.bind_socket()
+    # Who opens the address at once waits until the server answers, and is not refused.
+    socket.listen(config.backlog)
+    # An answer's head and body are two packets: the second is not to wait for the first to be acknowledged (40 ms). Of
+    # a socket that uvicorn binds, asyncio does not do this by itself.
+    socket.setsockopt(IPPROTO_TCP, TCP_NODELAY, 1)
     port = socket.getsockname()[1]
     shown = f"[{args.host}]" if ":" in args.host else args.host
     address = f"http://{shown}:{port}/"

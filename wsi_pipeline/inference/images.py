@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsi_pipeline.base.errors import DataError, ScaleError, UsageError, WsiError
-from wsi_pipeline.base.images import read_image
+from wsi_pipeline.base.images import MOST_PIXELS, read_image
 from wsi_pipeline.inference.classifier import Classifier
 from wsi_pipeline.inference.stain_check import StainCheck, check_stain
 from wsi_pipeline.models.stain import FULLY_COUNTED, normalise_stain, patch_densities, stain_tables
@@ -124,7 +124,7 @@ def score_images(
             export = exports[path.parent]
             if isinstance(export, WsiError):
                 raise export
-            rgb = read_image(path)
+            rgb = read_image(path, MOST_PIXELS)
             known_from = _check_scale(path, rgb.shape[1], export, card, mpp, squeeze)
             cut = cut_image(rgb, str(path), card.patch_px, card.mpp, mpp, squeeze)
             return replace(cut, scale_from=known_from) if known_from else cut

@@ -226,7 +226,7 @@ def lock_text(owner: Owner, beat: int) -> str:
 def _read(path: Path) -> tuple[Owner | None, int | None]:
     """The holder and its beat: none of both without a file; no holder and a number of what is no lock's text."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:
         return None, None
     return parse_lock(text)

@@ -14,7 +14,7 @@ from matplotlib.backends.backend_pdf import PdfPages
 from PIL import Image
 
 from wsi_pipeline.base.files import OutPath, new_file, write_bytes
-from wsi_pipeline.base.text import without_surrogates
+from wsi_pipeline.base.text import for_spreadsheet, from_spreadsheet, without_surrogates
 from wsi_pipeline.base.types import RgbImage
 from wsi_pipeline.base.version import VERSION
 from wsi_pipeline.pipeline.manifest import MANIFEST_NAME
@@ -84,7 +84,7 @@ def _write_csv(path: OutPath, columns: Sequence[str], rows: Sequence[Mapping[str
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, columns)
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows({name: for_spreadsheet(value) for name, value in row.items()} for row in rows)
     write_bytes(path, without_surrogates(text.getvalue()).encode())
 
 
@@ -143,7 +143,8 @@ def _rows(out: OutPath) -> list[dict[str, Any]]:
     except FileNotFoundError:
         return []
     rows = []
-    for entry in csv.DictReader(io.StringIO(text, newline="")):
+    for read in csv.DictReader(io.StringIO(text, newline="")):
+        entry = {key: from_spreadsheet(value) for key, value in read.items() if isinstance(value, str)}
         row = {
             "slide": entry["slide"],
             "path": entry["path"],

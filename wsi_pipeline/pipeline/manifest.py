@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
 from wsi_pipeline.base.files import OutPath, write_bytes
+from wsi_pipeline.base.text import for_spreadsheet, from_spreadsheet
 from wsi_pipeline.jobs.events import EventLog, EventReader, order_of
 
 log = logging.getLogger(__name__)
@@ -123,7 +124,7 @@ class Manifest:
         text = io.StringIO(newline="")
         writer = csv.writer(text)
         writer.writerow(COLUMNS)
-        writer.writerows([getattr(self._row(key), name) for name in COLUMNS] for key in keys)
+        writer.writerows([for_spreadsheet(getattr(self._row(key), name)) for name in COLUMNS] for key in keys)
         write_bytes(self._file, text.getvalue().encode())
         self._written = time.monotonic()
         self._pause = max(WRITE_EVERY_S, (self._written - began) / WRITE_SHARE)
@@ -139,6 +140,9 @@ class Manifest:
             try:
                 text = io.StringIO(self._file.read_text(encoding="utf-8"), newline="")
                 for values in csv.DictReader(text):
+                    values = {
+                        key: from_spreadsheet(text) for key, text in values.items() if isinstance(text, str)
+                    }
                     self._add(-1, "", values)  # where events say something of a slide, they win
             except (ValueError, csv.Error) as error:
                 log.warning("%s: cannot be read, and is made again from the events: %s", self._file, error)

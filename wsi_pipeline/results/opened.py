@@ -214,15 +214,19 @@ class Result:
         frame: geopandas.GeoDataFrame = package.GeoDataFrame(table, geometry=outlines)
         return frame
 
-    def levels(self, array: str) -> tuple[NDArray[Any], ...]:
-        """An array's levels as they lie in the store ("heatmap", "labels/tissue" ...), the finest first; none: ().
+    def level_shapes(self, array: str) -> list[tuple[int, ...]]:
+        """Of an array of the store ("heatmap", "labels/tissue" ...), its levels' rows and columns, the finest first.
 
-        Read anew at each call. Raises ResultError.
+        None: it has no such array. Reads no values. Raises ResultError.
         """
-        found: list[NDArray[Any]] = []
+        found: list[tuple[int, ...]] = []
         while self._store.has(name := f"{array}/{len(found)}"):
-            found.append(self._read(lambda name=name: self._store.array(name)))  # type: ignore[misc]
-        return tuple(found)
+            found.append(self._read(lambda name=name: self._store.shape(name)))  # type: ignore[misc]
+        return found
+
+    def level(self, array: str, index: int) -> NDArray[Any]:
+        """One of its levels as it lies in the store, read anew at each call. Raises ResultError."""
+        return self._read(lambda: self._store.array(f"{array}/{index}"))
 
     def cells_um(self, array: str) -> tuple[tuple[float, float], tuple[float, float]]:
         """Size (x, y) of the cells of such an array, and the centre (x, y) of its first, in micrometres."""

@@ -328,6 +328,10 @@ def _of_row(path: Path, where: str, row: dict[str | None, str | None], scale: Sc
     values = {key: (value or "").strip() for key, value in row.items()}
     if not values["slide"]:
         raise ListError(f"{where}: the column 'slide' is empty")
+    if "\0" in values["slide"]:
+        raise ListError(
+            f"{where}: a NUL byte in the slide's path; was the list saved as UTF-16? save it as UTF-8"
+        )
     slide, name, mpp = path.parent / values["slide"], values.get("name", ""), values.get("mpp", "")
     if name and (("\\" in name) or fault_of_name(name)):
         raise ListError(

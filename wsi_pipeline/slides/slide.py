@@ -4,6 +4,7 @@ The planes here: level-0 pixels (`x0`, `size0`); the pixels of one pyramid level
 that the caller wants. Every read states its plane.
 """
 
+import errno
 import hashlib
 import logging
 import math
@@ -27,6 +28,7 @@ from wsi_pipeline.base.errors import (
     SlideReadError,
 )
 from wsi_pipeline.base.geometry import Box, Plane, Region, Size, cover
+from wsi_pipeline.base.text import printable
 from wsi_pipeline.slides.levels import Level, Pyramid, Reader, find_pyramid
 from wsi_pipeline.slides.names import fault_of_name, slide_name
 from wsi_pipeline.slides.readers.formats import dicom_folder, slide_files
@@ -459,15 +461,20 @@ def slide_file(path: Path) -> Path:
     except SlideReadError as error:
         if isinstance(error.__cause__, PermissionError):
             raise SlideOpenError(f"{path}: permission denied; ask for the right to read it") from error
+        if isinstance(error.__cause__, OSError) and error.__cause__.errno == errno.ELOOP:
+            raise SlideOpenError(f"{path}: a link that leads to itself; give the slide's file") from error
         raise
 
 
 def _slide_file(path: Path) -> Path:
-    if path.is_dir():
-        path = _first_of_dicom(path)
     try:
+        if path.is_dir():
+            path = _first_of_dicom(path)
         found = path.stat()
     except (FileNotFoundError, NotADirectoryError) as error:
+        if path.is_symlink():
+            target = printable(str(path.readlink()))
+            raise SlideOpenError(f"{path}: a link to {target}, which is not there") from error
         raise SlideOpenError(f"{path}: no such file") from error
     if not stat.S_ISREG(found.st_mode):
         raise SlideOpenError(f"{path}: no file but a device, pipe or socket; give the slide's file")

@@ -6,9 +6,12 @@ import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from importlib.resources import files
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
+from weakref import WeakValueDictionary
 
+import anyio
 import anyio.to_thread
 from fastapi import FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
@@ -26,8 +29,13 @@ from wsi_pipeline.viewer.service import Viewer
 
 log = logging.getLogger(__name__)
 
-# Threads that decode and colour; a picture may take so long.
-THREADS = 8
+_T = TypeVar("_T")
+
+# Threads that decode and colour, and how many of them one slide may hold for its pixels, and as many for its map: of a
+# slide on a mount that does not answer the others notice nothing.
+THREADS = 32
+SLIDE_THREADS = 4
+# A picture may take so long.
 PREDICTION_SECONDS = 30.0
 WATCH_SECONDS = 2.0
 # Of a change that a page sends.
@@ -62,6 +70,19 @@ def make_app(viewer: Viewer, access: Access, hosts: frozenset[str] | None = None
     _add_pictures(app, viewer)
     _add_operations(app, viewer)
     return app
+
+
+class _PerSlide:
+    """Work on slides, on threads, of which each slide holds few."""
+
+    def __init__(self) -> None:
+        self._limits: WeakValueDictionary[str, anyio.CapacityLimiter] = WeakValueDictionary()
+
+    async def run(self, slide_id: str, work: Callable[[], _T]) -> _T:
+        """What `work` gives."""
+        limit = self._limits.setdefault(slide_id, anyio.CapacityLimiter(SLIDE_THREADS))
+        async with limit:
+            return await anyio.to_thread.run_sync(work)
 
 
 def _add_errors(app: FastAPI) -> None:
@@ -167,6 +188,8 @@ def _add_pages(app: FastAPI, access: Access) -> None:
 
 
 def _add_slides(app: FastAPI, viewer: Viewer, access: Access) -> None:
+    per_slide, per_map = _PerSlide(), _PerSlide()
+
     @app.get("/api/slides")
     def slides() -> dict[str, Any]:
         return viewer.listing() | {"read_only": access.read_only, "version": VERSION}
@@ -184,20 +207,21 @@ def _add_slides(app: FastAPI, viewer: Viewer, access: Access) -> None:
         return StreamingResponse(changes(), media_type="text/event-stream")
 
     @app.get("/api/slides/{slide_id}")
-    def slide(slide_id: str) -> Any:
-        return _json(viewer.info(slide_id) | {"read_only": access.read_only})
+    async def slide(slide_id: str) -> Any:
+        info = await per_slide.run(slide_id, lambda: viewer.info(slide_id))
+        return _json(info | {"read_only": access.read_only})
 
     @app.get("/api/slides/{slide_id}/thumbnail")
     def thumbnail(slide_id: str) -> Response:
         return Response(viewer.thumbnail(slide_id), media_type="image/jpeg")
 
     @app.get("/api/slides/{slide_id}/tiles/{level}/{column}_{row}.jpg")
-    def tile(request: Request, slide_id: str, level: int, column: int, row: int) -> Response:
-        data, tag = viewer.tile(slide_id, level, column, row)
+    async def tile(request: Request, slide_id: str, level: int, column: int, row: int) -> Response:
+        data, tag = await per_slide.run(slide_id, lambda: viewer.tile(slide_id, level, column, row))
         return _kept(request, data, tag, "image/jpeg")
 
     @app.get("/api/slides/{slide_id}/layers/{layer}/{level}/{column}_{row}.png")
-    def layer_tile(
+    async def layer_tile(
         request: Request,
         slide_id: str,
         layer: str,
@@ -212,7 +236,8 @@ def _add_slides(app: FastAPI, viewer: Viewer, access: Access) -> None:
         from wsi_pipeline.results.figures.palette import COLOURS
 
         chosen = colormap or COLOURS.name
-        data, tag = viewer.layer(slide_id, layer, level, column, row, chosen, low, high, threshold)
+        work = partial(viewer.layer, slide_id, layer, level, column, row, chosen, low, high, threshold)
+        data, tag = await per_map.run(slide_id, work)
         return _kept(request, data, tag, "image/png")
 
     @app.get("/api/slides/{slide_id}/at")
@@ -233,9 +258,10 @@ def _add_slides(app: FastAPI, viewer: Viewer, access: Access) -> None:
         return Response(viewer.picture(slide_id, name), media_type="image/png")
 
     @app.get("/api/slides/{slide_id}/associated/{name}.jpg")
-    def associated(slide_id: str, name: str) -> Response:
+    async def associated(slide_id: str, name: str) -> Response:
         headers = {"Cache-Control": "no-store"}
-        return Response(viewer.associated(slide_id, name), media_type="image/jpeg", headers=headers)
+        picture = await per_slide.run(slide_id, lambda: viewer.associated(slide_id, name))
+        return Response(picture, media_type="image/jpeg", headers=headers)
 
 
 def _add_people(app: FastAPI, viewer: Viewer) -> None:
@@ -296,7 +322,7 @@ def _add_pictures(app: FastAPI, viewer: Viewer) -> None:
             return viewer.predictor.of_picture(data, name, mpp)
 
         answer = await _in_time(score)
-        app.state.metrics.scored(answer)
+        app.state.metrics.scored(answer, viewer.predictor.reliability)
         return _json(answer)
 
     @app.post("/api/slides/{slide_id}/predict")
@@ -307,7 +333,7 @@ def _add_pictures(app: FastAPI, viewer: Viewer) -> None:
         except (KeyError, TypeError, ValueError) as error:
             raise UsageError("expected x0 and y0, level-0 pixels") from error
         answer = await _in_time(lambda: viewer.predict_at(slide_id, x0, y0))
-        app.state.metrics.scored(answer)
+        app.state.metrics.scored(answer, viewer.predictor.reliability)
         return _json(answer)
 
 

@@ -39,6 +39,8 @@ class OpenResult:
 
     why_no_slide: str | None = None
     _checked: Slide | None = None
+    # Of its own: a slide that does not answer keeps nobody from the map.
+    _check_lock: threading.Lock = field(default_factory=threading.Lock)
 
     @property
     def mpp0(self) -> tuple[float, float]:
@@ -75,12 +77,14 @@ class OpenResult:
             tissue, status = self.layer("tissue"), self.layer("status")
         except UsageError:
             return None
-        return TissueMask(tissue.levels[0] == 1, tissue.plane, status.levels[0] == Status.BACKGROUND)
+        return TissueMask(tissue.level() == 1, tissue.plane, status.level() == Status.BACKGROUND)
 
     def why_another(self, slide: Slide) -> str | None:
         """Why an open slide is not the one that was mapped; None where it is. Looked at once for each open slide."""
-        if slide is self._checked:
-            return None
+        with self._check_lock:
+            return None if slide is self._checked else self._why_another(slide)
+
+    def _why_another(self, slide: Slide) -> str | None:
         if slide.size0 != self.zoom.size0:
             found, expected = slide.size0, self.zoom.size0
             what = f"found {found.width:,} x {found.height:,} pixels, expected {expected.width:,} x {expected.height:,}"

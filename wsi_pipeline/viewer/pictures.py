@@ -9,7 +9,7 @@ import numpy as np
 
 from wsi_pipeline.base.errors import UsageError
 from wsi_pipeline.base.geometry import Box, Plane
-from wsi_pipeline.base.images import decode_image
+from wsi_pipeline.base.images import MOST_PIXELS, decode_image
 from wsi_pipeline.base.options import options_to_dict
 from wsi_pipeline.slides.slide import Slide
 
@@ -18,7 +18,6 @@ if TYPE_CHECKING:  # torch takes seconds to import: it waits until somebody asks
     from wsi_pipeline.models.card import ModelCard
 
 MOST_BYTES = 20 * 2**20
-MOST_PIXELS = 40_000_000
 
 
 class Predictor:
@@ -43,6 +42,11 @@ class Predictor:
                 options = ClassifyOptions()
                 self._loaded = Classifier([load_model(self._name)], choose_device(self._device), options)
             return self._loaded
+
+    @property
+    def reliability(self) -> list[dict[str, Any]]:
+        """How the validation patients' scores spread, as the card has it; empty where it does not say."""
+        return list(self.classifier.card.metrics.get("reliability") or [])
 
     def card(self) -> dict[str, Any]:
         """The model's card in full, and what people ask of it first."""

@@ -9,7 +9,7 @@ from typing import Any
 from urllib.parse import quote, unquote
 
 from wsi_pipeline.base.errors import ResultError, WsiError
-from wsi_pipeline.base.files import OutPath, folders, names, version_of
+from wsi_pipeline.base.files import OutPath, folders, has_folder, names, version_of
 from wsi_pipeline.jobs.events import EventReader
 from wsi_pipeline.results.opened import Result
 from wsi_pipeline.results.run_folder import SUMMARY
@@ -60,7 +60,7 @@ class RunFolders:
     def folder(self, slide_id: str) -> OutPath:
         """The run folder of that id. Raises ResultError where there is none, or the id names another place."""
         name = unquote(slide_id)
-        if name not in folders(self.out):
+        if not has_folder(self.out, name):
             raise ResultError(f"no slide of that name in {self.out}: {name[:200]!r}")
         return self.out / name
 

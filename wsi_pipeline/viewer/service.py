@@ -5,6 +5,8 @@ import json
 import math
 import threading
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
@@ -100,7 +102,8 @@ class Viewer:
     def info(self, slide_id: str) -> dict[str, Any]:
         """All that the page needs to show a slide."""
         opened = self.opened(slide_id)
-        slide, why_not = self._readable(opened)
+        with self._slide(opened) as (slide, why_not):
+            pictures_beside = slide.associated if slide else []
         result, summary, zoom = opened.result, opened.summary, opened.zoom
         drawn = "regions.geojson" in names(result.folder) and "threshold" in summary
         regions = [_region_feature(region) for region in result.regions] if drawn else []
@@ -132,7 +135,7 @@ class Viewer:
             "mpp_x": opened.mpp0[0],
             "mpp_y": opened.mpp0[1],
             "mpp_overridden": bool(summary.get("mpp_overridden")),
-            "has_slide": slide is not None,
+            "has_slide": why_not is None,
             "why_not": why_not,
             "tile_size": TILE_PX,
             "levels": zoom.levels,
@@ -154,26 +157,32 @@ class Viewer:
                 for name in PICTURES
                 if name in names(result.folder)
             },
-            "associated": slide.associated if slide else [],
+            "associated": pictures_beside,
         }
 
     def tile(self, slide_id: str, level: int, column: int, row: int) -> tuple[bytes, str]:
         """A tile of the slide as a JPEG, and its ETag. Raises UsageError where there is none, SlideError."""
         opened = self.opened(slide_id)
         zoom = opened.zoom
-        if (box := zoom.box(level, column, row)) is None:
+        if zoom.box(level, column, row) is None:
             raise UsageError("there is no such tile")
-        slide, why_not = self._readable(opened)
-        if slide is None:
-            raise SlideError(why_not or "the slide cannot be read")
         key = ("slide", slide_id, opened.stamp, level, column, row)
-        try:
-            return self.tiles.get(key, lambda: slide_tile(slide, zoom, level, box)), _tag(key)
-        except SlideError:
-            # A handle that failed once may refuse all later reads.
-            if opened.place:
-                self._slides.forget(opened.place)
-            raise
+
+        def finer(*at: int) -> bytes:
+            return self.tile(slide_id, *at)[0]
+
+        def make() -> bytes:
+            with self._slide(opened) as (slide, why_not):
+                if slide is None:
+                    raise SlideError(why_not)
+                try:
+                    return slide_tile(slide, zoom, level, column, row, finer)
+                except SlideError:
+                    # A handle that failed once may refuse all later reads.
+                    self._slides.forget(slide.path)
+                    raise
+
+        return self.tiles.get(key, make), _tag(key)
 
     def layer(
         self,
@@ -224,7 +233,7 @@ class Viewer:
                 f"the map has {rows * columns:,} cells, at most {MOST_CELLS:,} are sent; ask /at"
             )
         plane = layer.plane
-        return np.ascontiguousarray(layer.levels[0], "<f4").tobytes(), {
+        return np.ascontiguousarray(layer.level(), "<f4").tobytes(), {
             "X-Rows": str(rows),
             "X-Cols": str(columns),
             "X-Cell-Px": f"{plane.downsample_x!r},{plane.downsample_y!r}",
@@ -239,7 +248,7 @@ class Viewer:
         layer = opened.layer("heatmap")
         options = replace(_delineated(opened), threshold=threshold)
         regions = delineate(
-            layer.levels[0],
+            layer.level(),
             layer.plane,
             opened.mpp0,
             threshold,
@@ -279,10 +288,10 @@ class Viewer:
     def associated(self, slide_id: str, name: str) -> bytes:
         """The slide's macro or label picture as a JPEG: it may show a patient's name. Raises UsageError."""
         opened = self.opened(slide_id)
-        slide, why_not = self._readable(opened)
-        if slide is None or name not in ASSOCIATED or name not in slide.associated:
-            raise UsageError(why_not or "the slide has no such picture")
-        return jpeg_bytes(slide.read_associated(name))
+        with self._slide(opened) as (slide, why_not):
+            if slide is None or name not in ASSOCIATED or name not in slide.associated:
+                raise UsageError(why_not or "the slide has no such picture")
+            return jpeg_bytes(slide.read_associated(name))
 
     # --- what people say ------------------------------------------------------------------------------------
 
@@ -301,30 +310,34 @@ class Viewer:
     def predict_at(self, slide_id: str, x0: float, y0: float) -> dict[str, Any]:
         """What the model says of the patch centred on a level-0 point."""
         opened = self.opened(slide_id)
-        slide, why_not = self._readable(opened)
-        if slide is None:
-            raise SlideError(why_not or "the slide cannot be read")
         computed = opened.result.store_attributes.get("computed") or {}
         mine = {model.sha256 for model in self.predictor.classifier.models}
         same = {model.get("sha256") for model in opened.models} == mine
         stain = opened.summary.get("stain") if same else None
         heads = computed.get("heads", []) if same else []
-        return self.predictor.of_place(slide, x0, y0, stain, heads)
+        with self._slide(opened) as (slide, why_not):
+            if slide is None:
+                raise SlideError(why_not)
+            return self.predictor.of_place(slide, x0, y0, stain, heads)
 
     # --- parts ----------------------------------------------------------------------------------------------
 
-    def _readable(self, opened: OpenResult) -> tuple[Slide | None, str | None]:
-        """The slide, open, or why it cannot be shown."""
-        if opened.place is None:
-            return None, opened.why_no_slide
-        try:
-            mpp = opened.mpp0[0] if opened.summary.get("mpp_overridden") else None
-            slide = self._slides.get(opened.place, mpp)
-            if why_another := opened.why_another(slide):
-                return None, why_another
-        except WsiError as error:
-            return None, str(error)
-        return slide, None
+    @contextmanager
+    def _slide(self, opened: OpenResult) -> Iterator[tuple[Slide, None] | tuple[None, str]]:
+        """The slide, open in the block, or why it cannot be shown."""
+        with ExitStack() as stack:
+            try:
+                if opened.place is None:
+                    raise SlideError(opened.why_no_slide or "the slide cannot be found")
+                mpp = opened.mpp0[0] if opened.summary.get("mpp_overridden") else None
+                slide = stack.enter_context(self._slides.use(opened.place, mpp))
+                if why_another := opened.why_another(slide):
+                    raise SlideError(why_another)
+            except WsiError as error:
+                answer: tuple[Slide, None] | tuple[None, str] = None, str(error)
+            else:
+                answer = slide, None
+            yield answer
 
     def _fields(self, opened: OpenResult) -> list[dict[str, Any]]:
         if "regions.geojson" not in names(opened.result.folder):

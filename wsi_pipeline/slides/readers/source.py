@@ -5,6 +5,7 @@ that reports an error, a process out of file handles. It may pass, so a read tha
 else; where it does not pass the slide fails, and nothing is taken for damaged that may be whole.
 """
 
+import errno
 import logging
 import os
 import re
@@ -32,6 +33,10 @@ BYTES_DID_NOT_COME = re.compile(
 )
 
 
+# Trouble that no waiting mends.
+LASTING = (errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENAMETOOLONG)
+
+
 def with_retries(path: Path, attempt: Callable[[], T]) -> T:
     """What `attempt` gives, which is tried again after OSError, with growing waits.
 
@@ -40,9 +45,9 @@ def with_retries(path: Path, attempt: Callable[[], T]) -> T:
     for wait_s in RETRY_WAITS_S:
         try:
             return attempt()
-        except PermissionError:
-            break
         except OSError as error:
+            if error.errno in LASTING:
+                break
             log.warning("%s: a read failed (%s); tried again in %g s", path, reason(error), wait_s)
             time.sleep(wait_s)
     try:

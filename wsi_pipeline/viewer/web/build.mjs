@@ -8,20 +8,23 @@ const here = dirname(fileURLToPath(import.meta.url));
 const modules = join(here, "node_modules");
 const out = join(here, "..", "static");
 
-// Annotorious brings Pixi, which makes functions of strings; the page's content security policy forbids that. Pixi's
-// own package for such pages, @pixi/unsafe-eval, replaces two methods of a class that Annotorious does not export, so
-// they are replaced here. The build fails where an update changes what is looked for.
-const withoutEval = {
-  name: "without-eval",
+// The page's content security policy lets no string become a function, a style element or a style attribute.
+// - Annotorious brings Pixi, which makes functions of strings. Pixi's own package for pages with such a policy,
+//   @pixi/unsafe-eval, replaces two methods of a class that Annotorious does not export, so they are replaced here.
+// - Its Svelte writes style attributes; set through the element's style, the same is allowed.
+// - OpenSeadragon adds a style element that takes the focus ring away on screens that are touched.
+// The build fails where an update changes what is looked for.
+const forPolicy = {
+  name: "for-policy",
   setup(builder) {
     builder.onLoad({ filter: /annotorious-openseadragon\.es\.js$/ }, async ({ path }) => {
       const source = await readFile(path, "utf8");
-      const checked = replaceOnce(
+      const checked = replaced(
         source,
         /systemCheck\(\) \{\s+if \(!\w+\(\)\)\s+throw new Error\([^;]+;\s+\}/,
         "systemCheck() {}",
       );
-      const contents = replaceOnce(
+      const contents = replaced(
         checked,
         /syncUniforms\((\w+), (\w+), \w+\) \{\s+\(\w+\.syncUniforms\[this\.shader\.program\.id\][^;]+;\s+\}/,
         (_, group, program) =>
@@ -29,18 +32,31 @@ const withoutEval = {
              pixiSyncUniforms(${group}, this.shader.program.uniformData, ${program}.uniformData, ${group}.uniforms, this.renderer);
            }`,
       );
+      const styled = replaced(
+        contents,
+        /(\w+)\.getAttribute\((\w+)\) !== (\w+) && \1\.setAttribute\(\2, \3\)/,
+        (_, node, name, value) =>
+          `${name} === "style" ? (${node}.style.cssText = ${value}) : ${node}.getAttribute(${name}) !== ${value} && ${node}.setAttribute(${name}, ${value})`,
+        2,
+      );
       const sync = JSON.stringify(join(modules, "@pixi/unsafe-eval/lib/syncUniforms.mjs"));
-      return { contents: `import { syncUniforms as pixiSyncUniforms } from ${sync};\n${contents}`, loader: "js" };
+      return { contents: `import { syncUniforms as pixiSyncUniforms } from ${sync};\n${styled}`, loader: "js" };
+    });
+    builder.onLoad({ filter: /openseadragon\/openseadragon\.js$/ }, async ({ path }) => {
+      const source = await readFile(path, "utf8");
+      const wanted = /!document\.querySelector\('style\[data-openseadragon-mobile-css\]'\)/;
+      return { contents: replaced(source, wanted, "false"), loader: "js" };
     });
   },
 };
 
-function replaceOnce(source, pattern, replacement) {
-  const found = source.match(new RegExp(pattern, "g"))?.length ?? 0;
-  if (found !== 1) {
-    throw new Error(`build.mjs: ${pattern} was found ${found} times in Annotorious, not once: look at its new version`);
+function replaced(source, pattern, replacement, times = 1) {
+  const every = new RegExp(pattern, "g");
+  const found = source.match(every)?.length ?? 0;
+  if (found !== times) {
+    throw new Error(`build.mjs: ${pattern} was found ${found} times, not ${times}: look at the package's new version`);
   }
-  return source.replace(pattern, replacement);
+  return source.replace(every, replacement);
 }
 
 // Of a package that holds no licence text: whose it is, and where the text stands.
@@ -83,7 +99,7 @@ const result = await build({
   metafile: true,
   logLevel: "warning",
   absWorkingDir: here,
-  plugins: [withoutEval],
+  plugins: [forPolicy],
 });
 await copyFile(join(here, "src/index.html"), join(out, "index.html"));
 await copyFile(join(here, "src/icon.svg"), join(out, "icon.svg"));

@@ -8,7 +8,7 @@ import { slidePath } from "../api";
 import type { Layer, SlideView } from "../types";
 
 // Levels of fewer pixels than this are never asked for: one tile holds them.
-const SMALLEST_LEVEL = 8;
+const SMALLEST_LEVEL = 9;
 
 export interface PlacedTiles {
   source: OpenSeadragon.TileSource;
