@@ -55,7 +55,7 @@ CONFIGS: dict[str, tuple[type, str]] = {
     "Config of tile-slides": (TileConfig, ""),
     "Config of infer-slide": (
         InferConfig,
-        "`evaluate-model --slides` takes the same, and the `annotations` of tile-slides.",
+        "`evaluate-model --slides` takes the same.",
     ),
     "Config of train-model": (
         TrainOptions,

@@ -19,14 +19,16 @@ from PIL import Image
 from safetensors.torch import load_file
 from test_datasets import GROUPS, write_sheets
 
-from wsi_pipeline.base.errors import ConfigError, RecipeError, TrainingError
+from wsi_pipeline.base.errors import ConfigError, ModelError, RecipeError, TrainingError
 from wsi_pipeline.base.options import options_to_dict
+from wsi_pipeline.cli import train_model
 from wsi_pipeline.cli.train_model import main
 from wsi_pipeline.learning.datasets import SplitOptions
 from wsi_pipeline.learning.training.augment import AugmentOptions, augmented, draw_views
 from wsi_pipeline.learning.training.distillation import teachers_answer
 from wsi_pipeline.learning.training.options import PlateauOptions
 from wsi_pipeline.learning.training.train import TrainOptions, learning_rate, load_train_options, train
+from wsi_pipeline.models.card import ModelCard
 from wsi_pipeline.models.model import load_model
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "train"
@@ -435,3 +437,48 @@ def test_glass_stays_white_when_only_the_strength_of_stains_changes():
     glass = torch.full((8, 20, 20, 3), 255, dtype=torch.uint8)
     out = seen(glass, replace(NOTHING, stain_strength=0.5), torch.Generator().manual_seed(0))
     assert torch.allclose(out, glass.float(), atol=0.01)
+
+
+def test_a_training_goes_on_from_a_model_and_the_card_keeps_the_whole_lineage(data, tmp_path):
+    first = train(replace(OPTIONS, epochs=4, data="the first set"), data, tmp_path / "first", CPU)
+    config = tmp_path / "again.yaml"
+    config.write_text(
+        yaml.safe_dump(
+            {
+                "name": "again",
+                "data": "corrections",
+                "split": {"val_patients": ["v", "w"]},
+                "epochs": 1,
+                "learning_rate": 1e-6,
+                "average_decay": 0.0,
+            }
+        )
+    )
+
+    def go_on(model: Path, name: str) -> ModelCard:
+        arguments = ["--config", config, "--data", data, "--out", tmp_path / name, "--from", model]
+        assert train_model.main([str(each) for each in [*arguments, "--device", "cpu"]]) == 0
+        return load_model(tmp_path / name / "again.safetensors").card
+
+    card, old = go_on(first, "second"), load_model(first).card
+    assert (card.patch_px, card.mpp, card.architecture_options) == (PX, 4.0, old.architecture_options)
+    assert (card.mean, card.std) == (old.mean, old.std)
+    assert card.metrics["val"]["auroc"] > 0.95  # of one epoch that changes next to nothing
+    (parent,) = card.training["pretrained"]
+    assert (parent["name"], parent["data"], parent["sha256"]) == ("tiny", "the first set", old.weights_sha256)
+    third = go_on(tmp_path / "second" / "again.safetensors", "third")
+    assert third.training["pretrained"][0]["data"] == "corrections"
+    assert third.training["pretrained"][0]["pretrained"][0]["data"] == "the first set"
+
+
+def test_normalisation_of_pretrained_wants_one_file_with_a_card(data, tmp_path):
+    with pytest.raises(ValueError, match="no one file as 'pretrained'"):
+        replace(OPTIONS, normalisation="pretrained")
+    (tmp_path / "w.pt").write_bytes(b"")
+    with pytest.raises(ModelError):
+        train(
+            replace(OPTIONS, normalisation="pretrained", pretrained=str(tmp_path / "w.pt")),
+            data,
+            tmp_path,
+            CPU,
+        )

@@ -90,7 +90,7 @@ def with_another(value: Any, name: str) -> Any:
     elif isinstance(old, tuple):
         candidates += [old[1:], *([tuple(part + 0.1 for part in old)] if isinstance(old[0], float) else [])]
     elif isinstance(old, dict):
-        candidates += [{**old, "x": 1}]
+        candidates += [{**old, "x": 1}, {**old, 7: "IDC"}]
     for candidate in candidates:
         try:
             if candidate != old:
@@ -105,10 +105,12 @@ def slide(make_slide: MakeSlide) -> Slide:
     return open_slide(make_slide("a.tiff", section(300, 400, 50), mpp=(4.0, 4.0), factors=(1,)))
 
 
-def keys_of(slide: Slide, config: InferConfig, model: Any) -> tuple[str, str]:
+def keys_of(
+    slide: Slide, config: InferConfig, model: Any, inside: str | None = "outlines"
+) -> tuple[str, str]:
     """Of the map, whose precision and dense are settled as asked; and of a report, all else equal."""
     shown = choose_map([model], config)
-    wanted = wanted_map(slide, [model], config, shown)
+    wanted = wanted_map(slide, [model], config, shown, inside)
     recipe = wanted.settled([wanted.asked["precision"]], wanted.asked["dense"] == "require", PLAN)
     return key_of(recipe), key_of(map_report("same map", slide, config, shown))
 
@@ -133,6 +135,16 @@ def test_every_option_changes_the_map_key_or_the_report_key_or_decides_nothing_f
         assert changed == [False, True]
     else:
         assert changed[0], "an option that nobody listed must decide the map"
+
+
+def test_a_map_within_outlines_is_another_for_other_outlines_and_without_any_is_named_as_ever(
+    slide: Slide,
+) -> None:
+    model = brightness_model()
+    keys = [keys_of(slide, SETTLED_GRID, model, inside)[0] for inside in (None, "outlines", "others")]
+    assert len(set(keys)) == 3
+    other = with_another(SETTLED_GRID, "annotations.origin")
+    assert keys_of(slide, other, model, None)[0] == keys[0]
 
 
 @pytest.mark.parametrize("name", list(leaves(TileConfig())))

@@ -23,7 +23,9 @@ def test_every_key_of_every_config_has_a_row(page):
         config = cls(name="any") if cls is TrainOptions else cls()
         keys = [key for key, _ in walk(options_to_dict(config))]
         assert len(keys) > 10
-        assert [key for key in keys if f"| `{key}` |" not in page] == []
+        # Of an option that holds keys of its own, the option has the row.
+        rows = [{key, key.rpartition(".")[0]} for key in keys]
+        assert [row for row in rows if not any(f"| `{key}` |" in page for key in row)] == []
 
 
 @options

@@ -102,3 +102,26 @@ def test_patches_that_overlap_are_each_labelled_by_their_own_area(tmp_path: Path
     outlines = read(saved(tmp_path / "a.geojson", (shapely.box(0, 0, 50, 50), "IDC")))
     labels = label_patches(plan(Plane(1, 1), 4, 1, stride=10), outlines, AnnotationOptions(min_share=0.75))
     assert labels.tolist() == [1, 1, -1, -1]
+
+
+@pytest.mark.parametrize(
+    ("overlap", "idc", "not_idc"),
+    [("smaller", 90_000, 30_000), ("idc", 100_000, 20_000), ("not_idc", 90_000, 30_000)],
+)
+def test_where_outlines_overlap_the_config_ranks_them(
+    tmp_path: Path, overlap: str, idc: int, not_idc: int
+) -> None:
+    big, small = shapely.box(0, 0, 500, 200), shapely.box(400, 0, 700, 100)
+    file = saved(tmp_path / "a.geojson", (big, "Tumor"), (small, "Stroma"))
+    found = read(file, AnnotationOptions(overlap=overlap))  # type: ignore[arg-type]
+    assert (found.idc.area, found.not_idc.area) == (idc, not_idc)
+    assert "overlap" in found.warnings[0]
+
+
+def test_outlines_that_overlap_are_refused_where_the_config_says_so(tmp_path: Path) -> None:
+    refuse = AnnotationOptions(overlap="refuse")
+    boxes = (shapely.box(0, 0, 500, 200), "Tumor"), (shapely.box(400, 0, 700, 100), "Stroma")
+    with pytest.raises(DataError, match="found 1 outlines of IDC and of what is not that overlap"):
+        read(saved(tmp_path / "a.geojson", *boxes), refuse)
+    apart = (shapely.box(0, 0, 400, 200), "Tumor"), (shapely.box(400, 0, 700, 100), "Stroma")
+    assert not read(saved(tmp_path / "b.geojson", *apart), refuse).warnings

@@ -10,6 +10,7 @@ Where several processes may come to write one folder, `guarded` makes sure of th
 """
 
 import errno
+import fcntl
 import glob
 import io
 import json
@@ -327,11 +328,39 @@ def has_folder(folder: OutPath, name: str) -> bool:
         return False
 
 
+@contextmanager
+def one_at_a_time(path: Path) -> Iterator[None]:
+    """Held by one of those who hold the same file, in all processes, while others wait. An empty file goes at the end.
+
+    Raises OutputError.
+    """
+    with _locked(path) as file:
+        try:
+            yield
+        finally:
+            if os.fstat(file.fileno()).st_size == 0:
+                path.unlink()
+
+
+def _locked(path: Path) -> IO[bytes]:
+    """The file, made if need be, locked until it is closed."""
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        while True:
+            file = path.open("ab")
+            fcntl.flock(file, fcntl.LOCK_EX)
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                    return file
+            file.close()  # the one before took it away, being empty
+
+
 def append_line(path: OutPath, line: bytes) -> None:
     """Add a line to a file, which is made where there is none; it is on the disk then. Raises OutputError.
 
-    One process at a time may add to a file. A line that a power cut left half is closed by the next one's own end, so
-    that a reader passes over that one alone. On an object store, where nothing can be added, the file is put anew.
+    One process at a time may add to a file (`one_at_a_time`). A line that a power cut left half is closed by the next
+    one's own end, so that a reader passes over that one alone. On an object store, where nothing can be added, the file
+    is put anew.
     """
     with writing(path):
         if not isinstance(path, Path):

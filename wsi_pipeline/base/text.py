@@ -74,7 +74,7 @@ def from_spreadsheet(text: str) -> str:
 
 
 # Quotes that were put there count as part of it, so that each can be taken off again.
-_COMPUTED = re.compile(r"'*[=+\-@\t\r]")
+_COMPUTED = re.compile(r"'*(\s*[=+\-@]|[\t\r])")
 
 
 def printable_values(value: Any) -> Any:

@@ -12,8 +12,12 @@ EXAMPLE = """  evaluate-model --model idc_default --data idc --out evaluation
   evaluate-model --model runs/mine/mine.safetensors --data patches --split all --out evaluation
   evaluate-model --data idc --slides slides --out evaluation
   evaluate-model --data idc --robustness --out evaluation
+  evaluate-model --model runs/new/new.safetensors --against idc_default --data idc --out evaluation
 
 writes evaluation/index.html, a page to read, and evaluation/metrics.json, the same numbers."""
+
+# Beside the page, where a model is compared with an older one.
+COMPARISON = "comparison.json"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -39,6 +43,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         type=Path,
         metavar="FOLDER",
         help="slides, each with NAME_labels.png, NAME.geojson or NAME.xml beside it, to be mapped and compared",
+    )
+    parser.add_argument(
+        "--against",
+        metavar="NAME|FILE",
+        help="an older model of the same patches: what got better and worse, with 95 %% intervals by patient, and "
+        "which patches changed",
     )
     parser.add_argument(
         "--robustness",
@@ -75,14 +85,15 @@ def _patches(text: str) -> int:
 
 def _run(args: argparse.Namespace) -> int:
     # Imported here: --help and a wrong argument should not wait for it.
-    from wsi_pipeline.base.files import check_writable
+    from wsi_pipeline.base.files import check_writable, write_json
     from wsi_pipeline.cli.progress import SlideProgress
     from wsi_pipeline.inference.classifier import Classifier
     from wsi_pipeline.inference.device import choose_device  # torch: seconds, once it is needed
     from wsi_pipeline.learning.datasets import load_side
     from wsi_pipeline.learning.datasets.labelled_slides import find_labelled_slides
+    from wsi_pipeline.learning.evaluation.comparison import check_same_patches, comparison_of, in_words
     from wsi_pipeline.learning.evaluation.page import write_evaluation
-    from wsi_pipeline.learning.evaluation.patches import evaluate_patches, split_of
+    from wsi_pipeline.learning.evaluation.patches import evaluate_patches, plain, split_of
     from wsi_pipeline.learning.evaluation.robustness import measure_robustness, robustness_metrics, sampled
     from wsi_pipeline.learning.evaluation.slides import EvaluateConfig, evaluate_slide
     from wsi_pipeline.models.model import load_model
@@ -93,10 +104,13 @@ def _run(args: argparse.Namespace) -> int:
     config = load_config(EvaluateConfig, args.config) if args.config else EvaluateConfig()
     model, device = load_model(args.model), choose_device(args.device)
     pairs = find_labelled_slides(args.slides) if args.slides else []
-    card = model.card
+    card, old = model.card, load_model(args.against) if args.against else None
+    if old:
+        check_same_patches(card, old.card)
     side = load_side(args.data, card.patch_px, args.split, split_of(card), mpp=card.mpp)
     check_writable(args.out)
     evaluated = evaluate_patches(model, side, device)
+    comparison = comparison_of(evaluated, evaluate_patches(old, side, device)) if old else None
     classifier, slides, failed = Classifier([model], device, config.classify), [], {}
     for number, (path, known) in enumerate(pairs, 1):
         name, maps = slide_name(path), args.out / "maps"
@@ -124,6 +138,10 @@ def _run(args: argparse.Namespace) -> int:
     metrics = write_evaluation(args.out, evaluated, args.split, args.data, slides, failed, robustness)
     values = {name: metrics["patches"][name]["value"] for name in ("auroc", "f1", "balanced_accuracy", "ece")}
     print(", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in values.items()))
+    if comparison:
+        print(f"against {comparison['old']['name']}: " + "\n  ".join(in_words(comparison)))
+        write_json(args.out / COMPARISON, plain(comparison))
+        print(args.out / COMPARISON)
     print(args.out / "index.html")
     if failed:
         print(f"{len(failed)} of {len(pairs)} slides failed; reasons on the page", file=sys.stderr)

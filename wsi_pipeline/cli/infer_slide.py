@@ -4,6 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from wsi_pipeline.cli.batch_arguments import add_batch_arguments
 from wsi_pipeline.cli.common import ALL_DONE, SOME_FAILED, command_parser, run_command
@@ -13,6 +14,7 @@ EXAMPLE = """  infer-slide biopsy.svs --out maps
   infer-slide archive/ more.csv 'scans/**/*.ndpi' --out maps --workers 4
   infer-slide scan.svs --out maps --mpp 0.2525 --exports ometiff,pdf
   infer-slide biopsy.svs --out fine --cell-um 100
+  infer-slide biopsy.svs --out parts --inside outlines
   infer-slide biopsy.svs --out maps --model idc_default --model mine.safetensors"""
 
 
@@ -26,7 +28,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--model",
         action="append",
         metavar="NAME|FILE",
-        help="a shipped model, or a .safetensors with its card (default: idc_default); several, each with its "
+        help="a shipped model, a .safetensors with its card, or the folder of a package of WSInfer's zoo (FOLDER#CLASS "
+        "names its class to map) (default: idc_default); several, each with its "
         "--model: their mean, each patch alone, and a map of how far they are apart",
     )
     parser.add_argument(
@@ -40,6 +43,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--exports",
         metavar="LIST",
         help="files for other tools: of ometiff, dicom, asap and pdf, or none (default: what the config says, pdf)",
+    )
+    parser.add_argument(
+        "--inside",
+        type=Path,
+        metavar="DIR",
+        help="map only within people's outlines, <slide name>.geojson or .xml: its regions of interest, or where it "
+        "has none all that is outlined",
     )
     parser.add_argument(
         "--field-mm",
@@ -76,7 +86,10 @@ def _run(args: argparse.Namespace) -> int:
         fields = options_to_dict(config.fields) | {"diameter_mm": args.field_mm}
         config = replace(config, fields=options_from_dict(FieldOptions, fields, "--field-mm"))
     models = tuple(args.model or ["idc_default"])
-    job = InferJob(out_path(args.out), config, models, args.device, args.overwrite, staging_of(args))
+    if args.inside and not args.inside.is_dir():
+        raise UsageError(f"--inside {args.inside}: no such folder")
+    out, staging = out_path(args.out), staging_of(args)
+    job = InferJob(out, config, models, args.device, args.overwrite, staging, args.inside)
     entries = listed_slides(args)
     if args.dry_run:
         return dry_run(entries, estimator_of_inference(job), args.workers)

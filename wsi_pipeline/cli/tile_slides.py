@@ -22,7 +22,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--annotations",
         type=Path,
         metavar="DIR",
-        help="outlines, <slide name>.geojson or .xml (ASAP, ImageScope): label the patches",
+        help="outlines, <slide name>.geojson or .xml (ASAP, ImageScope), or masks, <slide name>_mask.png or .tif: "
+        "label the patches",
     )
     parser.add_argument(
         "--export", action="store_true", help="write each patch as PNG too, in the IDC set's folders"

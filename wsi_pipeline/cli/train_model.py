@@ -31,6 +31,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; gives the exit code."""
     parser = command_parser("train-model", "Train a network on labelled patches.", EXAMPLE, device=True)
     add_training_arguments(parser)
+    parser.add_argument(
+        "--from",
+        dest="from_model",
+        metavar="NAME|FILE",
+        help="a model to go on from, with new labels: its weights, network, scale and normalisation stand in the "
+        "place of the config's, and its lineage on the card",
+    )
     parser.add_argument("--tensorboard", action="store_true", help="log to OUT/tensorboard as well")
     return run_command(
         parser,
@@ -46,10 +53,12 @@ def _run(args: argparse.Namespace) -> int:
     # Imported here: torch takes seconds, and --help or a wrong argument should not wait for it.
     from wsi_pipeline.learning.training.device import training_device
     from wsi_pipeline.learning.training.distributed import torchrun_group
+    from wsi_pipeline.learning.training.pretrained import start_from
     from wsi_pipeline.learning.training.train import load_train_options, train
 
     with torchrun_group(training_device(args.device)) as (group, device):
-        options = load_train_options(args.config, args.set, **config_overrides(args))
+        given = config_overrides(args) | (start_from(args.from_model) if args.from_model else {})
+        options = load_train_options(args.config, args.set, **given)
         weights = train(options, args.data, args.out, device, group, args.tensorboard)
         if group.is_first:
             print(weights)

@@ -23,6 +23,7 @@ from wsi_pipeline.base.options import options_from_dict, options_to_dict
 from wsi_pipeline.models.architectures.registry import build_network as build_network
 from wsi_pipeline.models.card import ModelCard, Rgb
 from wsi_pipeline.models.context import ContextStep
+from wsi_pipeline.models.packages import load_package, package_folder
 
 SHIPPED = Path(__file__).parent / "weights"
 # The context step's arrays lie in the same file as the network's, under this prefix.
@@ -42,7 +43,9 @@ class Model:
 
 
 def load_model(name_or_path: str | Path) -> Model:
-    """The model of that name among the shipped ones, or of a .safetensors file with its .json beside it.
+    """The model of that name among the shipped ones, of a .safetensors file with its .json beside it, or of a package.
+
+    A package (packages.py) is a folder as WSInfer's zoo has them, or FOLDER#CLASS.
 
     Raises ModelError when a file is missing or damaged, or when card, weights and network do not fit.
 
@@ -51,6 +54,8 @@ def load_model(name_or_path: str | Path) -> Model:
         model = wp.load_model("idc_default")
         print(model.card.patch_px, model.card.mpp, model.card.threshold)
     """
+    if package := package_folder(name_or_path):
+        return Model(*load_package(*package))
     weights_path = _find_weights(name_or_path)
     weights, card_text = _read(weights_path), _read(weights_path.with_suffix(".json"))
     card = _parse_card(card_text, weights_path.with_suffix(".json"))
@@ -202,7 +207,7 @@ def _find_weights(name_or_path: str | Path) -> Path:
     known = ", ".join(sorted(p.stem for p in SHIPPED.glob("*.safetensors"))) or "none"
     raise ModelError(
         f"model '{name_or_path}' is not known; expected a shipped name ({known}) "
-        "or the path of a .safetensors file"
+        "or the path of a .safetensors file, or of a folder with a package's config.json"
     )
 
 

@@ -70,6 +70,10 @@ class InferConfig:
     max_unreadable: Annotated[float, Field(ge=0, le=1)] = 0.25
     """A slide fails when more than this share of it cannot be decoded; below, it is mapped with gaps."""
 
+    annotations: AnnotationOptions = AnnotationOptions()
+    """What outlines mean: of `evaluate-model` all of it, of `--inside` which classes are regions of interest, which
+    are ignored, and where coordinates count from."""
+
     @property
     def overview(self) -> OverviewOptions:
         """What of it says how the slide is looked at."""

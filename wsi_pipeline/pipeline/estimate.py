@@ -20,16 +20,18 @@ from wsi_pipeline.pipeline.config import InferConfig, TileConfig
 from wsi_pipeline.pipeline.identity import map_key_of, patches_report, wanted_map, wanted_patches
 from wsi_pipeline.pipeline.infer import why_draw_map
 from wsi_pipeline.pipeline.maps import choose_map
+from wsi_pipeline.pipeline.run import inside_of
 from wsi_pipeline.pipeline.slide_jobs import InferJob, TileJob, check_entry
 from wsi_pipeline.pipeline.tile import why_tile_again
 from wsi_pipeline.results.provenance import file_sha256
 from wsi_pipeline.results.run_folder import Standing, standing_of
 from wsi_pipeline.results.store import SlideStore
-from wsi_pipeline.slides.annotations.cell_labels import outlines_on_slide
-from wsi_pipeline.slides.annotations.files import outlines_of
+from wsi_pipeline.slides.annotations.cell_labels import drawn_on_slide, inside_on_slide
+from wsi_pipeline.slides.annotations.files import labels_beside
 from wsi_pipeline.slides.catalog import SlideEntry
 from wsi_pipeline.slides.slide import Slide, open_slide
 from wsi_pipeline.tiling.grid import Block, Plan
+from wsi_pipeline.tiling.inside import within
 from wsi_pipeline.tiling.overview import Overview, make_overview
 from wsi_pipeline.tiling.patch_labels import label_patches
 from wsi_pipeline.tiling.patches import cut_patches
@@ -78,13 +80,14 @@ class Estimator:
         out: OutPath,
         standing: Callable[[Slide], Standing],
         check_plan: Callable[[Slide, Plan], None] | None = None,
+        inside: Path | None = None,
     ):
         """`cell_bytes` are those of a map's cell in all arrays; `pictures` how many the size of a thumbnail.
 
         Without `on_patches` no patch is read. `standing` says what an earlier run left of a slide in `out`,
-        `check_plan` raises what a run would once the slide's patches are planned.
+        `check_plan` raises what a run would once the slide's patches are planned. `inside`: as of RunOptions.
         """
-        self._out, self._standing, self._check_plan = out, standing, check_plan
+        self._out, self._standing, self._check_plan, self._inside = out, standing, check_plan, inside
         self._config, self._cell_bytes, self._pictures = config, cell_bytes, pictures
         self._on_patches = on_patches
         self._rate: Rate | None = None
@@ -98,6 +101,8 @@ class Estimator:
         if standing in (Standing.DONE, Standing.TO_DRAW):
             return Estimate(0, 0, 0.0, 0, standing)
         overview = make_overview(slide, self._config.overview, self._config.grid)
+        if drawn := inside_of(self._inside, slide):
+            overview = within(overview, inside_on_slide(drawn, slide, self._config.annotations), slide.mpp)
         if self._check_plan:
             self._check_plan(slide, overview.plan)
         picture_bytes, picture_seconds = _picture(overview)
@@ -124,7 +129,7 @@ def estimator_of_tiling(job: TileJob) -> Estimator:
     config, folder = job.config, job.annotations
 
     def outlines(slide: Slide) -> Path | None:
-        return outlines_of(folder, slide.path, slide.name) if folder else None
+        return labels_beside(folder, slide.path, slide.name) if folder else None
 
     def standing(slide: Slide) -> Standing:
         found = outlines(slide)
@@ -139,7 +144,7 @@ def estimator_of_tiling(job: TileJob) -> Estimator:
 
     def check_labels(slide: Slide, plan: Plan) -> None:
         if found := outlines(slide):
-            label_patches(plan, outlines_on_slide(found, slide, config.annotations), config.annotations)
+            label_patches(plan, drawn_on_slide(found, slide, config.annotations), config.annotations)
 
     def export_patches(patches: NDArray[np.uint8]) -> int:
         return sum(_png_bytes(patch) for patch in patches)
@@ -159,7 +164,8 @@ def estimator_of_inference(job: InferJob) -> Estimator:
         def why(store: SlideStore) -> str | None:
             return why_draw_map(folder, store, slide, models, (config, shown))
 
-        differs = wanted_map(slide, models, config, shown).differences
+        drawn = inside_of(job.inside, slide)
+        differs = wanted_map(slide, models, config, shown, file_sha256(drawn) if drawn else None).differences
         return standing_of(folder, differs, job.overwrite, why)
 
     def classify(patches: NDArray[np.uint8]) -> int:
@@ -167,7 +173,7 @@ def estimator_of_inference(job: InferJob) -> Estimator:
         return 0
 
     maps = 2 if len(classifier.models) > 1 or (config.context and classifier.models[0].context) else 1
-    return Estimator(config, 4 * maps + 1, 3, classify, job.out, standing)
+    return Estimator(config, 4 * maps + 1, 3, classify, job.out, standing, inside=job.inside)
 
 
 def _probe(slide: Slide, plan: Plan, on_patches: OnPatches) -> Rate:

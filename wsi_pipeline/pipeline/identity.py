@@ -93,9 +93,20 @@ class Wanted:
         return [f"dense: {on[settled]} there, {on[asked]} here"]
 
 
-def wanted_map(slide: Slide, models: "Sequence[Model]", config: InferConfig, shown: ShownMap) -> Wanted:
-    """The map that `infer-slide` is to make; `config.grid` is settled, `models` are in the classifier's order."""
+def wanted_map(
+    slide: Slide,
+    models: "Sequence[Model]",
+    config: InferConfig,
+    shown: ShownMap,
+    inside: str | None = None,
+) -> Wanted:
+    """The map that `infer-slide` is to make; `config.grid` is settled, `models` are in the classifier's order.
+
+    `inside` is the hash of the file of outlines within which alone it is wanted.
+    """
     options = options_to_dict(config)
+    if inside is None:
+        del options["annotations"]
     grid, classify = options["grid"], options.pop("classify")
     grid["stride_px"] = grid["stride_px"] or grid["patch_px"]
     decides = {
@@ -109,6 +120,8 @@ def wanted_map(slide: Slide, models: "Sequence[Model]", config: InferConfig, sho
         "context": context_info(shown.step),
         "options": decides,
     }
+    if inside is not None:  # without, maps are named as they were before there was such a thing
+        recipe["inside"] = inside
     # An option of how the network is put to patches that nobody listed decides the map.
     listed = {name.removeprefix("classify.") for name in DECIDES_NOTHING}
     if other := {name: value for name, value in classify.items() if name not in listed | set(SETTLED)}:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsi_pipeline.base.errors import ModelError, RecipeError, UnreadableSlideError
-from wsi_pipeline.base.files import OutPath, names, remove, write_json
+from wsi_pipeline.base.files import OutPath, names, remove, write_bytes
 from wsi_pipeline.base.memory import release_free_memory
 from wsi_pipeline.base.types import Progress
 from wsi_pipeline.inference.classifier import Classifier
@@ -25,6 +25,7 @@ from wsi_pipeline.pipeline.run import (
     DEFAULT_RUN,
     RunOptions,
     finish,
+    inside_of,
     new_store,
     open_entry,
     overview_of,
@@ -39,8 +40,8 @@ from wsi_pipeline.results.figures.fonts import script_warnings
 from wsi_pipeline.results.figures.maps import heatmap_place
 from wsi_pipeline.results.figures.slide_figures import draw_map, model_words
 from wsi_pipeline.results.finished_map import FinishedMap
-from wsi_pipeline.results.geojson import regions_to_geojson
-from wsi_pipeline.results.provenance import model_names, store_attributes
+from wsi_pipeline.results.geojson import geojson_text, regions_to_geojson
+from wsi_pipeline.results.provenance import file_sha256, model_names, store_attributes
 from wsi_pipeline.results.regions import TissueMask, delineate, rasterise
 from wsi_pipeline.results.run_folder import (
     OUTPUTS,
@@ -56,15 +57,18 @@ from wsi_pipeline.results.summary import (
     Stopwatch,
     count,
     field_info,
+    inside_info,
     mean_uncertainty,
     region_info,
     summarise,
 )
-from wsi_pipeline.slides.annotations.geojson import qupath_origin0
+from wsi_pipeline.slides.annotations.cell_labels import inside_on_slide
+from wsi_pipeline.slides.annotations.geojson import Inside, qupath_origin0
 from wsi_pipeline.slides.catalog import SlideEntry
 from wsi_pipeline.slides.slide import Slide
 from wsi_pipeline.tiling.cell_status import Status, initial_status
 from wsi_pipeline.tiling.grid import Plan
+from wsi_pipeline.tiling.inside import within
 from wsi_pipeline.tiling.overview import Overview, too_unreadable
 from wsi_pipeline.tiling.patches import patch_positions
 
@@ -90,7 +94,9 @@ def infer_slide(
     shown = choose_map(models, config)
     with watch("open"):
         opened = open_entry(slide, run)
-        wanted, folder = wanted_map(opened, models, config, shown), out / opened.name
+        drawn = inside_of(run.inside, opened)
+        wanted = wanted_map(opened, models, config, shown, file_sha256(drawn) if drawn else None)
+        folder = out / opened.name
         store, drawn_again = find_run(folder, wanted.differences, run.overwrite), ""
         if store and store.is_complete:
             why = why_draw_map(folder, store, opened, models, (config, shown))
@@ -99,8 +105,11 @@ def infer_slide(
             drawn_again = why
     with watch("overview"), opened.fails_if_changed():
         overview = overview_of(opened, config, run)
+        inside = inside_on_slide(drawn, opened, config.annotations) if drawn else None
+        if inside:
+            overview = within(overview, inside, opened.mpp)
     store = same_plan(store, overview.plan, folder, run)
-    job = _Job(folder, opened, overview, classifier, config, wanted, shown)
+    job = _Job(folder, opened, overview, classifier, config, wanted, shown, inside)
     if store is None or not store.is_complete:
         store, drawn_again = _make_map(job, store, watch, run), ""
     else:
@@ -123,6 +132,8 @@ class _Job:
     config: InferConfig
     wanted: Wanted
     shown: ShownMap
+    inside: Inside | None = None
+    """Within which it is mapped alone; None: the whole slide."""
 
 
 def _make_map(job: _Job, store: SlideStore | None, watch: Stopwatch, run: RunOptions) -> SlideStore:
@@ -205,7 +216,7 @@ def _draw_report(job: _Job, store: SlideStore, watch: Stopwatch, drawn_again: st
         warnings = [*overview.warnings, *shown.warnings, *_map_warnings(finished, computed)]
         warnings += [*script_warnings(slide.name), *not_again]
     with watch("render"):
-        draw_map(folder, slide, overview, models, finished, warnings)
+        draw_map(folder, slide, overview, models, finished, warnings, inside_info(job.inside, slide.mpp))
         with slide.fails_if_changed():
             write_fields(folder, slide, overview, finished, config.fields)
     recipes = (store.map_recipe or {}, report)
@@ -213,6 +224,7 @@ def _draw_report(job: _Job, store: SlideStore, watch: Stopwatch, drawn_again: st
     summary |= _map_info(models, finished, computed, config)
     summary |= region_info(finished.regions, overview.tissue_mm2(slide.mpp), slide.mpp)
     summary["model_words"] = model_words(models)
+    summary["inside"] = inside_info(job.inside, slide.mpp)
     summary["heatmap_png"] = heatmap_place(finished, slide.size0, slide.mpp)
     with watch("export"):
         exported = ExportedMap(slide.name, slide.path, finished, summary, overview.thumbnail)
@@ -338,7 +350,7 @@ def _write_regions(folder: OutPath, slide: Slide, finished: FinishedMap, map_key
     origin0 = qupath_origin0(slide.properties, slide.size0)
     choice = finished.choice
     collection = regions_to_geojson(finished.regions, choice.fields, origin0, map_key, choice.hot_spots)
-    write_json(folder / "regions.geojson", collection)
+    write_bytes(folder / "regions.geojson", geojson_text(collection).encode())
 
 
 def _map_warnings(finished: FinishedMap, computed: dict[str, Any]) -> list[str]:

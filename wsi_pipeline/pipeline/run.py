@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from wsi_pipeline.base.errors import DataError
 from wsi_pipeline.base.files import OutPath, write_json
 from wsi_pipeline.base.text import printable_values
 from wsi_pipeline.base.types import Progress
@@ -14,6 +15,7 @@ from wsi_pipeline.pipeline.prefetch import PrefetchedSlide
 from wsi_pipeline.results.figures.maps import render_tissue
 from wsi_pipeline.results.run_folder import SUMMARY, SlideResult, claim, clear_outputs, refuse, result_of
 from wsi_pipeline.results.store import STORE_NAME, PatchTable, SlideStore, StoreLayout, create_store
+from wsi_pipeline.slides.annotations.files import outlines_of
 from wsi_pipeline.slides.catalog import SlideEntry
 from wsi_pipeline.slides.slide import Slide, open_slide
 from wsi_pipeline.tiling.grid import Plan
@@ -24,13 +26,16 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RunOptions:
-    """How a slide is worked on; nothing of it decides the result."""
+    """How a slide is worked on; nothing of it but `inside` decides the result."""
 
     overwrite: bool = False
     """Replace another result (of another slide, scale, model, options) in the run folder; else it is an error."""
 
     progress: Progress | None = None
     """Called with the patches done so far, and those in all."""
+
+    inside: Path | None = None
+    """A folder of outlines, within which alone slides are mapped; unlike the rest, it is of the map's key."""
 
     prefetched: PrefetchedSlide | None = None
     """The slide, where it was opened before its turn, or is read from a local copy."""
@@ -46,6 +51,22 @@ def open_entry(slide: SlideEntry | Path, run: RunOptions) -> Slide:
     if isinstance(slide, SlideEntry):
         return open_slide(slide.path, slide.mpp, slide.name, mpp_if_missing=slide.mpp_if_missing)
     return open_slide(slide)
+
+
+def inside_of(folder: Path | None, slide: Slide) -> Path | None:
+    """The outlines in `folder` within which the slide is to be mapped; None without a folder.
+
+    Raises DataError where it holds none of the slide: a whole map where a part was meant is another result.
+    """
+    if folder is None:
+        return None
+    found = outlines_of(folder, slide.path, slide.name)
+    if found is None:
+        raise DataError(
+            f"{slide.path}: found neither {slide.name}.geojson nor {slide.name}.xml in {folder}; expected outlines of "
+            "what is to be mapped: draw them, or map the slide without --inside"
+        )
+    return found
 
 
 def overview_of(slide: Slide, config: TileConfig | InferConfig, run: RunOptions) -> Overview:

@@ -54,7 +54,7 @@ class SlideWork:
         check_entry(entry, self._out)
         try:
             with self._locked(entry, report) as progress, self._prefetched(entry) as prefetched:
-                return self._one(entry, RunOptions(self._overwrite, progress, prefetched))
+                return self._one(entry, RunOptions(self._overwrite, progress, prefetched=prefetched))
         except LockLostError as error:
             raise Busy(str(error)) from error
 
@@ -158,14 +158,19 @@ class InferJob:
     device: str = "auto"
     overwrite: bool = False
     staging: Staging | None = None
+    inside: Path | None = None
+    """A folder of outlines, within which alone slides are mapped."""
 
     def everywhere(self) -> "InferJob":
         """The same on every machine that has these files at these places."""
         models = tuple(
-            str(Path(name).absolute()) if isinstance(name, str) and Path(name).is_file() else name
+            str(Path(name).absolute())
+            if isinstance(name, str) and Path(name.partition("#")[0]).exists()
+            else name
             for name in self.models
         )
-        return replace(self, out=self.out.absolute(), models=models)
+        inside = self.inside.absolute() if self.inside else None
+        return replace(self, out=self.out.absolute(), models=models, inside=inside)
 
     def open(self, worker: int) -> SlideWork:
         """Load the models, onto the worker's own GPU where the machine has several.
@@ -175,7 +180,7 @@ class InferJob:
         config, classifier = self.load(worker)
 
         def one(entry: SlideEntry, run: RunOptions) -> SlideResult:
-            return infer_slide(entry, self.out, config, classifier, run)
+            return infer_slide(entry, self.out, config, classifier, replace(run, inside=self.inside))
 
         return SlideWork(self, config, one)
 

@@ -33,8 +33,8 @@ from wsi_pipeline.results.run_folder import (
 )
 from wsi_pipeline.results.store import PatchTable
 from wsi_pipeline.results.summary import Stopwatch, count, patch_mpp, summarise
-from wsi_pipeline.slides.annotations.cell_labels import outlines_on_slide
-from wsi_pipeline.slides.annotations.files import outlines_of
+from wsi_pipeline.slides.annotations.cell_labels import drawn_on_slide
+from wsi_pipeline.slides.annotations.files import labels_beside
 from wsi_pipeline.slides.catalog import SlideEntry
 from wsi_pipeline.slides.slide import Slide
 from wsi_pipeline.tiling.export import count_exported, export_names, write_patches
@@ -63,7 +63,7 @@ def tile_slide(
     with watch("open"):
         opened = open_entry(slide, run)
         path = slide.path if isinstance(slide, SlideEntry) else slide
-        outlines = outlines_of(annotations, path, opened.name) if annotations else None
+        outlines = labels_beside(annotations, path, opened.name) if annotations else None
         wanted, folder = wanted_patches(opened, config, _hash_of(outlines)), out / opened.name
         store, drawn_again = find_run(folder, wanted.differences, run.overwrite), ""
         if store:
@@ -76,15 +76,15 @@ def tile_slide(
     with watch("plan"):
         plan, warnings, labels = overview.plan, list(overview.warnings), None
         if outlines:
-            drawn = outlines_on_slide(outlines, opened, config.annotations)
+            drawn = drawn_on_slide(outlines, opened, config.annotations)
             labels = label_patches(plan, drawn, config.annotations)
             warnings += drawn.warnings
             if not drawn.found and not config.annotations.annotated_throughout:
                 warnings.append(f"{outlines} holds no outlines; the patches are not labelled")
         elif annotations:
             warnings.append(
-                f"no annotations: found neither {opened.name}.geojson nor {path.name}.geojson (or .geojson.gz, .xml) "
-                f"in {annotations}; the patches are not labelled"
+                f"no annotations: found neither {opened.name}.geojson nor {path.name}.geojson (or .geojson.gz, .xml), "
+                f"nor {opened.name}_mask.png (or .tif) in {annotations}; the patches are not labelled"
             )
         table = PatchTable(*patch_positions(plan), labels)
     store = same_plan(store, plan, folder, run)

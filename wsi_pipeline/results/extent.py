@@ -15,7 +15,9 @@ def largest_dimension_mm(polygons: Sequence[Polygons], mpp0: tuple[float, float]
     """
     if not polygons:
         return 0.0
-    hull = in_mm(shapely.convex_hull(shapely.union_all(list(polygons))), mpp0)
+    # The hull of the hulls, which have few points, is that of all.
+    each = shapely.convex_hull(np.array(polygons, dtype=object))
+    hull = in_mm(shapely.convex_hull(shapely.geometrycollections(each)), mpp0)
     points = shapely.get_coordinates(hull)
     apart = points[:, None, :] - points[None, :, :]
     return float(np.sqrt((apart**2).sum(axis=2)).max())

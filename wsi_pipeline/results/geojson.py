@@ -1,5 +1,6 @@
 """Regions, fields and hot spots as GeoJSON that QuPath reads."""
 
+import json
 import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -28,6 +29,8 @@ NUCLEI = "Carcinoma nuclei per mm^2"
 FRONT = "Share at the invasive front"
 # The level-0 point from which the coordinates count.
 ORIGIN0 = "origin0"
+# Of coordinates in the file: a thousandth of a pixel is far less than any centre of a cell is from an outline.
+DECIMALS = 3
 # Of the ids of regions and fields.
 OBJECT_IDS = uuid.UUID("8e4a2b0c-53f1-5c0e-9d0b-7f3a6f2d1b64")
 
@@ -51,7 +54,9 @@ def regions_to_geojson(
     def shifted(polygon: Polygons) -> Polygons:
         parts = [
             orient(part)
-            for part in shapely.get_parts(shapely.transform(polygon, lambda xy: xy - np.asarray(origin0)))
+            for part in shapely.get_parts(
+                shapely.transform(polygon, lambda xy: np.round(xy - np.asarray(origin0), DECIMALS))
+            )
         ]
         return parts[0] if len(parts) == 1 else shapely.MultiPolygon(parts)
 
@@ -150,6 +155,16 @@ def _circle_of(polygon: shapely.Polygon) -> tuple[float, float, float, float]:
     """Centre x0, y0 and radii along x and y of the circle that the polygon stands for."""
     left, top, right, bottom = polygon.bounds
     return (left + right) / 2, (top + bottom) / 2, (right - left) / 2, (bottom - top) / 2
+
+
+def geojson_text(collection: Mapping[str, Any]) -> str:
+    """The collection as text, a feature a line: indented, each number on a line, it would be three times as long."""
+    rest = {key: value for key, value in collection.items() if key != "features"}
+    head = json.dumps(rest, allow_nan=False)[:-1]
+    features = [
+        json.dumps(feature, allow_nan=False, separators=(",", ":")) for feature in collection["features"]
+    ]
+    return f'{head}, "features": [\n' + ",\n".join(features) + "\n]}\n"
 
 
 def _numbers_of(field: GradingField) -> dict[str, float]:

@@ -52,6 +52,7 @@ _HASHES = {
     "plan.digest": "plan: patches or blocks lie elsewhere",
     "context.weights": "context: the step's weights are others",
     "annotations": "annotations: the file of outlines is another",
+    "inside": "inside: the file of outlines is another",
 }
 
 

@@ -20,6 +20,7 @@ from wsi_pipeline.results.fields import FieldChoice
 from wsi_pipeline.results.grading import SOURCE, mitotic_thresholds
 from wsi_pipeline.results.provenance import key_of
 from wsi_pipeline.results.regions import IdcRegion
+from wsi_pipeline.slides.annotations.geojson import Inside
 from wsi_pipeline.slides.slide import Slide
 from wsi_pipeline.tiling.cell_status import Status
 from wsi_pipeline.tiling.grid import Plan
@@ -186,6 +187,14 @@ def summarise(
         "map_recipe": recipes[0],
         "report_recipe": recipes[1],
     }
+
+
+def inside_info(inside: Inside | None, mpp0: tuple[float, float]) -> dict[str, Any] | None:
+    """What the summary says of the outlines within which alone a slide was mapped; None: the whole slide was."""
+    if inside is None:
+        return None
+    mm2 = inside.area.area * mpp0[0] * mpp0[1] / 1e6
+    return {"file": inside.path.name, "outlines": inside.outlines, "mm2": round(mm2, 4)}
 
 
 def patch_mpp(slide: Slide, plan: Plan) -> float:

@@ -7,6 +7,7 @@ from typing import Any
 
 from wsi_pipeline.base.errors import UsageError
 from wsi_pipeline.base.files import OutPath
+from wsi_pipeline.base.text import for_spreadsheet
 from wsi_pipeline.results.grading import SOURCE, mitotic_score, nottingham_grade, thresholds_of_area
 from wsi_pipeline.viewer.append_log import AppendLog
 from wsi_pipeline.viewer.review import clean_name
@@ -52,12 +53,12 @@ class GradingSheet:
         for entered in state["fields"]:
             writer.writerow(
                 (
-                    entered["id"],
+                    for_spreadsheet(entered["id"]),
                     f"{self._areas.get(entered['id'], math.nan):.4f}",
                     entered["tubules"] or "",
                     entered["nuclei"] or "",
                     len(entered["mitoses"]),
-                    state["reviewer"] or "",
+                    for_spreadsheet(state["reviewer"] or ""),
                 )
             )
         found = state["computed"]

@@ -32,6 +32,9 @@ class OpenResult:
     stamp: str
     """Changes when the result does."""
 
+    looked_at: float = 0.0
+    """When it was last seen not to have changed, by the monotonic clock."""
+
     lock: threading.Lock = field(default_factory=threading.Lock)
     layers: dict[str, Layer | None] = field(default_factory=dict)
     place: Path | None = None

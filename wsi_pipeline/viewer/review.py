@@ -46,7 +46,7 @@ class Review:
 
     def change(self, body: dict[str, Any]) -> dict[str, Any]:
         """The state after one more change. Raises UsageError for a change that is none, RevisionConflict."""
-        with self._log.lock:
+        with self._log.held():
             return self._changed(body)
 
     def _changed(self, body: dict[str, Any]) -> dict[str, Any]:

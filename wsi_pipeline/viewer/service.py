@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -49,6 +50,8 @@ from wsi_pipeline.viewer.run_folders import RunFolders
 # Results whose maps are kept in memory, and cells that `values` sends at most.
 KEPT_RESULTS = 32
 MOST_CELLS = 4_000_000
+# On an object store, where each look takes several requests, a result is not looked at again within so many seconds.
+FRESH_S = 5.0
 PICTURES = ("tissue.png", "heatmap.png", "overlay.png", "uncertainty.png", "report.png", "fields.png")
 ASSOCIATED = ("macro", "label")
 NO_CELL = "outside"
@@ -85,14 +88,22 @@ class Viewer:
 
     def opened(self, slide_id: str) -> OpenResult:
         """The slide's result, kept while it does not change. Raises ResultError."""
+        now = time.monotonic()
+        with self._lock:
+            kept = self._kept.get(slide_id)
+            if kept is not None and not isinstance(self.out, Path) and now - kept.looked_at < FRESH_S:
+                self._kept.move_to_end(slide_id)
+                return kept
         folder = self._runs.folder(slide_id)
         stamp = stamp_of(folder)
         with self._lock:
             kept = self._kept.get(slide_id)
             if kept is not None and kept.stamp == stamp:
                 self._kept.move_to_end(slide_id)
+                kept.looked_at = now
                 return kept
         opened = open_stamped(folder, stamp, self._folders)
+        opened.looked_at = now
         with self._lock:
             self._kept[slide_id] = opened
             while len(self._kept) > KEPT_RESULTS:

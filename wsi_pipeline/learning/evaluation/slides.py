@@ -20,7 +20,6 @@ from wsi_pipeline.pipeline.maps import choose_map, grid_for_model
 from wsi_pipeline.pipeline.run import DEFAULT_RUN, RunOptions
 from wsi_pipeline.results.store import STORE_NAME, SlideStore
 from wsi_pipeline.slides.annotations.cell_labels import IDC, UNLABELLED, labels_of_slide
-from wsi_pipeline.slides.annotations.geojson import AnnotationOptions
 from wsi_pipeline.slides.slide import open_slide
 from wsi_pipeline.tiling.cell_status import Status
 from wsi_pipeline.tiling.grid import plan_grid
@@ -92,8 +91,6 @@ class EvaluatedSlide:
 @options
 class EvaluateConfig(InferConfig):
     """The slides' part of `evaluate-model`: how they are mapped, and what their outlines mean."""
-
-    annotations: AnnotationOptions = AnnotationOptions()
 
     @property
     def infer(self) -> InferConfig:

@@ -19,7 +19,7 @@ from wsi_pipeline.learning.datasets.sharing import ONE_READER, Readers, share_of
 from wsi_pipeline.learning.evaluation import metrics
 from wsi_pipeline.learning.training.distillation import describe_teachers
 from wsi_pipeline.learning.training.options import TrainOptions
-from wsi_pipeline.learning.training.pretrained import pretrained_files
+from wsi_pipeline.learning.training.pretrained import card_beside, pretrained_files
 from wsi_pipeline.models.architectures.inputs import IMAGENET_MEAN, IMAGENET_STD
 from wsi_pipeline.models.card import ModelCard, Rgb, Stain
 from wsi_pipeline.models.cost import Cost
@@ -147,6 +147,9 @@ def _normalisation(options: TrainOptions, train: LabelledPatches, readers: Reade
         return IMAGENET_MEAN, IMAGENET_STD
     if options.normalisation == "none":
         return (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+    if options.normalisation == "pretrained":
+        card = card_beside(pretrained_files(options.pretrained)[0])
+        return card.mean, card.std
     return _channel_statistics(train.pixels, readers)
 
 
@@ -183,8 +186,14 @@ def _rgb(values: NDArray[np.floating[Any]]) -> Rgb:
     return float(values[0]), float(values[1]), float(values[2])
 
 
-def _described(weights: Path) -> dict[str, str]:
-    return {"file": weights.name, "sha256": hashlib.sha256(weights.read_bytes()).hexdigest()}
+def _described(weights: Path) -> dict[str, Any]:
+    """What training began from; of a model of ours its name, data, sides and what it began from itself, if anything."""
+    described = {"file": weights.name, "sha256": hashlib.sha256(weights.read_bytes()).hexdigest()}
+    if weights.suffix != ".safetensors" or not weights.with_suffix(".json").is_file():
+        return described
+    card = card_beside(weights)
+    came = {key: card.training[key] for key in ("data", "train", "val", "pretrained") if key in card.training}
+    return described | {"name": card.name} | came
 
 
 def _commit() -> str:

@@ -65,9 +65,10 @@ class TrainOptions:
     mpp: Annotated[float, Field(gt=0)] = 4.0
     """um per pixel of a patch."""
 
-    normalisation: Literal["data", "imagenet", "none"] = "data"
+    normalisation: Literal["data", "imagenet", "none", "pretrained"] = "data"
     """What R, G, B are normalised by: the training patches' own mean and deviation, those of ImageNet (for pretrained
-    weights), or nothing: values from 0 to 1 (what networks with `clahe` take)."""
+    weights), nothing: values from 0 to 1 (what networks with `clahe` take), or what the card beside `pretrained`
+    says."""
 
     stain_normalisation: Annotated[float, Field(ge=0, le=1)] = 0.0
     """How far each patient's stain is brought to the training mean (models/stain.py): 0 not at all, 1 all the way. Maps
@@ -180,6 +181,10 @@ class TrainOptions:
     """For the card: what it was not measured on, and where it errs."""
 
     def __post_init__(self) -> None:
+        if self.normalisation == "pretrained" and not isinstance(self.pretrained, str):
+            raise ValueError(
+                "found normalisation 'pretrained' and no one file as 'pretrained', of which it would be"
+            )
         if self.architecture_options.get("slide_condition") is not None and not self.slides_a_batch:
             raise ValueError(
                 "found a network with 'slide_condition', and no 'slides_a_batch'; set it to some 4 to 8, so that "
@@ -191,7 +196,10 @@ class TrainOptions:
             )
         if self.mixup and self.slides_a_batch:
             raise ValueError("found 'mixup' and 'slides_a_batch'; expected one: a blend is of no slide")
-        if self.architecture_options.get("clahe") is not None and self.normalisation != "none":
+        if self.architecture_options.get("clahe") is not None and self.normalisation not in (
+            "none",
+            "pretrained",
+        ):
             raise ValueError(
                 f"found normalisation '{self.normalisation}' for a network with 'clahe', which takes values "
                 "from 0 to 1; set 'normalisation: none'"

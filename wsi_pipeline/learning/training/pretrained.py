@@ -5,6 +5,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -13,7 +14,8 @@ from torch import nn
 from wsi_pipeline.base.errors import ModelError
 from wsi_pipeline.models.architectures.registry import core_of, head_of
 from wsi_pipeline.models.architectures.slide_condition import SlideConditioned
-from wsi_pipeline.models.model import CONTEXT, SHIPPED
+from wsi_pipeline.models.card import ModelCard
+from wsi_pipeline.models.model import CONTEXT, SHIPPED, load_model
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +31,26 @@ def pretrained_files(pretrained: str | Sequence[str] | None) -> list[Path]:
     named = [pretrained] if isinstance(pretrained, str) else pretrained or ()
     shipped = {path.stem: path for path in SHIPPED.glob("*.safetensors")}
     return [shipped.get(name, Path(name)) for name in named]
+
+
+def card_beside(weights: Path) -> ModelCard:
+    """The card of the weights' file. Raises ModelError where there is none, or it is of other weights."""
+    return load_model(weights).card
+
+
+def start_from(name_or_path: str) -> dict[str, Any]:
+    """The training options by which a training goes on from that model. Raises ModelError as `load_model`."""
+    (weights,) = pretrained_files(name_or_path)
+    card = load_model(weights).card
+    return {
+        "pretrained": str(weights),
+        "architecture": card.architecture,
+        "architecture_options": card.architecture_options,
+        "patch_px": card.patch_px,
+        "mpp": card.mpp,
+        "normalisation": "pretrained",
+        "stain_normalisation": card.stain_normalisation,
+    }
 
 
 def load_average(network: nn.Module, architecture: str, paths: Sequence[Path]) -> bool:

@@ -44,6 +44,9 @@ class ReportInfo:
     area_error: str = ""
     """How far areas were off on validation slides, in words; empty where the card does not say."""
 
+    inside: str = ""
+    """Within which outlines the slide was mapped alone; empty: all of it."""
+
     limits: str = ""
     """What the model is not for, as its card says."""
 
@@ -70,6 +73,8 @@ def info_rows(info: ReportInfo, finished: FinishedMap) -> list[tuple[str, str]]:
         ("Tissue", f"{info.tissue_mm2:.2f} mm²"),
         ("IDC", _idc_text(finished, info)),
     ]
+    if info.inside:
+        rows.insert(-2, ("Mapped", info.inside))
     if finished.regions:
         rows.append(("Extent", _extent_text(finished.regions, info.mpp0)))
     if info.area_error:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from wsi_pipeline.base.files import OutPath
 from wsi_pipeline.base.version import VERSION
@@ -27,14 +27,18 @@ def draw_map(
     models: "Sequence[Model]",
     finished: FinishedMap,
     warnings: Sequence[str],
+    inside: dict[str, Any] | None = None,
 ) -> None:
-    """Write heatmap.png, overlay.png, report.png, and of an ensemble uncertainty.png. Raises OutputError."""
+    """Write heatmap.png, overlay.png, report.png, and of an ensemble uncertainty.png. Raises OutputError.
+
+    `inside`: what summary.py's `inside_info` gives.
+    """
     thumbnail, deviation = overview.thumbnail, finished.deviation
     render_heatmap(folder / "heatmap.png", finished, slide.size0, slide.mpp)
     if deviation is not None:
         place = folder / "uncertainty.png"
         render_uncertainty(place, thumbnail, deviation, finished, len(models), slide.mpp[0])
-    info = _report_info(slide, overview, models, warnings)
+    info = _report_info(slide, overview, models, warnings, inside)
     with ThreadPoolExecutor(1) as beside:
         drawn = beside.submit(render_overlay, folder / "overlay.png", thumbnail, finished, slide.mpp[0])
         render_report(folder / "report.png", thumbnail, finished, info)
@@ -42,7 +46,11 @@ def draw_map(
 
 
 def _report_info(
-    slide: Slide, overview: Overview, models: "Sequence[Model]", warnings: Sequence[str]
+    slide: Slide,
+    overview: Overview,
+    models: "Sequence[Model]",
+    warnings: Sequence[str],
+    inside: dict[str, Any] | None,
 ) -> ReportInfo:
     """What the report page states of slide and run."""
     return ReportInfo(
@@ -57,8 +65,17 @@ def _report_info(
         warnings=warnings,
         version=VERSION,
         date=datetime.now(UTC).date().isoformat(),
+        inside=inside_text(inside),
         **model_words(models),
     )
+
+
+def inside_text(inside: dict[str, Any] | None) -> str:
+    """What `inside_info` gave, in words; empty where the whole slide was mapped."""
+    if inside is None:
+        return ""
+    outlines = "one outline" if inside["outlines"] == 1 else f"{inside['outlines']:,} outlines"
+    return f"within {outlines} of {inside['file']} alone, {inside['mm2']:.2f} mm²"
 
 
 def model_words(models: "Sequence[Model]") -> dict[str, str]:

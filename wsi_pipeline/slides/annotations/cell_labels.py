@@ -11,13 +11,16 @@ from PIL import Image
 from wsi_pipeline.base.errors import DataError
 from wsi_pipeline.base.geometry import Plane, Size
 from wsi_pipeline.slides.annotations.coverage import Cells, covered_share
-from wsi_pipeline.slides.annotations.files import is_xml, names_outlines
+from wsi_pipeline.slides.annotations.files import PICTURE_SUFFIX, is_xml, names_outlines
 from wsi_pipeline.slides.annotations.geojson import (
     AnnotationOptions,
+    Inside,
     Outlines,
     qupath_origin0,
+    read_inside,
     read_outlines,
 )
+from wsi_pipeline.slides.annotations.masks import LabelMask, mask_share, read_mask
 from wsi_pipeline.slides.resample import axis_weights
 from wsi_pipeline.slides.slide import Slide
 
@@ -75,12 +78,12 @@ def labels_of_slide(
     tissue: bool [row, column] of the cells. Of outlines, IDC counts on tissue or not, what is not IDC on tissue
     alone. Raises DataError where the labels do not fit the slide, or label nothing of it.
     """
-    if not names_outlines(path):
+    if path.name.endswith(PICTURE_SUFFIX):
         return labels_of_picture(path, slide.size0, plane, tissue.shape)
-    outlines = outlines_on_slide(path, slide, options)
+    outlines = drawn_on_slide(path, slide, options)
     for warning in outlines.warnings:
         log.warning(warning)
-    labels = labels_of_outlines(outlines, Cells(plane, tissue.shape[1], tissue.shape[0]), options)
+    labels = labels_of_drawn(outlines, Cells(plane, tissue.shape[1], tissue.shape[0]), options)
     labels[(labels == NOT_IDC) & ~tissue] = UNLABELLED
     check_labelled(outlines, labels[tissue | (labels != UNLABELLED)], UNLABELLED, "cells of tissue")
     return labels
@@ -91,9 +94,36 @@ def outlines_on_slide(path: Path, slide: Slide, options: AnnotationOptions) -> O
 
     Raises DataError as `read_outlines`.
     """
+    return read_outlines(path, options, slide.size0, _origin0(path, slide, options))
+
+
+def _origin0(path: Path, slide: Slide, options: AnnotationOptions) -> tuple[float, float]:
+    """The level-0 point from which the file's outlines count."""
     from_bounds = options.origin == "qupath" and not is_xml(path)
-    origin0 = qupath_origin0(slide.properties, slide.size0) if from_bounds else (0.0, 0.0)
-    return read_outlines(path, options, slide.size0, origin0)
+    return qupath_origin0(slide.properties, slide.size0) if from_bounds else (0.0, 0.0)
+
+
+def drawn_on_slide(path: Path, slide: Slide, options: AnnotationOptions) -> Outlines | LabelMask:
+    """What the file of outlines or the mask says of the slide. Raises DataError as `read_outlines` and `read_mask`."""
+    if names_outlines(path):
+        return outlines_on_slide(path, slide, options)
+    return read_mask(path, options, slide.size0, slide.mpp)
+
+
+def inside_on_slide(path: Path, slide: Slide, options: AnnotationOptions) -> Inside:
+    """The area that the file outlines on the slide. Raises DataError as `read_inside`."""
+    return read_inside(path, options, slide.size0, _origin0(path, slide, options))
+
+
+def labels_of_drawn(
+    drawn: Outlines | LabelMask, cells: Cells, options: AnnotationOptions
+) -> NDArray[np.uint8]:
+    """uint8 [row, column] of the cells, IDC, NOT_IDC or UNLABELLED: what covers `options.min_share` of a cell."""
+    if isinstance(drawn, Outlines):
+        return labels_of_outlines(drawn, cells, options)
+    enough = options.min_share - 1e-6
+    idc, not_idc = (mask_share(mask, drawn.plane, cells) >= enough for mask in (drawn.idc, drawn.not_idc))
+    return np.where(idc, IDC, np.where(not_idc, NOT_IDC, UNLABELLED)).astype(np.uint8)
 
 
 def labels_of_outlines(outlines: Outlines, cells: Cells, options: AnnotationOptions) -> NDArray[np.uint8]:
@@ -113,7 +143,9 @@ def labels_of_outlines(outlines: Outlines, cells: Cells, options: AnnotationOpti
     return np.where(idc >= enough, IDC, np.where(not_idc >= enough, NOT_IDC, UNLABELLED)).astype(np.uint8)
 
 
-def check_labelled(outlines: Outlines, labels: NDArray[np.integer], unlabelled: int, what: str) -> None:
+def check_labelled(
+    outlines: Outlines | LabelMask, labels: NDArray[np.integer], unlabelled: int, what: str
+) -> None:
     """Raises DataError where the file holds objects, there are labels to give, and all are `unlabelled`.
 
     `what` the labels are of, in words.

@@ -10,6 +10,8 @@ XML_SUFFIXES = (".xml", ".XML")
 # As QuPath and people write it; packed, as QuPath does where one asks for it.
 OUTLINE_SUFFIXES = (".geojson", ".GEOJSON", ".geojson.gz", ".GEOJSON.GZ", *XML_SUFFIXES)
 PICTURE_SUFFIX = "_labels.png"
+# Masks, whose values are classes that the config names.
+MASK_SUFFIXES = ("_mask.png", "_mask.tif", "_mask.tiff")
 # As the page in the browser leaves it in a run folder.
 REVIEW_NAME = "review.geojson"
 
@@ -44,6 +46,22 @@ def label_picture_of(folder: Path, name: str) -> Path | None:
     """The picture of labels in `folder` of the slide called `name`, NAME_labels.png; None where there is none."""
     path = folder / f"{name}{PICTURE_SUFFIX}"
     return path if path.is_file() else None
+
+
+def labels_beside(folder: Path, slide: Path, name: str) -> Path | None:
+    """The labels in `folder` of the slide at `slide`, called `name`: outlines as `outlines_of` finds them, or a mask.
+
+    A mask is NAME_mask.png, .tif or .tiff, or NAME_labels.png. None where there are neither. Raises DataError where
+    there are two.
+    """
+    outlines = outlines_of(folder, slide, name)
+    places = [folder / f"{name}{suffix}" for suffix in (*MASK_SUFFIXES, PICTURE_SUFFIX)]
+    found = [*([outlines] if outlines else []), *(path for path in places if path.is_file())]
+    if len(found) > 1:
+        raise DataError(
+            f"{slide}: found two files of labels, {found[0].name} and {found[1].name} in {folder}; keep one"
+        )
+    return found[0] if found else None
 
 
 def names_outlines(path: Path) -> bool:

@@ -45,6 +45,13 @@ LINES_AND_POINTS = {
     "MultiPoint": "points",
 }
 
+# What counts where outlines overlap, in words.
+OVERLAP_WORDS = {
+    "smaller": "the smaller one counts, of two alike none",
+    "idc": "IDC counts",
+    "not_idc": "what is not IDC counts",
+}
+
 
 class Kind(enum.Enum):
     """What an outline says of what lies in it."""
@@ -81,6 +88,17 @@ class AnnotationOptions:
     """Where coordinates count from. QuPath cuts a slide to the bounds that its file declares (MRXS, some SCN) and
     counts from there; other programs count from the corner of the whole slide, and XML is always read so. On most
     slides the two are one."""
+
+    overlap: Literal["smaller", "idc", "not_idc", "refuse"] = "smaller"
+    """Which counts where outlines of IDC and of what is not overlap. smaller: the smaller one, drawn inside (of two
+    alike none); idc and not_idc: always that; refuse: the slide fails."""
+
+    mask_classes: dict[int, str] = Field(default_factory=lambda: {0: "Not IDC", 1: "IDC", 255: "Ignore"})
+    """The class of each value of a mask picture. Each value that occurs must be named."""
+
+    mask_mpp: Annotated[float, Field(gt=0)] | None = None
+    """um per pixel of mask pictures. None: as a TIFF says in pixels per centimetre, else a mask is as wide and high as
+    the slide."""
 
     min_share: Annotated[float, Field(gt=0, le=1)] = 0.5
     """A patch has a label where outlines of it cover this share of the patch; half is the coarse outlines' own
@@ -169,7 +187,7 @@ def read_outlines(
             f"expected polygons on the slide, {size0.width} x {size0.height} px, of the classes {_expected(options)}; "
             "name your classes in the config under annotations: idc_classes, not_idc_classes, ignored_classes"
         )
-    return _outlines(path, kinds, shapely.union_all(unknown), found, passed_over)
+    return _outlines(path, kinds, shapely.union_all(unknown), found, passed_over, options.overlap)
 
 
 def qupath_origin0(properties: Mapping[str, str], size0: Size) -> tuple[float, float]:
@@ -290,9 +308,18 @@ def _outlines(
     unknown: shapely.Geometry,
     found: Counter[str],
     passed_over: Counter[str],
+    overlap: str,
 ) -> Outlines:
-    """The areas of each kind, laid apart."""
-    idc, not_idc, overlaps = _smaller_on_top(kinds[Kind.IDC], kinds[Kind.NOT_IDC])
+    """The areas of each kind, laid apart; raises DataError where they overlap and may not."""
+    if overlap in ("idc", "not_idc"):
+        idc, not_idc, overlaps = _ranked(kinds[Kind.IDC], kinds[Kind.NOT_IDC], overlap == "idc")
+    else:
+        idc, not_idc, overlaps = _smaller_on_top(kinds[Kind.IDC], kinds[Kind.NOT_IDC])
+    if overlaps and overlap == "refuse":
+        raise DataError(
+            f"{path}: found {overlaps} outlines of IDC and of what is not that overlap; expected them apart: cut them "
+            "where they were drawn, or say which counts: annotations: {overlap: smaller}, idc or not_idc in the config"
+        )
     ignored = shapely.union_all(kinds[Kind.IGNORED])
     region = shapely.union_all(kinds[Kind.REGION]) if kinds[Kind.REGION] else None
     if region is not None:
@@ -305,8 +332,7 @@ def _outlines(
         warnings.append(f"{path.name}: {listed(passed_over)} passed over: they label nothing")
     if overlaps:
         warnings.append(
-            f"{path.name}: {overlaps} outlines of IDC and of what is not overlap: the smaller one counts, "
-            "of two alike none"
+            f"{path.name}: {overlaps} outlines of IDC and of what is not overlap: {OVERLAP_WORDS[overlap]}"
         )
     if region is not None and sum(area.area for area in inside) < 0.999 * (idc.area + not_idc.area):
         warnings.append(
@@ -345,3 +371,64 @@ def _smaller_on_top(
     if both.area > 0:
         cut, apart = cut + 1, [shapely.difference(area, both) for area in apart]
     return apart[0], apart[1], cut
+
+
+def _ranked(
+    idc: Sequence[shapely.Geometry], not_idc: Sequence[shapely.Geometry], idc_first: bool
+) -> tuple[shapely.Geometry, shapely.Geometry, int]:
+    """The areas of both without what the one that ranks first takes from the other, and how many of these lose some."""
+    areas = [shapely.union_all(idc), shapely.union_all(not_idc)]
+    first, second = (0, 1) if idc_first else (1, 0)
+    on_top = areas[first]
+    cut = sum(
+        bool(_area(shapely.intersection(outline, on_top)).area > 1e-9 * outline.area)
+        for outline in (not_idc if idc_first else idc)
+    )
+    areas[second] = shapely.difference(areas[second], on_top)
+    return areas[0], areas[1], cut
+
+
+@dataclass(frozen=True, eq=False)
+class Inside:
+    """Where on a slide a map is wanted: an area in level-0 pixels, from people's outlines."""
+
+    path: Path
+    area: shapely.Geometry
+    outlines: int
+    """How many make it."""
+
+
+def read_inside(
+    path: Path, options: AnnotationOptions, size0: Size, origin0: tuple[float, float] = (0.0, 0.0)
+) -> Inside:
+    """The area within the file's regions of interest, or where it has none within all outlines of any class.
+
+    What lies in ignored classes is left out. Raises DataError where the file is of no known form, holds broken
+    outlines, or no area on the slide.
+    """
+    regions: list[shapely.Geometry] = []
+    others: list[shapely.Geometry] = []
+    ignored: list[shapely.Geometry] = []
+    found = Counter[str]()
+    for number, feature in enumerate(_features(path), 1):
+        try:
+            parts, polygons, dropped = _drawn(feature)
+        except (ValueError, KeyError, TypeError, AttributeError, shapely.errors.ShapelyError) as error:
+            raise DataError(
+                f"{path}: object {number} is broken ({error!r}); expected {_form(path)}; export it again"
+            ) from error
+        found[dropped or ": ".join(parts) or UNCLASSIFIED] += 1
+        if dropped:
+            continue
+        kind = options.kind_of(parts or [UNCLASSIFIED])
+        moved = shapely.transform(shapely.union_all(polygons), lambda xy: xy + np.asarray(origin0))
+        {Kind.REGION: regions, Kind.IGNORED: ignored}.get(kind or Kind.IDC, others).append(moved)
+    drawn = regions or others
+    area = shapely.difference(shapely.union_all(drawn), shapely.union_all(ignored))
+    area = _area(shapely.intersection(area, shapely.box(0, 0, size0.width, size0.height)))
+    if not area.area:
+        raise DataError(
+            f"{path}: found {listed(found) or 'no objects'}, which leave no area on the slide; expected polygons on "
+            f"it, {size0.width} x {size0.height} px, around what is to be mapped"
+        )
+    return Inside(path, area, len(drawn))

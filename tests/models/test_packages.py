@@ -1,0 +1,232 @@
+"""Packages of other people's models: the numbers that their files give by hand, or a refusal that says why."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import noise
+from PIL import Image
+from torch import nn
+
+from wsi_pipeline.base.errors import ModelError
+from wsi_pipeline.inference.classifier import Classifier
+from wsi_pipeline.inference.classify import ClassifyOptions
+from wsi_pipeline.models.model import load_model, load_models
+from wsi_pipeline.models.packages import package_folder
+
+MEAN, STD = (0.72, 0.57, 0.68), (0.11, 0.15, 0.11)
+CLASSES = ("Stroma", "Tumor", "Lymphocytes")
+
+
+def network(classes: int = 3) -> nn.Module:
+    torch.manual_seed(3)
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 5, stride=3),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(4, classes),
+    ).eval()
+
+
+def package(folder: Path, size: int | None = 48, classes: tuple[str, ...] = CLASSES, **changed: Any) -> Path:
+    folder.mkdir(exist_ok=True)
+    steps: list[dict[str, Any]] = [
+        {"name": "ToTensor"},
+        {"name": "Normalize", "arguments": {"mean": list(MEAN), "std": list(STD)}},
+    ]
+    if size:
+        steps.insert(0, {"name": "Resize", "arguments": {"size": size}})
+    config = {
+        "spec_version": "1.0",
+        "architecture": "tiny",
+        "num_classes": len(classes),
+        "class_names": list(classes),
+        "name": "a-package",
+        "patch_size_pixels": 70,
+        "spacing_um_px": 0.5,
+        "transform": steps,
+    } | changed
+    (folder / "config.json").write_text(json.dumps(config))
+    traced = torch.jit.trace(network(len(classes)), torch.zeros(1, 3, size or 70, size or 70))
+    torch.jit.save(traced, folder / "torchscript_model.pt")
+    return folder
+
+
+def patches(count: int = 20) -> np.ndarray:
+    big = noise(70 * count, 70, seed=5).reshape(count, 70, 70, 3) // 2 + 90
+    return np.asarray(big.astype(np.uint8))
+
+
+def by_hand(folder: Path, images: np.ndarray, size: int | None = 48) -> np.ndarray:
+    """What whoever made the package gets: Pillow resizes, the file is run, softmax."""
+    script, rows = torch.jit.load(folder / "torchscript_model.pt"), []
+    for image in images:
+        picture = Image.fromarray(image)
+        if size:
+            picture = picture.resize((size, size), Image.Resampling.BILINEAR)
+        values = (np.asarray(picture, np.float32) / 255 - np.float32(MEAN)) / np.float32(STD)
+        with torch.no_grad():
+            logits = script(torch.from_numpy(values.transpose(2, 0, 1)[None].copy()))
+        rows.append((logits.softmax(1) if logits.shape[1] > 1 else logits.sigmoid()).numpy()[0])
+    return np.asarray(rows)
+
+
+def scores(name: str | Path, images: np.ndarray) -> np.ndarray:
+    model = load_model(name)
+    return Classifier([model], torch.device("cpu"), ClassifyOptions(precision="fp32")).scores(images)
+
+
+@pytest.mark.parametrize("size", [48, 112, None])
+def test_a_package_gives_what_its_file_gives_by_hand(tmp_path: Path, size: int | None) -> None:
+    folder, images = package(tmp_path / "p", size), patches()
+    expected = by_hand(folder, images, size)
+    assert np.ptp(expected[:, 1]) > 0.005
+    assert np.abs(scores(folder, images) - expected[:, 1]).max() < 5e-5
+    assert np.abs(scores(f"{folder}#lymphocytes", images) - expected[:, 2]).max() < 5e-5
+    assert np.abs(scores(folder / "config.json", images) - expected[:, 1]).max() < 5e-5
+
+
+def test_a_package_of_one_output_gives_its_sigmoid(tmp_path: Path) -> None:
+    folder, images = package(tmp_path / "p", classes=("tumor",)), patches()
+    assert np.abs(scores(folder, images) - by_hand(folder, images)[:, 0]).max() < 5e-5
+
+
+def test_the_package_says_scale_and_classes_and_the_card_that_it_is_not_calibrated(tmp_path: Path) -> None:
+    card = load_model(package(tmp_path / "p")).card
+    assert (card.patch_px, card.mpp, card.threshold) == (70, 0.5, 0.5)
+    assert card.classes == ("Stroma", "idc", "Lymphocytes")
+    assert "shows its class 'Tumor'" in card.limits
+    assert "not calibrated" in card.limits
+    assert card.training == {"package": "a-package", "class_names": list(CLASSES), "mapped": "Tumor"}
+
+
+def test_another_class_or_config_is_another_model(tmp_path: Path) -> None:
+    folder = package(tmp_path / "p")
+    found = {load_model(name).sha256 for name in (folder, f"{folder}#Stroma")}
+    package(folder, size=60)
+    assert len(found | {load_models([folder])[0].sha256}) == 3
+
+
+def test_what_is_no_package_is_none(tmp_path: Path) -> None:
+    assert package_folder("idc_default") is None
+    assert package_folder(tmp_path) is None
+    with pytest.raises(ModelError, match="is not known; expected a shipped name"):
+        load_model(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        (
+            {"class_names": ["a", "b", "c"]},
+            "does not say which of its classes is to be mapped; found a, b, c",
+        ),
+        ({"class_names": ["Tumor", "Cancer", "c"]}, "does not say which"),
+        ({"num_classes": 2}, "found 2 classes and the names"),
+        ({"spacing_um_px": -1}, "spacing_um_px"),
+        ({"spacing": 1}, "unknown key 'spacing'"),
+        ({"transform": [{"name": "CenterCrop", "arguments": {"size": 48}}]}, "found transform CenterCrop"),
+        (
+            {
+                "transform": [
+                    {"name": "ToTensor"},
+                    {"name": "Normalize", "arguments": {"mean": [1], "std": [1]}},
+                ]
+            },
+            "its transform is not understood",
+        ),
+        (
+            {
+                "transform": [
+                    {"name": "Resize", "arguments": {"size": 48, "interpolation": "nearest"}},
+                    {"name": "ToTensor"},
+                    {"name": "Normalize", "arguments": {"mean": list(MEAN), "std": list(STD)}},
+                ]
+            },
+            "unknown arguments Resize.interpolation",
+        ),
+    ],
+)
+def test_a_config_that_is_not_understood_is_refused(
+    tmp_path: Path, changed: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(ModelError, match=said):
+        load_model(package(tmp_path / "p", **changed))
+
+
+def test_a_class_that_the_package_does_not_have_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="has no class 'fat'; found Stroma, Tumor, Lymphocytes"):
+        load_model(f"{package(tmp_path / 'p')}#fat")
+
+
+class Trap:
+    """A pickle that writes a file where it is loaded."""
+
+    def __init__(self, place: Path):
+        self.place = place
+
+    def __reduce__(self) -> Any:
+        return Path.write_text, (self.place, "run")
+
+
+def test_a_pickle_of_python_objects_is_refused_and_never_run(tmp_path: Path) -> None:
+    folder = package(tmp_path / "p")
+    torch.save({"model": Trap(tmp_path / "trace")}, folder / "torchscript_model.pt")
+    with pytest.raises(ModelError, match="found a pickle of Python objects"):
+        load_model(folder)
+    assert not (tmp_path / "trace").exists()
+
+
+def test_a_pickle_hidden_in_torchscript_is_not_run(tmp_path: Path) -> None:
+    import io
+    import pickle
+    import zipfile
+
+    folder = package(tmp_path / "p")
+    place = folder / "torchscript_model.pt"
+    with zipfile.ZipFile(place) as archive:
+        files = {name: archive.read(name) for name in archive.namelist()}
+    for name in files:
+        if name.endswith(("data.pkl", "constants.pkl")):
+            files[name] = pickle.dumps(Trap(tmp_path / "trace"), protocol=2)
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_STORED) as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    place.write_bytes(packed.getvalue())
+    with pytest.raises(ModelError, match="cannot be read as TorchScript"):
+        load_model(folder)
+    assert not (tmp_path / "trace").exists()
+
+
+class Saving(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        torch.save(x, "trace.pt")
+        return x.mean((2, 3))
+
+
+def test_a_network_that_writes_files_is_refused(tmp_path: Path) -> None:
+    folder = package(tmp_path / "p")
+    torch.jit.save(torch.jit.script(Saving()), folder / "torchscript_model.pt")
+    with pytest.raises(ModelError, match="touches no files"):
+        load_model(folder)
+
+
+def test_damage_and_missing_files_and_other_outputs_are_refused(tmp_path: Path) -> None:
+    folder = package(tmp_path / "p")
+    weights = folder / "torchscript_model.pt"
+    content = weights.read_bytes()
+    weights.write_bytes(content[: len(content) // 2])
+    with pytest.raises(ModelError, match="expected TorchScript"):
+        load_model(folder)
+    weights.unlink()
+    with pytest.raises(ModelError, match="cannot be read"):
+        load_model(folder)
+    torch.jit.save(torch.jit.trace(network(2), torch.zeros(1, 3, 48, 48)), weights)
+    with pytest.raises(ModelError, match=r"gave \(1, 2\) of one patch; expected \(1, 3\)"):
+        load_model(folder)

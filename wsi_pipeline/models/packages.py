@@ -1,0 +1,266 @@
+"""Other people's models: packages as WSInfer's zoo has them, a folder with config.json and torchscript_model.pt.
+
+The package says scale, patch size, classes, resizing and normalisation. TorchScript is read by torch's own reader,
+which builds tensors and code of its own language: no pickle of Python objects is ever executed, and a file that is one
+is refused.
+"""
+
+import hashlib
+import io
+import json
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from wsi_pipeline.base.errors import ConfigError, ModelError
+from wsi_pipeline.base.options import Field, options, options_from_dict
+from wsi_pipeline.models.architectures.inputs import OneOutput
+from wsi_pipeline.models.card import MOST_PATCH_PX, ModelCard, Rgb
+
+CONFIG, WEIGHTS = "config.json", "torchscript_model.pt"
+# Between the package's folder and the class to map, where it is to be named: FOLDER#CLASS.
+CLASS_MARK = "#"
+# Classes that are mapped without being named, where a package has one of them.
+TUMOUR = ("idc", "tumor", "tumour", "cancer", "carcinoma")
+# Operators of TorchScript that touch files; a network needs none.
+FORBIDDEN = ("aten::save", "aten::from_file", "prim::rpc_async", "prim::rpc_sync", "prim::rpc_remote")
+# A batch is taken in parts of so many pixels, as activations of large patches fill the memory.
+_PIXELS_A_PART = 2**22
+
+
+@options
+class Step:
+    """One step of a package's `transform`."""
+
+    name: str
+    arguments: dict[str, Any] | None = None
+
+
+@options
+class PackageConfig:
+    """config.json of a package, as WSInfer's zoo specifies it (spec_version 1.0)."""
+
+    spec_version: str
+    architecture: str
+    num_classes: Annotated[int, Field(gt=0)]
+    class_names: tuple[str, ...]
+    name: str
+    patch_size_pixels: Annotated[int, Field(gt=0, le=MOST_PATCH_PX)]
+    spacing_um_px: Annotated[float, Field(gt=0, le=100)]
+    transform: tuple[Step, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.class_names) != self.num_classes:
+            raise ValueError(f"found {self.num_classes} classes and the names {list(self.class_names)}")
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """What the package does with a patch before its network."""
+
+    side: int | None
+    """To which patches are resized; None: not."""
+
+    mean: Rgb
+    std: Rgb
+
+
+class PackageNetwork(nn.Module):
+    """The package's network behind its own preparation: logits of RGB on the scale 0 to 1.
+
+    Resized values are rounded to whole numbers of 255, as the pictures are on which such networks were trained.
+    """
+
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def __init__(self, network: nn.Module, preparation: Preparation):
+        super().__init__()
+        self.network, self.side = network, preparation.side
+        self.register_buffer("mean", torch.tensor(preparation.mean).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(preparation.std).view(1, 3, 1, 1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Logits [N, classes] of patches [N, 3, H, W]."""
+        side = self.side or x.shape[2]
+        parts = torch.split(x, max(_PIXELS_A_PART // side**2, 1))
+        return torch.cat([self.network(self._prepared(part)) for part in parts])
+
+    def _prepared(self, x: torch.Tensor) -> torch.Tensor:
+        if self.side and x.shape[2] != self.side:
+            # Along x, then along y, each rounded half up: as Pillow does it.
+            for shape in ((x.shape[2], self.side), (self.side, self.side)):
+                resized = F.interpolate(x * 255, shape, mode="bilinear", antialias=True)
+                x = torch.floor(resized + 0.5).clamp(0, 255) / 255
+        return (x - self.mean) / self.std
+
+
+def package_folder(name: str | Path) -> tuple[Path, str] | None:
+    """The folder of the package that --model names, and the class to map ('' where none is named); None: no package."""
+    folder, _, mapped = str(name).partition(CLASS_MARK)
+    path = Path(folder)
+    path = path.parent if path.name == CONFIG else path
+    return (path, mapped) if (path / CONFIG).is_file() else None
+
+
+def load_package(folder: Path, mapped: str = "") -> tuple[ModelCard, nn.Module, str]:
+    """Card, network and SHA-256 of the package; its class `mapped`, or the one that says tumour, plays IDC.
+
+    Raises ModelError where a file is missing or damaged, holds pickled Python objects, or prepares patches in a way
+    that is not known here; and where it is not clear which class is to be mapped.
+    """
+    config_text = _read(folder / CONFIG)
+    try:
+        config = options_from_dict(
+            PackageConfig, _without_notes(json.loads(config_text)), str(folder / CONFIG)
+        )
+    except (ValueError, ConfigError) as error:
+        raise ModelError(
+            f"{folder / CONFIG}: expected the config of a package of WSInfer's zoo (spec_version 1.0): {error}"
+        ) from error
+    weights = _read(folder / WEIGHTS)
+    network: nn.Module = PackageNetwork(
+        _load_torchscript(weights, folder / WEIGHTS), _preparation(config, folder)
+    )
+    chosen = _mapped_class(config, mapped, folder)
+    classes = tuple("idc" if i == chosen else _other(name) for i, name in enumerate(config.class_names))
+    if config.num_classes == 1:
+        network, classes = OneOutput(network), ("other", "idc")
+    network = network.float().eval().requires_grad_(False)
+    sha256 = hashlib.sha256(weights + config_text + str(chosen).encode()).hexdigest()
+    card = _card(config, classes, config.class_names[chosen], hashlib.sha256(weights).hexdigest())
+    _check_output(network, card, folder)
+    return card, network, sha256
+
+
+def _card(config: PackageConfig, classes: tuple[str, ...], mapped: str, weights_sha256: str) -> ModelCard:
+    return ModelCard(
+        name=f"{config.name} ({mapped})",
+        architecture=f"package of {config.architecture}",
+        architecture_options={},
+        patch_px=config.patch_size_pixels,
+        mpp=config.spacing_um_px,
+        classes=classes,
+        mean=(0.0, 0.0, 0.0),
+        std=(1.0, 1.0, 1.0),
+        threshold=0.5,
+        training={"package": config.name, "class_names": list(config.class_names), "mapped": mapped},
+        weights_sha256=weights_sha256,
+        limits=(
+            f"A package of other people's ({config.name}): the map shows its class '{mapped}', also where pictures and "
+            "pages say IDC. Its probabilities are as its network gives them, not calibrated; the threshold 0.5 was "
+            "chosen on nothing."
+        ),
+    )
+
+
+def _mapped_class(config: PackageConfig, mapped: str, folder: Path) -> int:
+    """The number of the class to map."""
+    names = [name.casefold().strip() for name in config.class_names]
+    wanted = [mapped.casefold().strip()] if mapped else list(TUMOUR)
+    found = [i for i, name in enumerate(names) if name in wanted]
+    if len(found) == 1:
+        return found[0]
+    listed = ", ".join(config.class_names)
+    problem = f"has no class '{mapped}'" if mapped else "does not say which of its classes is to be mapped"
+    raise ModelError(
+        f"{folder}: {problem}; found {listed}; name one: --model {folder}{CLASS_MARK}{config.class_names[-1]}"
+    )
+
+
+def _other(name: str) -> str:
+    return "not_idc" if name == "idc" else name
+
+
+def _preparation(config: PackageConfig, folder: Path) -> Preparation:
+    """What the steps of `transform` come to. Raises ModelError for a step, or an order of steps, not known here."""
+    names = [step.name for step in config.transform]
+    if names not in (["Resize", "ToTensor", "Normalize"], ["ToTensor", "Normalize"]):
+        raise ModelError(
+            f"{folder / CONFIG}: found transform {', '.join(names)}; expected Resize (or not), ToTensor, Normalize"
+        )
+    given = {step.name: step.arguments or {} for step in config.transform}
+    try:
+        side = given["Resize"]["size"] if "Resize" in given else None
+        side = side[0] if isinstance(side, list) and side[0] == side[-1] else side
+        mean, std = (tuple(map(float, given["Normalize"][key])) for key in ("mean", "std"))
+        known = {key: {"Resize": {"size"}, "Normalize": {"mean", "std"}}.get(key, set()) for key in given}
+        unknown = [
+            f"{key}.{name}" for key, arguments in given.items() for name in set(arguments) - known[key]
+        ]
+        if unknown:
+            raise ValueError(f"unknown arguments {', '.join(unknown)}")
+        if len(mean) != 3 or len(std) != 3 or min(std) <= 0 or not (side is None or isinstance(side, int)):
+            raise ValueError(f"size {side}, mean {mean}, std {std}")
+    except (KeyError, TypeError, ValueError) as error:
+        raise ModelError(
+            f"{folder / CONFIG}: its transform is not understood ({error!r}); expected Resize with one size, and "
+            "Normalize with three values of mean and std"
+        ) from error
+    return Preparation(side, (mean[0], mean[1], mean[2]), (std[0], std[1], std[2]))
+
+
+def _load_torchscript(weights: bytes, path: Path) -> nn.Module:
+    """The network; raises ModelError for what is no TorchScript, before anything of it is read."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(weights)) as archive:
+            inside = {name.partition("/")[2] for name in archive.namelist()}
+    except zipfile.BadZipFile as error:
+        raise ModelError(
+            f"{path}: expected TorchScript (torch.jit.save), which is a zip archive: {error}"
+        ) from error
+    if "constants.pkl" not in inside or not any(name.startswith("code/") for name in inside):
+        raise ModelError(
+            f"{path}: found a pickle of Python objects, which can run any program when it is loaded; expected "
+            "TorchScript: save it with torch.jit.save(torch.jit.trace(network, example), path)"
+        )
+    try:
+        network: nn.Module = torch.jit.load(io.BytesIO(weights), map_location="cpu")  # type: ignore[no-untyped-call]
+    except (RuntimeError, ValueError) as error:
+        raise ModelError(f"{path}: cannot be read as TorchScript: {_short(error)}; get it again") from error
+    graph = str(getattr(network.eval(), "inlined_graph", ""))
+    if found := [name for name in FORBIDDEN if name in graph]:
+        raise ModelError(
+            f"{path}: found {', '.join(found)} in its code; expected a network that touches no files"
+        )
+    return network
+
+
+def _check_output(network: nn.Module, card: ModelCard, folder: Path) -> None:
+    """Raises ModelError where one grey patch does not give a number for each class."""
+    patch = torch.full((1, 3, card.patch_px, card.patch_px), 0.7)
+    try:
+        with torch.inference_mode():
+            logits = network(patch)
+    except RuntimeError as error:
+        raise ModelError(f"{folder}: its network cannot be run on a patch: {_short(error)}") from error
+    shape = tuple(getattr(logits, "shape", ()))
+    if shape != (1, len(card.classes)):
+        raise ModelError(
+            f"{folder}: its network gave {shape} of one patch; expected (1, {len(card.classes)})"
+        )
+
+
+def _without_notes(values: Any) -> Any:
+    """The config without what it may say beside the specification: keys that begin with '$'."""
+    if not isinstance(values, dict):
+        raise ValueError(f"found a {type(values).__name__}, expected an object")
+    return {name: value for name, value in values.items() if not name.startswith("$")}
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ModelError(
+            f"{path}: cannot be read ({error.strerror}); a package is a folder with {CONFIG} and {WEIGHTS}"
+        ) from error
+
+
+def _short(error: BaseException) -> str:
+    return " ".join(str(error).split())[-300:]
