@@ -136,8 +136,8 @@ def _page(found: dict[str, Any], targets: list[tuple[str, str, bool]]) -> str:
         "## A million cells",
         "",
         f"What follows the network, of {found['cells']:,} scored cells and {found['regions']:,} regions, on "
-        f"{len(os.sched_getaffinity(0))} cores. Written by `python -m scripts.bench.measure_million_cells --slide SLIDE "
-        "--docs docs/performance.md`.",
+        f"{len(os.sched_getaffinity(0))} cores. Written by `python -m "
+        "scripts.bench.measure_million_cells --slide SLIDE --docs docs/performance.md`.",
         "",
         "| stage | s |",
         "| --- | --- |",
