@@ -20,8 +20,9 @@ from wsi_pipeline.inference.device import choose_device
 from wsi_pipeline.pipeline.config import InferConfig
 from wsi_pipeline.pipeline.infer import infer_slide
 from wsi_pipeline.pipeline.run import RunOptions
-from wsi_pipeline.results.figures.report_words import info_rows
-from wsi_pipeline.results.figures.slide_figures import inside_text
+from wsi_pipeline.results.exports import pdf
+from wsi_pipeline.results.figures import slide_figures
+from wsi_pipeline.results.figures.report_words import info_rows, inside_text
 from wsi_pipeline.slides.annotations.geojson import AnnotationOptions, read_inside
 
 MakeSlide = Callable[..., Path]
@@ -130,11 +131,9 @@ def test_outlines_off_the_slide_are_refused(tmp_path: Path) -> None:
         read_inside(file, AnnotationOptions(), Size(1600, 1200))
 
 
-def test_the_report_says_within_what_was_mapped(slide: Path, tmp_path: Path) -> None:
-    from wsi_pipeline.results.figures import slide_figures
-
+def test_the_report_and_its_pdf_say_within_what_was_mapped(slide: Path, tmp_path: Path) -> None:
     rows: list[tuple[str, str]] = []
-    real = slide_figures.render_report
+    real, real_page, on_page = slide_figures.render_report, pdf.report_figure, []
 
     def seen(path: Any, thumbnail: Any, finished: Any, info: Any) -> None:
         rows.extend(info_rows(info, finished))
@@ -142,6 +141,8 @@ def test_the_report_says_within_what_was_mapped(slide: Path, tmp_path: Path) -> 
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(slide_figures, "render_report", seen)
+        patch.setattr(pdf, "report_figure", lambda *given: on_page.append(given[2]) or real_page(*given))
         run(slide, tmp_path / "out", draw(tmp_path / "o", (LEFT, "Tumor"), (HOLE, "Stroma")))
+    assert [info.inside for info in on_page] == ["within 2 outlines of a.geojson alone, 7.68 mm²"]
     assert ("Mapped", "within 2 outlines of a.geojson alone, 7.68 mm²") in rows
     assert inside_text(None) == ""

@@ -8,6 +8,8 @@ from PIL import Image
 
 from wsi_pipeline.base.geometry import Plane, Size
 from wsi_pipeline.results.figures.maps import (
+    PASSED_OVER,
+    SPOILT,
     heatmap_place,
     render_heatmap,
     render_overlay,
@@ -178,7 +180,7 @@ def test_the_tissue_picture_outlines_what_was_kept_and_hatches_what_was_rejected
     tissue[100:500, 100:800] = True
     rejected = np.zeros_like(tissue)
     rejected[100:500, 500:800] = True
-    render_tissue(tmp_path / "tissue.png", thumbnail, tissue, rejected, None, 4.0)
+    render_tissue(tmp_path / "tissue.png", thumbnail, tissue, {"pen": (rejected, 1.92)}, None, 4.0)
     shown = pixels(tmp_path / "tissue.png")
     changed = (shown[:600, :900] != thumbnail).any(axis=2)
     assert shown.shape[0] > 600
@@ -188,12 +190,28 @@ def test_the_tissue_picture_outlines_what_was_kept_and_hatches_what_was_rejected
     assert not changed[:100].any()
 
 
+def test_each_reason_not_to_score_tissue_has_its_own_colour_and_its_area(tmp_path):
+    thumbnail, tissue = slide_of(900, 600), np.ones((600, 900), bool)
+    names = [*SPOILT, *PASSED_OVER]
+    bands = {name: np.zeros_like(tissue) for name in names}
+    for i, name in enumerate(names):
+        bands[name][:, 100 + 150 * i : 200 + 150 * i] = True
+    render_tissue(tmp_path / "all.png", thumbnail, tissue, {n: (m, 1.5) for n, m in bands.items()}, None, 4.0)
+    render_tissue(tmp_path / "none.png", thumbnail, tissue, {}, None, 4.0)
+    shown, plain = pixels(tmp_path / "all.png"), pixels(tmp_path / "none.png")
+    colours = {name: tuple(bytes.fromhex(fill[1:])) for name, (fill, _) in (SPOILT | PASSED_OVER).items()}
+    assert len(set(colours.values())) == len(names)
+    for name in names:
+        is_it = (shown[20:580, :900] == colours[name]).all(axis=2)
+        assert 0.2 < is_it[bands[name][20:580]].mean() < 0.4  # stripes: a quarter, give or take
+        assert not is_it[~bands[name][20:580]].any()
+    assert shown.shape[0] > plain.shape[0]  # the key has its lines
+
+
 def test_the_reason_is_written_below_when_nothing_was_found(tmp_path):
     thumbnail, nothing = slide_of(900, 600), np.zeros((600, 900), bool)
-    render_tissue(tmp_path / "short.png", thumbnail, nothing, None, None, 4.0)
-    render_tissue(
-        tmp_path / "long.png", thumbnail, nothing, None, "nothing differs from the glass, " * 12, 4.0
-    )
+    render_tissue(tmp_path / "short.png", thumbnail, nothing, {}, None, 4.0)
+    render_tissue(tmp_path / "long.png", thumbnail, nothing, {}, "nothing differs from the glass, " * 12, 4.0)
     short, long = pixels(tmp_path / "short.png"), pixels(tmp_path / "long.png")
     assert np.array_equal(short[:600, :900], thumbnail)
     assert long.shape[0] > short.shape[0] + 60
@@ -203,7 +221,7 @@ def test_the_reason_is_written_below_when_nothing_was_found(tmp_path):
 @pytest.mark.parametrize("size", [(1, 1), (3, 900), (2000, 5)])
 def test_pictures_of_any_shape_have_room_for_their_key(tmp_path, size):
     thumbnail = slide_of(*size)
-    render_tissue(tmp_path / "tissue.png", thumbnail, np.ones(size[::-1], bool), None, "a reason", 4.0)
+    render_tissue(tmp_path / "tissue.png", thumbnail, np.ones(size[::-1], bool), {}, "a reason", 4.0)
     plane = Plane(10, 10)
     finished = finished_map(np.ones(size[::-1], np.float32), plane)
     render_overlay(tmp_path / "overlay.png", Thumbnail(thumbnail, plane), finished, MPP0[0])

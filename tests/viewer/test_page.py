@@ -307,6 +307,26 @@ def test_slide_and_map_side_by_side_move_as_one(page: Any) -> None:
     assert centres[0][1] < pixels.shape[0] / 2
 
 
+def test_whoever_grades_sees_the_tissue_as_it_is_and_the_map_beside_it(page: Any) -> None:
+    view = {"x": 800, "y": 600, "at": 2.5}
+    shown = {}
+    for tab, layer in (("map", "heatmap"), ("map", ""), ("grading", "heatmap")):
+        go(page, "whole", tab=tab, map=layer, **view)
+        shown[tab, layer] = stage_pixels(page)
+    bare, covered, graded = shown["map", ""], shown["map", "heatmap"], shown["grading", "heatmap"]
+    # Below the buttons, and above the scale bar and the place.
+    middle = slice(100, 500), slice(100, 700)
+    assert np.abs(bare[middle].astype(int) - graded[middle]).max() <= 3
+    assert np.abs(bare[middle].astype(int) - covered[middle]).max() > 40
+    assert page.locator(".colour-bar").count() == 0
+    page.keyboard.press("s")
+    page.locator(".osd").nth(1).wait_for()
+    wait_for_tiles(page)
+    beside = stage_pixels(page, 1)
+    assert page.locator(".colour-bar").count() == 1
+    assert np.abs(beside[middle[0], 100:350].astype(int) - stage_pixels(page)[middle[0], 100:350]).max() > 40
+
+
 def test_a_key_flies_to_the_next_region_and_a_click_to_a_field(site: Site, page: Any) -> None:
     facts = page.request.get(f"{site.address}/api/slides/whole").json()
     go(page, "whole")

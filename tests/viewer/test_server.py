@@ -142,6 +142,18 @@ def test_every_pixel_of_a_layer_has_the_colour_of_the_cell_under_its_centre(clie
                 assert np.abs(shown[y, x].astype(int) - expected).max() <= 3
 
 
+def test_a_faint_layer_covers_the_more_the_higher_the_probability_and_keeps_its_colours(client, made):
+    values = wp.open_result(made / "out/a").map
+    path = "/api/slides/a/layers/heatmap/10/0_0.png"
+    plain, faint = (pixels(client.get(path, params={"faint": value})) for value in (0, 1))
+    scored = plain[..., 3] > 0
+    assert np.array_equal(faint[..., :3][scored], plain[..., :3][scored])
+    assert not faint[~scored, 3].any()
+    low, high = np.nanmin(values), np.nanmax(values)
+    assert faint[scored, 3].min() == pytest.approx(255 * (0.2 + 0.8 * low), abs=2)
+    assert faint[scored, 3].max() == pytest.approx(255 * (0.2 + 0.8 * high), abs=2)
+
+
 def test_the_point_under_the_pointer_says_what_the_map_says(client, made):
     result = wp.open_result(made / "out/b")
     row, column = np.argwhere(np.isfinite(result.map))[0]

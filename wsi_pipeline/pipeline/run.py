@@ -109,11 +109,16 @@ def new_store(
 
 def render_overview(folder: OutPath, slide: Slide, overview: Overview) -> None:
     """Write tissue.png. Raises OutputError."""
-    (tissue, rejected), thumbnail = overview.masks_on_thumbnail(), overview.thumbnail
+    thumbnail, tissue = overview.thumbnail, overview.tissue
     um_per_pixel = thumbnail.plane.downsample_x * slide.mpp[0]
-    render_tissue(
-        folder / "tissue.png", thumbnail.rgb, tissue, rejected, overview.tissue.reason, um_per_pixel
-    )
+    areas_mm2 = overview.artefacts.areas_mm2 | overview.passed_over_mm2(slide.mpp)
+    not_scored = {
+        name: (overview.on_thumbnail(mask), areas_mm2[name])
+        for name, mask in (overview.artefacts.spots | overview.passed_over()).items()
+        if areas_mm2[name]
+    }
+    place, mask = folder / "tissue.png", overview.on_thumbnail(tissue.mask)
+    render_tissue(place, thumbnail.rgb, mask, not_scored, tissue.reason, um_per_pixel)
 
 
 def finish(folder: OutPath, summary: dict[str, Any], drawn_again: str = "") -> SlideResult:

@@ -176,6 +176,7 @@ def summarise(
         "tissue_mm2": round(overview.tissue_mm2(slide.mpp), 4),
         "tissue_reason": overview.tissue.reason,
         "rejected_mm2": {name: round(mm2, 4) for name, mm2 in overview.artefacts.areas_mm2.items()},
+        "passed_over_mm2": {name: round(mm2, 4) for name, mm2 in overview.passed_over_mm2(slide.mpp).items()},
         "counts": counts,
         "warnings": warnings,
         "seconds": watch.seconds | {"total": watch.total},

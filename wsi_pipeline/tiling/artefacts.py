@@ -73,6 +73,8 @@ class Artefacts:
     rejected: NDArray[np.bool_]
     plane: Plane
     areas_mm2: dict[str, float]
+    spots: dict[str, Mask]
+    """By reason, [row, col] as `rejected`, which is all of them together."""
 
 
 def find_artefacts(
@@ -105,13 +107,14 @@ def find_artefacts(
             found["dark"][rows] &= (mean > options.min_dark_od) & (spread <= options.max_grey_share * mean)
 
     rejected = np.zeros_like(tissue)
-    areas_mm2 = {}
+    areas_mm2, spoilt_by = {}, {}
     for reason, spots in found.items():
         spoilt = _with_margin(without_small(spots, options.min_spot_um2 / (mpp[0] * mpp[1])), mpp, options)
         spoilt &= tissue
         rejected |= spoilt
+        spoilt_by[reason] = spoilt
         areas_mm2[reason] = int(spoilt.sum()) * mpp[0] * mpp[1] / 1e6
-    return Artefacts(rejected, plane, areas_mm2)
+    return Artefacts(rejected, plane, areas_mm2, spoilt_by)
 
 
 def _with_margin(mask: Mask, mpp: tuple[float, float], options: ArtefactOptions) -> Mask:

@@ -1,6 +1,6 @@
 """A slide looked at from afar: thumbnail, tissue, artefacts, and from these the plan of patches."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 import numpy as np
@@ -10,10 +10,11 @@ from PIL import Image
 from wsi_pipeline.base.errors import UnreadableSlideError
 from wsi_pipeline.base.geometry import Plane
 from wsi_pipeline.base.options import Field, options
-from wsi_pipeline.base.types import RgbImage
+from wsi_pipeline.base.types import Mask, RgbImage
 from wsi_pipeline.slides.resample import resample
 from wsi_pipeline.slides.slide import Pixels, Slide
 from wsi_pipeline.tiling.artefacts import ArtefactOptions, Artefacts, find_artefacts
+from wsi_pipeline.tiling.cell_status import Status, initial_status
 from wsi_pipeline.tiling.grid import GridOptions, Plan, plan_grid, plan_patches
 from wsi_pipeline.tiling.tissue import Tissue, TissueOptions, find_tissue
 
@@ -21,6 +22,10 @@ from wsi_pipeline.tiling.tissue import Tissue, TissueOptions, find_tissue
 THUMBNAIL_PX = 2000
 # Scanners' 40x is anything from 0.22 to 0.27 um/px: that is no cause for a warning.
 NOTABLE_UPSAMPLING = 1.1
+# Of all tissue: rims alone, which every slide has, are less.
+NOTABLE_TOO_LITTLE = 0.1
+# What tissue.png and summary.json call tissue that lies where no patch is scored, though nothing is wrong with it.
+TOO_LITTLE, BESIDE_ARTEFACTS = "too little", "beside artefacts"
 
 
 @options
@@ -67,14 +72,37 @@ class Overview:
         pixel_um2 = plane.downsample_x * mpp0[0] * plane.downsample_y * mpp0[1]
         return float((self.labels == 1).sum()) * pixel_um2 / 1e6
 
-    def masks_on_thumbnail(self) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-        """Tissue and what of it is rejected, bool [row, column] of the thumbnail."""
-        height, width = self.thumbnail.shape
-        tissue, rejected = (
-            np.asarray(Image.fromarray(mask).resize((width, height), Image.Resampling.NEAREST), np.bool_)
-            for mask in (self.tissue.mask, self.artefacts.rejected)
+    def passed_over(self) -> dict[str, Mask]:
+        """Tissue that is no artefact and yet not scored, [row, col] of the tissue plane, by reason.
+
+        TOO_LITTLE: its patches hold less than min_tissue. BESIDE_ARTEFACTS: too much of them is artefact.
+        """
+        clean = self.tissue.mask & ~self.artefacts.rejected
+        status, plane, cells = initial_status(self.plan), self.tissue.plane, self.plan.grid.map_plane
+        rows, columns = np.arange(clean.shape[0]) + 0.5, np.arange(clean.shape[1]) + 0.5
+        row = (plane.origin_y0 + rows * plane.downsample_y - cells.origin_y0) / cells.downsample_y
+        column = (plane.origin_x0 + columns * plane.downsample_x - cells.origin_x0) / cells.downsample_x
+        # What is planned reaches over the slide's edge, or to within a pixel of it.
+        at_row, at_column = (
+            np.clip(np.floor(at).astype(int), 0, length - 1)
+            for at, length in zip((row, column), status.shape, strict=True)
         )
-        return tissue, rejected
+        of_pixels = status[at_row[:, None], at_column[None, :]]
+        return {
+            TOO_LITTLE: clean & (of_pixels == Status.BACKGROUND),
+            BESIDE_ARTEFACTS: clean & (of_pixels == Status.REJECTED),
+        }
+
+    def passed_over_mm2(self, mpp0: tuple[float, float]) -> dict[str, float]:
+        """Its areas; `mpp0` is um per level-0 pixel."""
+        plane = self.tissue.plane
+        pixel_um2 = plane.downsample_x * mpp0[0] * plane.downsample_y * mpp0[1]
+        return {name: float(mask.sum()) * pixel_um2 / 1e6 for name, mask in self.passed_over().items()}
+
+    def on_thumbnail(self, mask: Mask) -> Mask:
+        """A mask of the tissue plane, bool [row, column] of the thumbnail."""
+        height, width = self.thumbnail.shape
+        return np.asarray(Image.fromarray(mask).resize((width, height), Image.Resampling.NEAREST), np.bool_)
 
 
 def make_overview(slide: Slide, options: OverviewOptions, grid: GridOptions) -> Overview:
@@ -116,7 +144,19 @@ def make_overview(slide: Slide, options: OverviewOptions, grid: GridOptions) -> 
     warnings += [
         f"{mm2:.2f} mm2 of tissue not scored: {name}" for name, mm2 in artefacts.areas_mm2.items() if mm2
     ]
-    return Overview(Thumbnail(thumbnail.rgb, plane), tissue, artefacts, plan, tuple(warnings))
+    overview = Overview(Thumbnail(thumbnail.rgb, plane), tissue, artefacts, plan, tuple(warnings))
+    return replace(overview, warnings=(*warnings, *_too_little(overview, slide, grid)))
+
+
+def _too_little(overview: Overview, slide: Slide, grid: GridOptions) -> list[str]:
+    """What to say where much of the tissue lies in patches that hold too little of it."""
+    mm2, all_mm2 = overview.passed_over_mm2(slide.mpp)[TOO_LITTLE], overview.tissue_mm2(slide.mpp)
+    if mm2 <= NOTABLE_TOO_LITTLE * all_mm2 or not overview.plan.kept.any():
+        return []
+    return [
+        f"{mm2:.2f} of {all_mm2:.2f} mm2 of tissue not scored: it lies in patches with less than "
+        f"{grid.min_tissue:.0%} tissue (min_tissue)"
+    ]
 
 
 def thumbnail_of(slide: Slide) -> Thumbnail:

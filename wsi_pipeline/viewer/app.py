@@ -232,11 +232,12 @@ def _add_slides(app: FastAPI, viewer: Viewer, access: Access) -> None:
         low: float = 0.0,
         high: float = 1.0,
         threshold: float | None = None,
+        faint: bool = False,
     ) -> Response:
         from wsi_pipeline.results.figures.palette import COLOURS
 
         chosen = colormap or COLOURS.name
-        work = partial(viewer.layer, slide_id, layer, level, column, row, chosen, low, high, threshold)
+        work = partial(viewer.layer, slide_id, layer, level, column, row, chosen, low, high, threshold, faint)
         data, tag = await per_map.run(slide_id, work)
         return _kept(request, data, tag, "image/png")
 
@@ -255,7 +256,10 @@ def _add_slides(app: FastAPI, viewer: Viewer, access: Access) -> None:
 
     @app.get("/api/slides/{slide_id}/pictures/{name}")
     def picture(slide_id: str, name: str) -> Response:
-        return Response(viewer.picture(slide_id, name), media_type="image/png")
+        data = viewer.picture(slide_id, name)
+        if name.endswith(".pdf"):
+            return _download(data, "application/pdf", name)
+        return Response(data, media_type="image/png")
 
     @app.get("/api/slides/{slide_id}/associated/{name}.jpg")
     async def associated(slide_id: str, name: str) -> Response:

@@ -45,6 +45,8 @@ PAGE_STATUS_COLOURS = {int(status): rgba for status, rgba in STATUS_COLOURS.item
 
 # Tiles take little time before they take little room.
 PNG_LEVEL = 1
+# How much a probability of 0 covers of what one of 1 does, where low ones are to leave the tissue to be seen.
+FAINTEST = 0.2
 # In tiles, of what is nowhere: a number that no class has.
 _NOWHERE = 255
 
@@ -141,15 +143,28 @@ def load_layer(result: Result, name: str, mpp0: tuple[float, float]) -> Layer | 
 
 
 def layer_tile(
-    layer: Layer, box: Box, plane: Plane, colormap: str, low: float, high: float, threshold: float | None
+    layer: Layer,
+    box: Box,
+    plane: Plane,
+    colormap: str,
+    low: float,
+    high: float,
+    threshold: float | None,
+    faint: bool = False,
 ) -> bytes:
-    """A tile of the layer as a PNG of its colours, transparent where there is no value, or one below the threshold."""
+    """A tile of the layer as a PNG of its colours, transparent where there is no value, or one below the threshold.
+
+    faint: low probabilities cover little of what lies below, as on overlay.png.
+    """
     cells = layer.cells_under(box, plane)
     values = cells.values
     if layer.kind == "classes":
         table, numbers = _class_table(layer.name), values.astype(np.uint8)
     else:
         table = _colour_table(DEVIATION if layer.kind == "deviation" else colormap)
+        if faint and layer.kind == "probability":
+            table = table.copy()
+            table[:_NOWHERE, 3] = np.linspace(255 * FAINTEST, 255, _NOWHERE).round()
         top = LARGEST_DEVIATION if layer.kind == "deviation" else 1.0
         shares = (values / top - low) / max(high - low, 1e-6)
         numbers = np.clip(np.nan_to_num(shares) * _NOWHERE, 0, _NOWHERE - 1).astype(np.uint8)

@@ -52,7 +52,15 @@ KEPT_RESULTS = 32
 MOST_CELLS = 4_000_000
 # On an object store, where each look takes several requests, a result is not looked at again within so many seconds.
 FRESH_S = 5.0
-PICTURES = ("tissue.png", "heatmap.png", "overlay.png", "uncertainty.png", "report.png", "fields.png")
+PICTURES = (
+    "tissue.png",
+    "heatmap.png",
+    "overlay.png",
+    "uncertainty.png",
+    "report.png",
+    "fields.png",
+    "report.pdf",
+)
 ASSOCIATED = ("macro", "label")
 NO_CELL = "outside"
 
@@ -164,7 +172,7 @@ class Viewer:
             "warnings": summary.get("warnings", []),
             "model": _model_of(opened),
             "pictures": {
-                name.removesuffix(".png"): f"/api/slides/{slide_id}/pictures/{name}"
+                name.removesuffix(".png").replace(".pdf", " (PDF)"): f"/api/slides/{slide_id}/pictures/{name}"
                 for name in PICTURES
                 if name in names(result.folder)
             },
@@ -206,6 +214,7 @@ class Viewer:
         low: float,
         high: float,
         threshold: float | None,
+        faint: bool = False,
     ) -> tuple[bytes, str]:
         """A tile of a layer as a PNG on the slide's own geometry, and its ETag. Raises UsageError."""
         opened = self.opened(slide_id)
@@ -216,11 +225,24 @@ class Viewer:
             raise UsageError(f"found colour map {colormap[:50]!r}, expected one of {', '.join(COLORMAPS)}")
         if not (math.isfinite(low) and math.isfinite(high) and low < high):
             raise UsageError("'low' and 'high': expected numbers, the first the lower one")
-        key = ("layer", slide_id, opened.stamp, name, level, column, row, colormap, low, high, threshold)
+        key = (
+            "layer",
+            slide_id,
+            opened.stamp,
+            name,
+            level,
+            column,
+            row,
+            colormap,
+            low,
+            high,
+            threshold,
+            faint,
+        )
         plane = zoom.plane(level)
 
         def make() -> bytes:
-            return layer_tile(layer, box, plane, colormap, low, high, threshold)
+            return layer_tile(layer, box, plane, colormap, low, high, threshold, faint)
 
         return self.tiles.get(key, make), _tag(key)
 

@@ -13,7 +13,7 @@ from wsi_pipeline.base.text import printable
 from wsi_pipeline.results.exports.exported_map import ExportedMap
 from wsi_pipeline.results.figures.grading_page import GradedSlide, grading_figure
 from wsi_pipeline.results.figures.report import report_figure
-from wsi_pipeline.results.figures.report_words import ReportInfo
+from wsi_pipeline.results.figures.report_words import ReportInfo, inside_text
 
 
 def write_pdf(path: OutPath, exported: ExportedMap) -> None:
@@ -49,6 +49,7 @@ def report_info_of(exported: ExportedMap) -> ReportInfo:
         patch_px=summary["patch_px"],
         patch_mpp=summary["patch_mpp"],
         tissue_mm2=summary["tissue_mm2"],
+        inside=inside_text(summary.get("inside")),
         warnings=summary["warnings"],
         version=summary["versions"]["wsi_pipeline"],
         date=summary["finished"][:10],

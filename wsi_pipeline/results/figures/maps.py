@@ -6,7 +6,7 @@ what could not be read are striped, each in its colour.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,12 +30,15 @@ from wsi_pipeline.results.figures.palette import (
     BLACK,
     BLUE,
     COLOURS,
+    GREEN,
     GREY,
     LARGEST_DEVIATION,
     ORANGE,
+    SKY,
     UNCERTAINTY_COLOURS,
     VERMILLION,
     WHITE,
+    YELLOW,
     colour,
     colour_uncertainty,
     sample,
@@ -45,7 +48,7 @@ from wsi_pipeline.results.finished_map import FinishedMap
 from wsi_pipeline.results.regions import IdcRegion
 from wsi_pipeline.results.slide_grid import cells_at_centres, grid_of, status_at_centres
 from wsi_pipeline.tiling.cell_status import Status
-from wsi_pipeline.tiling.overview import Thumbnail
+from wsi_pipeline.tiling.overview import BESIDE_ARTEFACTS, TOO_LITTLE, Thumbnail
 
 LEAST_PX = 800
 # Of the scale's colours the overlay keeps so many: on the slide they are blended with the tissue's.
@@ -56,26 +59,43 @@ LOST = {
     Status.UNREADABLE: (VERMILLION, "could not be read"),
 }
 
+# Of tissue that is not scored: the colour and the meaning of each reason. Artefacts, by their checks;
+SPOILT = {
+    "pen": (ORANGE, "blue or green ink"),
+    "red": (YELLOW, "red ink or clotted blood"),
+    "dark": (GREEN, "black ink, pigment or dirt"),
+}
+# and what lies where no patch is scored.
+PASSED_OVER = {
+    TOO_LITTLE: (SKY, "too little tissue in its patches"),
+    BESIDE_ARTEFACTS: (GREY, "clean, but its patches are mostly artefact"),
+}
+_NOT_SCORED = SPOILT | PASSED_OVER
+
 
 def render_tissue(
     path: OutPath,
     thumbnail: RgbImage,
     tissue: Mask,
-    rejected: Mask | None,
+    not_scored: Mapping[str, tuple[Mask, float]],
     reason: str | None,
     um_per_pixel: float,
 ) -> None:
-    """Write the thumbnail with the outline of what was kept, and hatching where tissue was rejected.
+    """Write the thumbnail with the outline of what was kept, and hatching where tissue is not scored.
 
-    thumbnail: [H, W, 3]; tissue, rejected: [H, W] of the same grid; kept is tissue that was not rejected.
+    thumbnail: [H, W, 3]; tissue: [H, W] of the same grid. not_scored: by its reason, a name of SPOILT or PASSED_OVER,
+    which tissue, [H, W], and how many mm2 of it; what of tissue is not spoilt is kept.
     reason: why little or nothing was kept, written below; None when all went well. um_per_pixel: of the thumbnail.
     """
     factor = _enlargement(thumbnail.shape)
-    kept = tissue if rejected is None else tissue & ~rejected
+    kept = tissue.copy()
+    for name in not_scored.keys() & SPOILT.keys():
+        kept &= ~not_scored[name][0]
     picture = _enlarge(thumbnail, factor).copy()
     line_px = max(2, round(max(picture.shape) / 500))
-    if rejected is not None:
-        picture[stripes(picture.shape, line_px) & _enlarge(rejected, factor)] = _rgb(ORANGE)
+    hatched = stripes(picture.shape, line_px)
+    for name, (mask, _) in not_scored.items():
+        picture[hatched & _enlarge(mask, factor)] = _rgb(_NOT_SCORED[name][0])
     inside = _enlarge(kept, factor)
     picture[_rim(inside, 2 * line_px)] = _rgb(WHITE)
     picture[_rim(inside, line_px)] = _rgb(BLUE)
@@ -85,9 +105,15 @@ def render_tissue(
     key.append(
         swatch(BLUE, "outline of the tissue kept", size) if kept.any() else label("no tissue kept", size)
     )
-    if rejected is not None and rejected.any():
-        key.append(swatch(ORANGE, "rejected: tissue that is not scored", size, hatched=True))
+    for name, (_, mm2) in not_scored.items():
+        fill, meaning = _NOT_SCORED[name]
+        key.append(swatch(fill, f"not scored: {meaning}, {_mm2(mm2)}", size, hatched=True))
     write_png(path, with_key(picture, key, reason))
+
+
+def _mm2(area: float) -> str:
+    """The area in words, also where it is a trace."""
+    return f"{area:.2f} mm2" if area >= 0.005 else "under 0.01 mm2"
 
 
 def heatmap_place(finished: FinishedMap, size0: Size, mpp0: tuple[float, float]) -> dict[str, list[float]]:

@@ -31,6 +31,7 @@ LARGEST_DEVIATION = 0.5
 
 # Of the palette of Okabe and Ito (2008), made to be distinguished with any colour vision.
 BLUE, ORANGE, VERMILLION = "#0072B2", "#E69F00", "#D55E00"
+GREEN, YELLOW, SKY = "#009E73", "#F0E442", "#56B4E9"
 BLACK, GREY, WHITE = "#000000", "#777777", "#FFFFFF"
 
 
@@ -92,5 +93,6 @@ def write_png(
     A photograph is written in 256 colours (few_colours.py). scale: the colours of a map on it, which it keeps in so
     many steps: 64 where they can be read off. texts: what else the file says of itself, by keyword.
     """
-    lines = np.array([list(bytes.fromhex(name[1:])) for name in (BLUE, ORANGE, VERMILLION, GREY)], np.uint8)
+    names = (BLUE, ORANGE, VERMILLION, GREY, GREEN, YELLOW, SKY)
+    lines = np.array([list(bytes.fromhex(name[1:])) for name in names], np.uint8)
     write_bytes(path, png_bytes(in_few_colours(image, scale, steps, lines), texts=texts))

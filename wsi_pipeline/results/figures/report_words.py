@@ -3,6 +3,7 @@
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from wsi_pipeline.base.geometry import Size
 from wsi_pipeline.base.text import printable
@@ -49,6 +50,14 @@ class ReportInfo:
 
     limits: str = ""
     """What the model is not for, as its card says."""
+
+
+def inside_text(inside: dict[str, Any] | None) -> str:
+    """What `inside_info` gave, in words; empty where the whole slide was mapped."""
+    if inside is None:
+        return ""
+    outlines = "one outline" if inside["outlines"] == 1 else f"{inside['outlines']:,} outlines"
+    return f"within {outlines} of {inside['file']} alone, {inside['mm2']:.2f} mm²"
 
 
 def info_rows(info: ReportInfo, finished: FinishedMap) -> list[tuple[str, str]]:

@@ -9,7 +9,7 @@ from wsi_pipeline.base.files import OutPath
 from wsi_pipeline.base.version import VERSION
 from wsi_pipeline.results.figures.maps import render_heatmap, render_overlay, render_uncertainty
 from wsi_pipeline.results.figures.report import render_report
-from wsi_pipeline.results.figures.report_words import ReportInfo
+from wsi_pipeline.results.figures.report_words import ReportInfo, inside_text
 from wsi_pipeline.results.finished_map import FinishedMap
 from wsi_pipeline.results.summary import patch_mpp
 from wsi_pipeline.slides.slide import Slide
@@ -68,14 +68,6 @@ def _report_info(
         inside=inside_text(inside),
         **model_words(models),
     )
-
-
-def inside_text(inside: dict[str, Any] | None) -> str:
-    """What `inside_info` gave, in words; empty where the whole slide was mapped."""
-    if inside is None:
-        return ""
-    outlines = "one outline" if inside["outlines"] == 1 else f"{inside['outlines']:,} outlines"
-    return f"within {outlines} of {inside['file']} alone, {inside['mm2']:.2f} mm²"
 
 
 def model_words(models: "Sequence[Model]") -> dict[str, str]:

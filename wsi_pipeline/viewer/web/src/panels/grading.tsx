@@ -26,6 +26,11 @@ export function GradingPanel({ space }: { space: Workspace }) {
   return (
     <>
       {!space.readOnly && <ReviewerName />}
+      {space.mapHidden.value && (
+        <p class="small">
+          The map is hidden here, so that the tissue is seen as it is. <kbd>s</kbd> shows it beside the slide.
+        </p>
+      )}
       {chosen ? (
         <section class="details" aria-label={chosen.id}>
           <h2>

@@ -113,7 +113,7 @@ export function Readout({ space }: { space: Workspace }) {
 export function ColourBar({ space }: { space: Workspace }) {
   const layer = space.view.layers.find(({ name }) => name === space.layer.value);
   const stops = space.view.colormap_stops?.[layer?.kind === "deviation" ? layer.kind : space.colormap.value];
-  if (!layer || !stops || layer.kind === "classes") {
+  if (!layer || !stops || layer.kind === "classes" || space.mapHidden.value) {
     return null;
   }
   const isUncertainty = layer.kind === "deviation";

@@ -79,12 +79,15 @@ export class Stage {
     const { world } = this.viewer;
     const tell = () => {
       const items = Array.from({ length: world.getItemCount() }, (_, i) => world.getItemAt(i));
-      element.dataset.tiles = items.every((item) => item.getFullyLoaded()) ? "whole" : "coming";
+      // Of what is not seen no tile is asked for.
+      const isWhole = (item: OpenSeadragon.TiledImage) => item.getOpacity() === 0 || item.getFullyLoaded();
+      element.dataset.tiles = items.every(isWhole) ? "whole" : "coming";
     };
     element.dataset.tiles = "coming";
     world.addHandler("add-item", ({ item }: { item: OpenSeadragon.TiledImage }) => {
       tell();
       item.addHandler("fully-loaded-change", tell);
+      item.addHandler("opacity-change", tell);
     });
     world.addHandler("remove-item", tell);
   }

@@ -20,17 +20,23 @@ function keepLayers(space: Workspace, stage: Stage, withMap: () => boolean): () 
   const masks = new Set<string>();
   const stopMap = effect(() => {
     const layer = withMap() ? space.view.layers.find(({ name }) => name === space.layer.value) : undefined;
-    // Mitoses are looked for on the tissue, not through a map.
-    const opacity = space.tool.value === "mitoses" ? 0 : space.opacity.value;
+    // Whoever grades looks at the tissue, not through a map.
+    const opacity = space.mapHidden.value ? 0 : space.opacity.value;
+    // All opaque, it is looked at for itself.
+    const faint = space.opacity.value < 1;
     const threshold = space.hideBelow.value ? space.threshold.value : null;
-    const wanted = layer ? `${layer.name} ${space.colormap.value} ${threshold}` : "";
+    const wanted = layer ? `${layer.name} ${space.colormap.value} ${threshold} ${faint}` : "";
     if (wanted === shown) {
       stage.setLayerOpacity("map", opacity);
       return;
     }
     shown = wanted;
     if (layer) {
-      stage.setLayer("map", layerTiles(space.view, layer, { colormap: space.colormap.value, threshold }), opacity);
+      stage.setLayer(
+        "map",
+        layerTiles(space.view, layer, { colormap: space.colormap.value, threshold, faint }),
+        opacity,
+      );
     } else {
       stage.removeLayer("map");
     }
@@ -44,7 +50,7 @@ function keepLayers(space: Workspace, stage: Stage, withMap: () => boolean): () 
     for (const layer of space.view.layers.filter(({ name }) => wanted.includes(name) && !masks.has(name))) {
       stage.setLayer(
         layer.name,
-        layerTiles(space.view, layer, { colormap: space.colormap.value, threshold: null }),
+        layerTiles(space.view, layer, { colormap: space.colormap.value, threshold: null, faint: false }),
         0.6,
       );
       masks.add(layer.name);

@@ -44,6 +44,8 @@ export interface Colouring {
   colormap: string;
   /** Below this probability the layer is transparent; null: nowhere. */
   threshold: number | null;
+  /** Low probabilities leave the tissue to be seen. */
+  faint: boolean;
 }
 
 // The finest pixels of a layer, in um: cells are a hundred times as large, and their edges lie right within half of it.
@@ -55,6 +57,9 @@ export function layerTiles(view: SlideView, layer: Layer, colouring: Colouring):
     asked.set("colormap", colouring.colormap);
     if (colouring.threshold !== null) {
       asked.set("threshold", String(colouring.threshold));
+    }
+    if (colouring.faint) {
+      asked.set("faint", "1");
     }
   }
   const coarser = Math.max(0, Math.floor(Math.log2(FINEST_UM / Math.max(view.mpp_x, view.mpp_y))));

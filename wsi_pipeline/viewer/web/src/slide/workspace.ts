@@ -40,6 +40,10 @@ export class Workspace {
   readonly unreadable = signal(0);
 
   readonly tool = signal<Tool>("look");
+  /** Whoever grades looks at the tissue, and not through a map; one beside the slide is in nobody's way. */
+  readonly mapHidden = computed(
+    () => this.tool.value === "mitoses" || (this.tab.value === "grading" && !this.beside.value),
+  );
   readonly corners = signal<Point[]>([]);
   readonly selected = signal<string | null>(null);
   readonly field = signal<string | null>(null);

@@ -1,0 +1,154 @@
+"""What of ink, folds and blur is found on tissue, and what tissue is rejected with it.
+
+    python -m scripts.results.measure_artefacts SLIDE...
+
+Writes a section of docs/tissue.md. Defects are generated: each is laid, one kind at a time, on the low-power plane of
+each slide, so that its place is known. Ink absorbs what is below it once more (as a felt pen does), a fold doubles the
+tissue's own optical density, blur is a Gaussian.
+"""
+
+import argparse
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from scripts.doc_sections import put_section
+from wsi_pipeline.base.geometry import Plane
+from wsi_pipeline.base.types import Mask, RgbImage
+from wsi_pipeline.slides.slide import open_slide
+from wsi_pipeline.tiling.artefacts import ArtefactOptions, Artefacts, find_artefacts
+from wsi_pipeline.tiling.tissue import Tissue, TissueOptions, find_tissue
+
+# sRGB of a stroke on clear glass of a white lamp.
+INKS = {
+    "blue ink": (40, 60, 180),
+    "green ink": (20, 140, 90),
+    "cyan ink": (60, 180, 200),
+    "black ink": (25, 25, 25),
+    "red ink": (200, 30, 40),
+    "orange ink": (235, 120, 30),
+    "yellow ink": (240, 220, 60),
+}
+GLASS = 243.0
+BLUR_UM = {"blur, sigma 8 um": 8.0, "blur, sigma 16 um": 16.0}
+STROKES, WIDTH_UM, LENGTH_UM, SEED = 6, 240.0, 1_600.0, 0
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """A slide's low-power plane, and the tissue on it."""
+
+    rgb: RgbImage
+    plane: Plane
+    mpp: tuple[float, float]
+    tissue: Tissue
+    clean: Mask
+    """Tissue that is not rejected as the slide stands."""
+
+    seconds: float
+    """To find tissue and artefacts."""
+
+
+def main() -> int:
+    """Measure and write; gives the exit code."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("slides", type=Path, nargs="+")
+    parser.add_argument("--out", type=Path, default=Path("docs/tissue.md"))
+    options = parser.parse_args()
+    slides = [seen(path) for path in options.slides]
+    put_section(options.out, "artefacts", section(slides))
+    return 0
+
+
+def seen(path: Path) -> Seen:
+    """The slide from afar, as `infer-slide` sees it."""
+    with open_slide(path) as slide:
+        plane = slide.plane_at(TissueOptions().mpp)
+        rgb = slide.read_whole(plane).rgb
+        mpp = (plane.downsample_x * slide.mpp[0], plane.downsample_y * slide.mpp[1])
+    begun = time.perf_counter()
+    tissue = find_tissue(rgb, plane, mpp, TissueOptions())
+    found = find_artefacts(rgb, plane, mpp, tissue.mask, tissue.glass, ArtefactOptions())
+    seconds = time.perf_counter() - begun
+    return Seen(rgb, plane, mpp, tissue, tissue.mask & ~found.rejected, seconds)
+
+
+def section(slides: list[Seen]) -> str:
+    """The table: of each defect the share that is rejected, all slides together and where it is least."""
+    rows = []
+    for name in (*INKS, "fold", *BLUR_UM):
+        found = np.array([counted(one, name) for one in slides])  # [slides, 4]
+        defect, rejected, rest, lost = found.sum(axis=0)
+        least = (found[:, 1] / np.maximum(found[:, 0], 1)).min()
+        rows.append(f"| {name} | {rejected / defect:.1%} | {least:.1%} | {lost / rest:.2%} |")
+    slowest = max(one.seconds for one in slides)
+    return "\n".join(
+        [
+            f"Defects laid on {len(slides)} slides (`python -m scripts.results.measure_artefacts SLIDE...`): "
+            f"{STROKES} strokes of {WIDTH_UM:g} x {LENGTH_UM:g} um a slide and kind. Tissue and artefacts took "
+            f"{slowest:.1f} s at most.",
+            "",
+            "| defect on tissue | rejected | on the slide where it is least | other tissue rejected with it |",
+            "| --- | --- | --- | --- |",
+            *rows,
+        ]
+    )
+
+
+def counted(one: Seen, name: str) -> tuple[int, int, int, int]:
+    """Pixels of clean tissue under the defect, those of them that are rejected, and the same of the rest."""
+    where = strokes(one)
+    found = artefacts_of(one, spoilt(one, where, name))
+    under, rest = one.clean & where, one.clean & ~where
+    return (
+        int(under.sum()),
+        int((under & found.rejected).sum()),
+        int(rest.sum()),
+        int((rest & found.rejected).sum()),
+    )
+
+
+def artefacts_of(one: Seen, rgb: RgbImage) -> Artefacts:
+    """What is rejected of the plane with a defect on it; where tissue lies is known."""
+    glass = find_tissue(rgb, one.plane, one.mpp, TissueOptions()).glass
+    return find_artefacts(rgb, one.plane, one.mpp, one.tissue.mask, glass, ArtefactOptions())
+
+
+def strokes(one: Seen) -> Mask:
+    """Straight strokes in any direction, each through a pixel of clean tissue."""
+    chance = np.random.default_rng(SEED)
+    places = np.argwhere(one.clean)
+    rows, columns = np.indices(one.clean.shape, np.float32)
+    where = np.zeros_like(one.clean)
+    for row, column in places[chance.integers(0, len(places), STROKES)]:
+        angle = chance.uniform(0, np.pi)
+        x, y = (columns - column) * one.mpp[0], (rows - row) * one.mpp[1]
+        along = x * np.cos(angle) + y * np.sin(angle)
+        across = y * np.cos(angle) - x * np.sin(angle)
+        where |= (np.abs(along) <= LENGTH_UM / 2) & (np.abs(across) <= WIDTH_UM / 2)
+    return where
+
+
+def spoilt(one: Seen, where: Mask, name: str) -> RgbImage:
+    """The plane with that defect on it."""
+    rgb = one.rgb.astype(np.float32)
+    glass: NDArray[np.float32] = one.tissue.glass[0].rgb
+    if name in INKS:
+        changed = rgb * np.asarray(INKS[name], np.float32) / GLASS
+    elif name in BLUR_UM:
+        sigma = (BLUR_UM[name] / one.mpp[1], BLUR_UM[name] / one.mpp[0], 0)
+        changed = ndimage.gaussian_filter(rgb, sigma)
+    else:
+        changed = rgb * rgb / glass
+    return np.clip(np.rint(np.where(where[..., None], changed, rgb)), 0, 255).astype(np.uint8)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
