@@ -1,6 +1,8 @@
 """Many JPEG tiles decoded in one call of C are what they are one by one, and damaged ones are refused alike."""
 
 import logging
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -175,3 +177,22 @@ def test_a_slide_reads_the_same_with_the_c_function_and_without_and_the_log_says
     assert np.array_equal(rgb, TiledLevels(reader).read(0, box)[0])
     said = "many in a call, by our own C function" if built_here else "one by one, by simplejpeg (left out"
     assert sum(said in record.getMessage() for record in caplog.records) == 1
+
+
+def test_a_c_function_of_another_version_is_left_out_and_the_log_says_why(tmp_path: Path) -> None:
+    code = """
+import logging, sys, types
+old = types.ModuleType("wsi_pipeline.slides.readers._jpeg_tiles")
+sys.modules[old.__name__] = old
+import wsi_pipeline.slides.readers as readers
+readers._jpeg_tiles = old
+logging.basicConfig(level=logging.INFO)
+from wsi_pipeline.slides.readers import jpeg_tiles
+assert not jpeg_tiles.is_built()
+jpeg_tiles.log_decoder()
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert (
+        "one by one, by simplejpeg (it was built from the source of another version; `make setup`"
+        in run.stderr
+    )

@@ -24,6 +24,9 @@ enum { DECODED = 0, REFUSED = 1 };
 /* Of one call. */
 enum { MOST_THREADS = 64 };
 
+/* Raised whenever what the functions take changes; jpeg_tiles.py asks for the same. */
+enum { INTERFACE = 2 };
+
 /* A tile: its bytes in the file; the memory that takes it, where its first pixel goes there and how many bytes a row of
    that memory has; and which of the tile's pixels are wanted. The same order as jpeg_tiles.COLUMNS. */
 typedef struct {
@@ -275,4 +278,11 @@ static PyMethodDef methods[] = {
 
 static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "_jpeg_tiles", NULL, 0, methods, NULL, NULL, NULL, NULL};
 
-PyMODINIT_FUNC PyInit__jpeg_tiles(void) { return PyModule_Create(&module); }
+PyMODINIT_FUNC PyInit__jpeg_tiles(void) {
+  PyObject *made = PyModule_Create(&module);
+  if (made && PyModule_AddIntConstant(made, "INTERFACE", INTERFACE) < 0) {
+    Py_DECREF(made);
+    return NULL;
+  }
+  return made;
+}

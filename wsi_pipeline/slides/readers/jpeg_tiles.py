@@ -21,6 +21,12 @@ except ImportError as error:
     _jpeg_tiles = None
     WHY_NOT = str(error)
 
+# Of what the C functions take, the same number as in _jpeg_tiles.c: one that was built before may lie there still.
+INTERFACE = 2
+if _jpeg_tiles is not None and getattr(_jpeg_tiles, "INTERFACE", 1) != INTERFACE:
+    _jpeg_tiles = None
+    WHY_NOT = "it was built from the source of another version"
+
 log = logging.getLogger(__name__)
 
 PLACES = ("column", "row", "target", "start", "pitch", "x", "y", "width", "height")
