@@ -191,7 +191,7 @@ def test_options_in_commands_are_those_of_their_help(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=ident)
 def test_options_named_alone_belong_to_some_command(page: Path) -> None:
-    scripts = set(re.findall(r"\bscripts(?:\.[a-z_]+)+", page.read_text(encoding="utf-8")))
+    scripts = set(re.findall(r"\bscripts(?:\.[a-z_][a-z_0-9]*)+", page.read_text(encoding="utf-8")))
     known = OF_OTHER_PROGRAMS.union(*map(parser_options, COMMANDS), *map(options_of, scripts))
     for span in spans(page):
         if match := re.match(r"(--[a-z][a-z-]*)", span):

@@ -208,4 +208,5 @@ def test_the_config_of_the_slides_says_how_outlines_are_read_and_decides_no_map(
     )
     config = load_config(EvaluateConfig, tmp_path / "c.yaml")
     assert config.annotations.annotated_throughout
-    assert config.infer == InferConfig(delineate=DelineateOptions(threshold=0.3))
+    expected = InferConfig(delineate=DelineateOptions(threshold=0.3), annotations=config.annotations)
+    assert config.infer == expected  # which are in a map's key only where it is made within outlines

@@ -214,7 +214,7 @@ def test_fields_and_hot_spots_are_ellipses_for_qupath_and_are_read_back():
         assert vars(circle).keys() == vars(other).keys()
         for name, value in vars(circle).items():
             assert getattr(other, name) == (pytest.approx(value) if isinstance(value, float) else value)
-        assert field_outline(circle).equals_exact(field_outline(other), 1e-6)
+        assert field_outline(circle).equals_exact(field_outline(other), 2e-3)
 
 
 def test_no_fields_are_chosen_where_none_are_wanted():

@@ -89,10 +89,12 @@ def test_closing_waits_for_reads_under_way(path: Path, monkeypatch: pytest.Monke
     slide, begun, ended = open_slide(path), threading.Event(), threading.Event()
     whole = slide._tiles.read
 
-    def slow(level: int, box: Box, out: np.ndarray | None = None) -> tuple[np.ndarray, tuple[Box, ...]]:
+    def slow(
+        level: int, box: Box, out: np.ndarray | None = None, threads: int = 1
+    ) -> tuple[np.ndarray, tuple[Box, ...]]:
         begun.set()
         time.sleep(0.2)
-        pixels = whole(level, box, out)
+        pixels = whole(level, box, out, threads)
         ended.set()
         return pixels
 

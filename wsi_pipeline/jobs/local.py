@@ -266,7 +266,8 @@ def _start(job: Job[Any, Any], number: int, workers: int) -> _Worker[Any]:
     share = str(
         max(1, (len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1) // workers)
     )
-    unset = [name for name in THREAD_VARIABLES if name not in os.environ]
+    # One alone has all cores, as this process would have them, and computes as it would.
+    unset = [name for name in THREAD_VARIABLES if name not in os.environ] if workers > 1 else []
     os.environ.update(dict.fromkeys(unset, share))
     try:
         process.start()
