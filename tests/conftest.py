@@ -130,3 +130,20 @@ def write_scn(path: Path, image: NDArray[np.uint8], x0: int, y0: int, canvas: tu
                 resolutionunit="CENTIMETER",
             )
     return path
+
+
+@pytest.fixture(scope="module")
+def s3_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """What says where an object store of the test's own is."""
+    from s3_server import s3_server  # which skips where its packages are missing
+
+    with s3_server(tmp_path_factory.mktemp("s3")) as environment:
+        yield environment
+
+
+@pytest.fixture
+def s3(s3_environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """The store, as this process sees it."""
+    for name, value in s3_environment.items():
+        monkeypatch.setenv(name, value)
+    return s3_environment

@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,26 +12,12 @@ import numpy as np
 import pytest
 import zarr
 from conftest import write_slide
-from s3_server import s3_server
 from test_infer import section
 
 from wsi_pipeline.base.files import OutPath, names, out_path, zarr_store
 from wsi_pipeline.cli import infer_slide, tile_slides
 
 FINE = "grid: {stride_px: 25, block_px: 256}\nclassify: {precision: fp32}\n"
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    with s3_server(tmp_path_factory.mktemp("s3")) as environment:
-        yield environment
-
-
-@pytest.fixture
-def s3(server: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
-    for name, value in server.items():
-        monkeypatch.setenv(name, value)
-    return server
 
 
 @pytest.fixture
@@ -110,6 +95,13 @@ def test_a_store_that_cannot_be_written_is_said_before_anything_runs(
     assert "no-such-bucket" in capsys.readouterr().err
     command = [sys.executable, "-m", "wsi_pipeline.cli.tile_slides", str(slide), "--out", "s3://maps/x"]
     environment = os.environ | s3 | {"AWS_SECRET_ACCESS_KEY": "wrong"}
+    said = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert said.returncode == 2
+    assert "your credentials" in said.stderr
+    assert "Traceback" not in said.stderr
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):  # none at all is no OSError
+        del environment[name]
+    environment |= {"AWS_EC2_METADATA_DISABLED": "true", "HOME": str(slide.parent)}
     said = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert said.returncode == 2
     assert "your credentials" in said.stderr

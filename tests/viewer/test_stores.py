@@ -5,13 +5,11 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from conftest import write_slide
 from models import brightness_model
-from s3_server import s3_server
 from test_infer import section
 
 import wsi_pipeline as wp
@@ -46,19 +44,6 @@ while len(added) < count:
         pass
 print(*added)
 """
-
-
-@pytest.fixture(scope="module")
-def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    with s3_server(tmp_path_factory.mktemp("s3")) as found:
-        yield found
-
-
-@pytest.fixture
-def s3(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    return environment
 
 
 def client_of(out: OutPath) -> testclient.TestClient:

@@ -1,6 +1,7 @@
 """How a command runs its batch of slides: who works, what is recorded and printed, and how it ends."""
 
 import argparse
+import logging
 import multiprocessing
 import os
 import signal
@@ -13,7 +14,15 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from typing import NoReturn
 
-from wsi_pipeline.base.errors import JobError, ListError, RecipeError, ScaleError, UsageError, WsiError
+from wsi_pipeline.base.errors import (
+    JobError,
+    ListError,
+    OutputError,
+    RecipeError,
+    ScaleError,
+    UsageError,
+    WsiError,
+)
 from wsi_pipeline.base.files import OutPath, check_writable, remove_leftovers
 from wsi_pipeline.base.text import on_one_line, printable
 from wsi_pipeline.base.version import VERSION
@@ -31,6 +40,8 @@ from wsi_pipeline.pipeline.slide_jobs import InferJob, Staging, TileJob
 from wsi_pipeline.results.run_folder import SlideResult, is_finished
 from wsi_pipeline.slides.catalog import SlideEntry, SlideList, list_slides, shard_of
 from wsi_pipeline.slides.names import MAX_NAME_BYTES, RESERVED, is_cut
+
+log = logging.getLogger(__name__)
 
 # The event log gets a line on each slide's progress this often.
 EVENT_EVERY_S = 30.0
@@ -113,7 +124,8 @@ def _begun_before(out: OutPath, entries: SlideList) -> set[SlideEntry]:
     """Those of the slides that an earlier process began and never ended; says so."""
     try:
         names = begun_and_never_ended(out)
-    except OSError:  # a store that cannot be read: said when the batch begins to write there
+    except Exception as error:  # a store raises what it likes, and that it cannot be written to is said soon
+        log.debug("%s: its events cannot be read", out, exc_info=error)
         return set()
     found = [entry for entry in entries if entry.name in names and not is_finished(out / entry.name)]
     if found:
@@ -261,7 +273,8 @@ class _Batch:
             waited = self._waited_for()
             self._progress.say(f"nothing has moved for {span(seconds)}: {waited}")
             if self._log:
-                self._log.write("batch_waits", seconds=round(seconds), reason=waited)
+                with suppress(OutputError):  # the batch itself meets it at its next event, and says so
+                    self._log.write("batch_waits", seconds=round(seconds), reason=waited)
 
     def _waited_for(self) -> str:
         if running := self._progress.running:

@@ -2,10 +2,10 @@
 
 One thread, the caller's, launches everything; threads only decode. Of files whose tiles can be decoded many in a call,
 some blocks that lie side by side are read as one, by a few readers with several threads each: what Python does for a
-block is then done for four, and few threads wait for its lock. Pixels go to the device as they are, and patches are cut
-there. A batch takes patches of several blocks, since blocks of real slides hold far fewer than a
-GPU wants; a patch's bits do not depend on its batch (engines/cuda_engine.py). Blocks come out in their order, each as
-soon as it and those before it are done.
+block is then done for four, and few threads wait for its lock. Pixels go to the device as they are, and patches are
+cut there. A batch takes patches of several blocks, since blocks of real slides hold far fewer than a GPU wants; a
+patch's bits do not depend on its batch (engines/cuda_engine.py). Blocks come out in their order, each as soon as it and
+those before it are done.
 """
 
 import logging
@@ -169,8 +169,8 @@ def score_on_device(
     """Each block with the scores that each engine gives its patches, float32 [engines, n], in the blocks' order.
 
     NaN where a patch cannot be read. The engines share a device; each is given what it takes of the slide. `threads`
-    decode; from as many, or from fewer that have several each, `read` is called. No more blocks are begun and not given
-    out than that are read at once, one more, and 2 * MOST_WAITING.
+    decode; `read` is called from as many, or from fewer that have several each. Begun and not given out are at most the
+    blocks that are read at once, those of one more reader, and 2 * MOST_WAITING.
     Raises what `read` raises, and DeviceLostError.
     """
     blocks = list(blocks)

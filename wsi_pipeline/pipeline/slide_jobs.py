@@ -146,6 +146,11 @@ class TileJob:
         return SlideWork(self, self.config, one)
 
 
+def _is_place_of_model(name: str) -> bool:
+    """Whether it names a file of weights or a package's folder (FOLDER or FOLDER#CLASS), and no shipped model."""
+    return Path(name).is_file() or (Path(name.partition("#")[0]) / "config.json").is_file()
+
+
 @dataclass(frozen=True)
 class InferJob:
     """`infer-slide`: its fields are the command's arguments."""
@@ -164,9 +169,7 @@ class InferJob:
     def everywhere(self) -> "InferJob":
         """The same on every machine that has these files at these places."""
         models = tuple(
-            str(Path(name).absolute())
-            if isinstance(name, str) and Path(name.partition("#")[0]).exists()
-            else name
+            str(Path(name).absolute()) if isinstance(name, str) and _is_place_of_model(name) else name
             for name in self.models
         )
         inside = self.inside.absolute() if self.inside else None

@@ -162,13 +162,7 @@ def read_outlines(
     unknown: list[shapely.Geometry] = []
     found, passed_over = Counter[str](), Counter[str]()
     slide = shapely.box(0, 0, size0.width, size0.height)
-    for number, feature in enumerate(_features(path), 1):
-        try:
-            parts, polygons, dropped = _drawn(feature)
-        except (ValueError, KeyError, TypeError, AttributeError, shapely.errors.ShapelyError) as error:
-            raise DataError(
-                f"{path}: object {number} is broken ({error!r}); expected {_form(path)}; export it again"
-            ) from error
+    for parts, polygons, dropped in _objects(path):
         name, kind = ": ".join(parts) or UNCLASSIFIED, options.kind_of(parts or [UNCLASSIFIED])
         found[dropped or name] += 1
         moved = shapely.transform(shapely.union_all(polygons), lambda xy: xy + np.asarray(origin0))
@@ -221,6 +215,17 @@ def _key(name: str) -> str:
 
 def _expected(options: AnnotationOptions) -> str:
     return f"{', '.join(options.idc_classes)} (IDC) or {', '.join(options.not_idc_classes)} (not IDC)"
+
+
+def _objects(path: Path) -> Iterator[tuple[list[str], list[shapely.Geometry], str]]:
+    """What `_drawn` gives of every object of the file. Raises DataError, naming the first that is broken."""
+    for number, feature in enumerate(_features(path), 1):
+        try:
+            yield _drawn(feature)
+        except (ValueError, KeyError, TypeError, AttributeError, shapely.errors.ShapelyError) as error:
+            raise DataError(
+                f"{path}: object {number} is broken ({error!r}); expected {_form(path)}; export it again"
+            ) from error
 
 
 def _features(path: Path) -> Iterator[Any]:
@@ -420,13 +425,7 @@ def read_inside(
     others: list[shapely.Geometry] = []
     ignored: list[shapely.Geometry] = []
     found = Counter[str]()
-    for number, feature in enumerate(_features(path), 1):
-        try:
-            parts, polygons, dropped = _drawn(feature)
-        except (ValueError, KeyError, TypeError, AttributeError, shapely.errors.ShapelyError) as error:
-            raise DataError(
-                f"{path}: object {number} is broken ({error!r}); expected {_form(path)}; export it again"
-            ) from error
+    for parts, polygons, dropped in _objects(path):
         found[dropped or ": ".join(parts) or UNCLASSIFIED] += 1
         if dropped:
             continue
