@@ -16,9 +16,10 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+from scripts.bench.gpu_inputs import slide_of_size, untrained, write_patches
 
 QUICK_SIDE = (6_000, 5_000)
 WHOLE = (117_000, 55_000)
@@ -137,7 +138,7 @@ def measure_network(args: argparse.Namespace) -> Found:
                 row[batch] = _rate_of(_engine(args, load_model("idc_default"), precision, batch), 0.3)
             except ValueError as error:  # the engine does not trust it
                 row[batch] = f"refused: {error}"
-    resnet = _resnet50(args)
+    resnet = untrained("resnet50", {}, 224, args.work)
     for precision in _precisions(args)[:1]:
         for batch in (2,) if args.quick else (128, batch_size_of(8200), 512):
             engine = _engine(args, resnet, precision, batch)
@@ -157,7 +158,7 @@ def measure_lineup(args: argparse.Namespace) -> Found:
     for path in configs[:2] if args.quick else configs:
         options = load_train_options(path)
         mflop = network_cost(build_network(options.architecture, **options.architecture_options), 50).mflop
-        model = _untrained(args, options.architecture, options.architecture_options, options.patch_px)
+        model = untrained(options.architecture, options.architecture_options, options.patch_px, args.work)
         for precision in _precisions(args):
             try:
                 engine = _engine(args, model, precision, 4 if args.quick else batch_size_of(mflop))
@@ -176,7 +177,7 @@ def measure_end_to_end(args: argparse.Namespace) -> Found:
     """The classify stage on a whole slide at 40x: read, cut, classify, write."""
     from scripts.bench.bench_cases import make_case, model_at
 
-    slide = _generated(args, QUICK_SIDE if args.quick else WHOLE)
+    slide = slide_of_size(QUICK_SIDE if args.quick else WHOLE, args.slide, args.work)
     model, repeats = model_at(0.25, args.work / "models"), 1 if args.quick else 2
     case = make_case("whole slide at 40x", slide, model, 300 if args.quick else None)
     found = {"whole slide": _classified(args, case, repeats)}
@@ -193,7 +194,7 @@ def measure_resampled(args: argparse.Namespace) -> Found:
     """The same where no level has the wanted scale, as in most real runs."""
     from scripts.bench.bench_cases import make_case, model_at
 
-    slide, found = _generated(args, QUICK_SIDE if args.quick else SMALLER), {}
+    slide, found = slide_of_size(QUICK_SIDE if args.quick else SMALLER, args.slide, args.work), {}
     for mpp in (0.26, 0.7):
         model = model_at(mpp, args.work / "models")
         found[f"{mpp} um/px"] = _classified(
@@ -206,7 +207,10 @@ def measure_resnet(args: argparse.Namespace) -> Found:
     """224 px by a ResNet-50: end to end beside the network alone."""
     from scripts.bench.bench_cases import make_case
 
-    model, slide = _resnet50(args), _generated(args, QUICK_SIDE if args.quick else SMALLER)
+    model, slide = (
+        untrained("resnet50", {}, 224, args.work),
+        slide_of_size(QUICK_SIDE if args.quick else SMALLER, args.slide, args.work),
+    )
     case = make_case("224 px", slide, model, 4 if args.quick else 20_000)
     return _classified(args, case, 1)
 
@@ -221,7 +225,7 @@ def measure_decode(args: argparse.Namespace) -> Found:
     from wsi_pipeline.inference import device_blocks
     from wsi_pipeline.slides.readers import jpeg_tiles
 
-    slide = _generated(args, QUICK_SIDE if args.quick else SMALLER)
+    slide = slide_of_size(QUICK_SIDE if args.quick else SMALLER, args.slide, args.work)
     case = make_case("decode", slide, model_at(0.25, args.work / "models"), 300 if args.quick else None)
     blocks, grid, found = list(case.plan.blocks()), case.plan.grid, {}
     built = jpeg_tiles._jpeg_tiles
@@ -279,8 +283,8 @@ def measure_copies(args: argparse.Namespace) -> Found:
 
 def measure_workers(args: argparse.Namespace) -> Found:
     """infer-slide from the shell: a whole slide, and several slides by 1, 2 and 4 processes on one GPU."""
-    whole = _generated(args, QUICK_SIDE if args.quick else WHOLE)
-    slide = _generated(args, QUICK_SIDE if args.quick else SMALLER)
+    whole = slide_of_size(QUICK_SIDE if args.quick else WHOLE, args.slide, args.work)
+    slide = slide_of_size(QUICK_SIDE if args.quick else SMALLER, args.slide, args.work)
     models = args.work / "models"
     from scripts.bench.bench_cases import model_at
 
@@ -304,7 +308,7 @@ def measure_training(args: argparse.Namespace) -> Found:
 
     data, config = args.work / "patches", args.work / "train.yaml"
     count = 64 if args.quick else 6000
-    patches = _write_patches(args.slide, data, count)
+    patches = write_patches(args.slide, data, count)
     text = (
         Path("configs/train/idc_default.yaml")
         .read_text()
@@ -458,73 +462,6 @@ def _from_the_shell(args: argparse.Namespace, slides: list[Path], options: list[
         "stages": summaries[0]["seconds"],
         "engine": summaries[0]["device"]["engines"][0],
     }
-
-
-def _generated(args: argparse.Namespace, size: tuple[int, int]) -> Path:
-    from scripts.bench.benchmark import generated
-    from scripts.bench.tiled_slide import densest_square
-
-    path = args.work / f"generated_{size[0]}_{size[1]}.tiff"
-    return path if path.exists() else generated(args.work, *size, densest_square(args.slide))
-
-
-def _resnet50(args: argparse.Namespace) -> Any:
-    return _untrained(args, "resnet50", {}, 224)
-
-
-def _untrained(
-    args: argparse.Namespace, architecture: str, architecture_options: dict[str, Any], patch_px: int
-) -> Any:
-    """A network with random weights, of 0.25 um/px: what is asked is how fast it is."""
-    import torch
-
-    from wsi_pipeline.models.model import build_network, load_model, save_model
-
-    torch.manual_seed(0)
-    card = load_model("idc_default").card
-    card = replace(
-        card,
-        name=architecture,
-        architecture=architecture,
-        architecture_options=architecture_options,
-        patch_px=patch_px,
-        mpp=0.25,
-        stain_normalisation=0.0,
-        context=None,
-    )
-    path = args.work / "models" / f"untrained_{architecture}_{patch_px}.safetensors"
-    save_model(path, build_network(architecture, **architecture_options), card)
-    return load_model(path)
-
-
-def _write_patches(slide: Path, folder: Path, count: int) -> int:
-    """Patches of the slide as a labelled set, dark ones as IDC, of eight made-up patients; how many."""
-    import numpy as np
-    from PIL import Image
-
-    from scripts.bench.bench_cases import MPP0
-    from wsi_pipeline.base.geometry import Box
-    from wsi_pipeline.slides.slide import open_slide
-
-    if folder.exists():
-        return sum(1 for _ in folder.rglob("*.png"))
-    opened = open_slide(slide, MPP0)
-    plane, side = opened.plane_at(MPP0), 50
-    area = opened.size_on(plane)
-    pixels = opened.read(Box(area.width // 3, area.height // 3, 4000, min(4000, area.height // 2)), plane)
-    cut = (
-        pixels[: len(pixels) // side * side]
-        .reshape(-1, side, 4000 // side, side, 3)
-        .swapaxes(1, 2)
-        .reshape(-1, side, side, 3)
-    )
-    means = cut.mean(axis=(1, 2, 3))
-    for i, patch in enumerate(cut[:count]):
-        patient, label = 10000 + i % 8, int(means[i] < np.median(means))
-        path = folder / str(patient) / str(label) / f"{patient}_idx5_x{i * 50}_y50_class{label}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(patch).save(path)
-    return min(count, len(cut))
 
 
 def _finish(device: Any) -> None:
