@@ -60,7 +60,9 @@ def report(
     finished = replace(NO_MAP, heatmap=heatmap, plane=cells, regions=regions, choice=choice)
     finished = replace(finished, uncertainty=uncertainty)
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        # Those of drawing alone: what other tests left open may be collected, and warned of, while this page is drawn.
+        for kind in (UserWarning, RuntimeWarning):
+            warnings.simplefilter("error", kind)
         render_report(path, thumbnail, finished, info)
     return pixels(path)
 
