@@ -165,7 +165,7 @@ def _decoder_table(decoders: dict[str, Found]) -> list[str]:
 def _gpu_lines(found: Found) -> list[str]:
     if not found["device"].startswith("cuda"):
         return [
-            "No GPU was at hand: nothing here says how fast one is. On a machine that has one, "
+            "No GPU was at hand: nothing in this benchmark says how fast one is. On a machine that has one, "
             "`make bench BENCH='--device cuda --cores 0'` measures the same, how busy the GPU is, and JPEG tiles "
             "decoded on it by torchvision and, where it is installed, nvImageCodec.",
             "",

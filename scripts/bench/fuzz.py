@@ -32,6 +32,9 @@ import tifffile
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 from PIL import Image
+from pydicom import Dataset
+from pydicom.dataset import FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian
 
 from wsi_pipeline.base.errors import WsiError
 from wsi_pipeline.base.geometry import Box, Plane, Size
@@ -41,9 +44,12 @@ from wsi_pipeline.models.model import SHIPPED, load_model
 from wsi_pipeline.pipeline.config import TileConfig, load_config
 from wsi_pipeline.results.run_folder import read_summary
 from wsi_pipeline.slides.annotations.geojson import AnnotationOptions, read_outlines
+from wsi_pipeline.slides.annotations.masks import read_mask
 from wsi_pipeline.slides.catalog import list_slides
+from wsi_pipeline.slides.readers.dicom import SLIDE_CLASS
 from wsi_pipeline.slides.slide import open_slide
 from wsi_pipeline.tiling.export_info import export_of
+from wsi_pipeline.viewer.review import Review
 
 MOST_BYTES = 512 * 2**20
 MOST_S = 5
@@ -73,6 +79,9 @@ WORDS = {
     "lock": [b"1e999", b"{}", b"[]"],
     "safetensors": [b"F64", b"BF16", b"[0,", b"-1,", b"99999999999"],
     "tiff": [b"II*\0", b"MM\0+", b"\x44\x01\x04\0", b"\x00\x01\x03\0", b"\x03\x01\x03\0", b"\xff\xd8", b"\xff\xda"],
+    "mask": [b"IHDR", b"IDAT", b"II*\0", b"\x1a\x01\x05\0", b"\x00\x01\x03\0", b"\x02", b"PLTE"],
+    "dicom": [b"DICM", b"SQ\0\0", b"UI", b"\x28\0\x10\0", b"\xfe\xff\x00\xe0", b"1.2.840."],
+    "review": [b"\n", b'"action"', b'"undo"', b'"feature": []', b"null", b"1e999", b"[[[["],
     "picture": [b"IHDR", b"IDAT", b"\xff\xd8", b"\xff\xc0", b"\xff\xda", b"tEXt", b"acTL"],
 }  # fmt: skip
 
@@ -269,6 +278,41 @@ def _read_outlines(path: Path) -> object:
     return read_outlines(path, AnnotationOptions(), Size(1000, 1000))
 
 
+def _read_label_mask(path: Path) -> object:
+    return read_mask(path, AnnotationOptions(), Size(1000, 1000), (0.5, 0.5))
+
+
+def _read_review(path: Path) -> object:
+    return Review(path.parent, Size(1000, 1000), (0.0, 0.0), None).state()
+
+
+def _masks() -> list[bytes]:
+    values = np.zeros((100, 100), np.uint8)
+    values[20:50, 30:80] = 1
+    png, tiff = io.BytesIO(), io.BytesIO()
+    Image.fromarray(values).save(png, "PNG")
+    tifffile.imwrite(
+        tiff, values, resolution=(2000, 2000), resolutionunit="CENTIMETER", compression="deflate"
+    )
+    return [png.getvalue(), tiff.getvalue()]
+
+
+def _dicom_files() -> list[bytes]:
+    """A level of a slide without its pixels: what names its series and places it is in its header."""
+    data = Dataset()
+    data.file_meta = FileMetaDataset()
+    data.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    data.file_meta.MediaStorageSOPClassUID = data.SOPClassUID = SLIDE_CLASS
+    data.file_meta.MediaStorageSOPInstanceUID = data.SOPInstanceUID = "1.2.3.4"
+    data.SeriesInstanceUID, data.Modality = "1.2.3", "SM"
+    data.ImageType = ["ORIGINAL", "PRIMARY", "VOLUME", "NONE"]
+    data.TotalPixelMatrixColumns = data.TotalPixelMatrixRows = 1000
+    data.ImageOrientationSlide = [0.0, -1.0, 0.0, -1.0, 0.0, 0.0]
+    file = io.BytesIO()
+    data.save_as(file, enforce_file_format=True)
+    return [file.getvalue()]
+
+
 def _slides() -> list[bytes]:
     image = np.asarray(Image.effect_noise((160, 160), 80).convert("RGB"))
     goods = []
@@ -328,6 +372,32 @@ EXPORT = (
     b'"stride_px": 50, "mpp": 4.0, "stain": {"od_mean": [0.1, 0.2, 0.1], "patches": 7, "sample": ["a.png"]}}'
 )
 LOCK = b'{"host": "a", "pid": 1, "boot": "b", "started": 1, "beat": 3}'
+REVIEW = b"".join(
+    json.dumps({"revision": n + 1, "time": "2026-01-01T00:00:00+00:00", "reviewer": "a", **change}).encode()
+    + b"\n"
+    for n, change in enumerate(
+        [
+            {
+                "action": "put",
+                "map_key": None,
+                "feature": {
+                    "type": "Feature",
+                    "id": "a",
+                    "geometry": {"type": "Polygon", "coordinates": [[[0, 0], [90, 0], [90, 90], [0, 0]]]},
+                    "properties": {
+                        "id": "a",
+                        "class": "IDC",
+                        "verdict": "added",
+                        "note": "",
+                        "source_region": None,
+                    },
+                },
+            },
+            {"action": "delete", "map_key": None, "feature_id": "a"},
+            {"action": "undo", "map_key": None},
+        ]
+    )
+)
 DEEP = b"[" * 100_000
 READERS = {
     "geojson": Reader(_read_outlines, "a.geojson", _geojson),
@@ -340,6 +410,9 @@ READERS = {
     "summary": Reader(lambda path: read_summary(path.parent), "summary.json", lambda: [EXPORT, DEEP]),
     "lock": Reader(lambda path: parse_lock(path.read_text("utf-8", "replace")), "a.lock", lambda: [LOCK, DEEP]),
     "tiff": Reader(_read_slide, "a.tiff", _slides),
+    "mask": Reader(_read_label_mask, "a.png", _masks),
+    "dicom": Reader(lambda path: list_slides([str(path.parent)]), "a.dcm", _dicom_files),
+    "review": Reader(_read_review, "review.jsonl", lambda: [REVIEW]),
     "picture": Reader(lambda path: read_image(path, 40_000_000), "a.png", _pictures),
 }  # fmt: skip
 

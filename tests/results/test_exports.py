@@ -204,6 +204,34 @@ def test_a_dicom_slide_that_has_gone_is_not_given_another_geometry(tmp_path: Pat
     assert not list(tmp_path.iterdir())
 
 
+def test_a_dicom_slide_whose_header_is_not_whole_is_refused_with_what_it_lacks(tmp_path: Path) -> None:
+    import highdicom  # noqa: F401  # what is not installed is said first
+
+    folder = tmp_path / "slide"
+    folder.mkdir()
+    data = pydicom.Dataset()
+    data.file_meta = pydicom.dataset.FileMetaDataset()
+    data.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    data.file_meta.MediaStorageSOPClassUID = data.SOPClassUID = "1.2.840.10008.5.1.4.1.1.77.1.6"
+    data.file_meta.MediaStorageSOPInstanceUID = data.SOPInstanceUID = "1.2.3.4"
+    data.SeriesInstanceUID, data.Modality = "1.2.3", "SM"
+    data.ImageType = ["ORIGINAL", "PRIMARY", "VOLUME", "NONE"]
+    made = exported(folder)
+    data.save_as(folder / "no size.dcm", enforce_file_format=True)
+    with pytest.raises(ResultError, match="found no DICOM level of"):
+        write_exports(tmp_path, ["dicom"], made)
+    data.TotalPixelMatrixColumns, data.TotalPixelMatrixRows = made.size0.width, made.size0.height
+    data.save_as(folder / "size.dcm", enforce_file_format=True)
+    with pytest.raises(ResultError, match="SharedFunctionalGroupsSequence"):
+        write_exports(tmp_path, ["dicom"], made)
+    content = (folder / "size.dcm").read_bytes()
+    at = content.rindex(b"\x08\0\x16\0UI")  # the class of the object: a kind of value that is not known
+    (folder / "size.dcm").write_bytes(content[: at + 4] + b"U\xe7" + content[at + 6 :])
+    with pytest.raises(ResultError, match="found no DICOM level of"):
+        write_exports(tmp_path, ["dicom"], made)
+    assert [path.name for path in tmp_path.iterdir()] == ["slide"]
+
+
 def test_the_same_report_is_the_same_bytes_and_in_dicom_the_same_object(
     written: tuple[Path, ExportedMap], tmp_path: Path
 ) -> None:

@@ -12,6 +12,7 @@ from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
 from wsi_pipeline.base.errors import ListError, SlideOpenError
 from wsi_pipeline.slides.catalog import SlideEntry, list_slides, shard_of
+from wsi_pipeline.slides.readers.dicom import DicomFile, read_header
 from wsi_pipeline.slides.readers.formats import slide_files
 from wsi_pipeline.slides.slide import open_slide, slide_file
 
@@ -29,6 +30,14 @@ def write_dicom(path: Path, series: str, sop_class: str = SLIDE, modality: str =
     path.parent.mkdir(parents=True, exist_ok=True)
     data.save_as(path, enforce_file_format=True)
     return path
+
+
+def test_a_dicom_header_whose_values_cannot_be_made_is_none(tmp_path: Path) -> None:
+    data = write_dicom(tmp_path / "good.dcm", "1.2.3").read_bytes()
+    at = data.rindex(b"\x08\0\x60\0CS")  # the modality: a kind of value that is not known
+    (tmp_path / "bad.dcm").write_bytes(data[: at + 4] + b"U\xe7" + data[at + 6 :])
+    assert read_header(tmp_path / "good.dcm") == DicomFile(SLIDE, "1.2.3", "SM")
+    assert read_header(tmp_path / "bad.dcm") is None
 
 
 @pytest.fixture

@@ -420,6 +420,16 @@ def test_a_line_that_a_power_cut_left_half_is_passed_over(client, out):
     assert client.get("/api/slides/a/review").json()["revision"] == 2
 
 
+@pytest.mark.parametrize("feature", ["a", [1], {"properties": 3}, {"properties": {"verdict": "accepted"}}, 7])
+def test_a_change_without_a_whole_feature_is_passed_over(client, out, feature):
+    review(client, "a", 0, action="put", feature=outline(id="one"))
+    with (out / "a/review.jsonl").open("a") as file:
+        file.write(json.dumps({"revision": 2, "action": "put", "feature": feature}) + "\n")
+    state = client.get("/api/slides/a/review").json()
+    assert [one["id"] for one in state["features"]["features"]] == ["one"]
+    assert len(state["history"]) == 2
+
+
 def test_a_grade_follows_from_what_was_entered_and_from_nothing_else(client):
     state = client.get("/api/slides/a/grading").json()
     names = list(state["areas_mm2"])

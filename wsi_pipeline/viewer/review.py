@@ -80,7 +80,7 @@ class Review:
                 "reviewer": entry.get("reviewer"),
                 "action": entry.get("action"),
                 "feature_id": entry.get("feature_id") or _id_of(entry.get("feature")),
-                "verdict": ((entry.get("feature") or {}).get("properties") or {}).get("verdict"),
+                "verdict": _properties_of(entry.get("feature")).get("verdict"),
             }
             for entry in entries
         ]
@@ -200,7 +200,11 @@ def clean_name(value: Any, what: str) -> str:
 
 
 def _id_of(feature: Any) -> str | None:
-    try:
-        return str(feature["properties"]["id"])
-    except (KeyError, TypeError):
-        return None
+    properties = _properties_of(feature)
+    return str(properties["id"]) if "id" in properties else None
+
+
+def _properties_of(feature: Any) -> dict[str, Any]:
+    """Those of a feature; none of what is no feature, as a file changed by hand may hold."""
+    properties = feature.get("properties") if isinstance(feature, dict) else None
+    return properties if isinstance(properties, dict) else {}

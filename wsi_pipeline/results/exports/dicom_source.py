@@ -5,7 +5,7 @@ Coordinates are DICOM's: millimetres on the slide, of pixel centres.
 
 import uuid
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
 
 import pydicom
 from pydicom import Dataset
@@ -59,10 +59,11 @@ def source_of(exported: ExportedMap) -> Dataset:
     size0 = exported.size0
     for file in files:
         header = _header(file)
-        if header is not None and (header.TotalPixelMatrixColumns, header.TotalPixelMatrixRows) == (
-            size0.width,
-            size0.height,
-        ):
+        if header is not None and (
+            header.get("TotalPixelMatrixColumns"),
+            header.get("TotalPixelMatrixRows"),
+        ) == (size0.width, size0.height):
+            _check_geometry(file, header)
             return header
     raise ResultError(
         f"{path}: found no DICOM level of {size0.width} x {size0.height} px, expected that of the slide that was mapped"
@@ -90,13 +91,25 @@ def placement_of(source: Dataset, plane: Plane) -> Placement:
     )
 
 
-def _header(file: Any) -> Dataset | None:
+def _check_geometry(file: Path, header: Dataset) -> None:
+    try:
+        placement_of(header, Plane(1.0, 1.0))
+    except (AttributeError, IndexError, TypeError, ValueError) as error:
+        raise ResultError(
+            f"{file}: found no whole geometry ({error}), expected PixelSpacing, TotalPixelMatrixOriginSequence and "
+            "ImageOrientationSlide; leave dicom out of --exports"
+        ) from error
+
+
+def _header(file: Path) -> Dataset | None:
+    """The header of a level of a slide; None where it is none, or cannot be read."""
+    if not file.is_file():
+        return None
     try:
         header = pydicom.dcmread(file, stop_before_pixels=True)
-    except (OSError, pydicom.errors.InvalidDicomError):
+        is_level = header.get("SOPClassUID") == SLIDE_CLASS and "VOLUME" in list(header.get("ImageType", []))
+    except Exception:  # pydicom raises what it likes at damaged bytes: EOFError, ValueError, struct.error ...
         return None
-    image_type = list(getattr(header, "ImageType", []))
-    is_level = header.get("SOPClassUID") == SLIDE_CLASS and "VOLUME" in image_type
     return header if is_level else None
 
 

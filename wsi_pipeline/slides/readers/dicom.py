@@ -74,20 +74,19 @@ def read_header(path: Path) -> DicomFile | None:
 
 @lru_cache(maxsize=4096)
 def _header(path: Path, *state: int) -> DicomFile | None:
-    from pydicom.errors import InvalidDicomError  # takes a second: only where there are DICOM files
-    from pydicom.filereader import read_partial
+    from pydicom.filereader import read_partial  # takes a second: only where there are DICOM files
     from pydicom.tag import Tag
 
     last = Tag("SeriesInstanceUID")
     try:
         with path.open("rb") as file:
             header = read_partial(file, stop_when=lambda tag, vr, length: tag > last)
-    except (OSError, InvalidDicomError):
-        return None
+        # Values are made of their bytes when they are asked for, and may be refused then.
+        sop_class, series, modality = (
+            str(header.get(name, "")) for name in ("SOPClassUID", "SeriesInstanceUID", "Modality")
+        )
     except (
         Exception
-    ):  # pydicom raises what it likes at damaged bytes: EOFError, ValueError, struct.error, KeyError ...
+    ):  # pydicom raises what it likes at damaged bytes: EOFError, ValueError, NotImplementedError ...
         return None
-    return DicomFile(
-        *(str(header.get(name, "")) for name in ("SOPClassUID", "SeriesInstanceUID", "Modality"))
-    )
+    return DicomFile(sop_class, series, modality)
