@@ -40,6 +40,7 @@ from wsi_pipeline.base.errors import WsiError
 from wsi_pipeline.base.geometry import Box, Plane, Size
 from wsi_pipeline.base.images import read_image
 from wsi_pipeline.jobs.locks import parse_lock
+from wsi_pipeline.learning.datasets.layouts import list_images
 from wsi_pipeline.models.model import SHIPPED, load_model
 from wsi_pipeline.pipeline.config import TileConfig, load_config
 from wsi_pipeline.results.run_folder import read_summary
@@ -49,6 +50,7 @@ from wsi_pipeline.slides.catalog import list_slides
 from wsi_pipeline.slides.readers.dicom import SLIDE_CLASS
 from wsi_pipeline.slides.slide import open_slide
 from wsi_pipeline.tiling.export_info import export_of
+from wsi_pipeline.viewer.grading_sheet import GradingSheet
 from wsi_pipeline.viewer.review import Review
 
 MOST_BYTES = 512 * 2**20
@@ -82,6 +84,8 @@ WORDS = {
     "mask": [b"IHDR", b"IDAT", b"II*\0", b"\x1a\x01\x05\0", b"\x00\x01\x03\0", b"\x02", b"PLTE"],
     "dicom": [b"DICM", b"SQ\0\0", b"UI", b"\x28\0\x10\0", b"\xfe\xff\x00\xe0", b"1.2.840."],
     "review": [b"\n", b'"action"', b'"undo"', b'"feature": []', b"null", b"1e999", b"[[[["],
+    "grading": [b"1e999", b"null", b"true", b"[[", b'"mitoses"', b"9" * 400, b"\n"],
+    "npy": [b"NUMPY", b"'|O'", b"'<f8'", b"True", b"(", b"99999999999", b"-1", b"L, "],
     "picture": [b"IHDR", b"IDAT", b"\xff\xd8", b"\xff\xc0", b"\xff\xda", b"tEXt", b"acTL"],
 }  # fmt: skip
 
@@ -286,6 +290,22 @@ def _read_review(path: Path) -> object:
     return Review(path.parent, Size(1000, 1000), (0.0, 0.0), None).state()
 
 
+def _read_grading(path: Path) -> object:
+    return GradingSheet(path.parent, {"Field 1": 0.24}).csv()
+
+
+def _read_pair(path: Path) -> object:
+    """The images of an array pair, beside labels that are as they should be."""
+    np.save(path.with_name("Y.npy"), np.zeros(8, np.uint8))
+    return list_images(path.parent)
+
+
+def _arrays() -> list[bytes]:
+    file = io.BytesIO()
+    np.save(file, np.zeros((8, 50, 50, 3), np.uint8))
+    return [file.getvalue()]
+
+
 def _masks() -> list[bytes]:
     values = np.zeros((100, 100), np.uint8)
     values[20:50, 30:80] = 1
@@ -398,6 +418,10 @@ REVIEW = b"".join(
         ]
     )
 )
+GRADING = (
+    b'{"revision": 1, "time": "2026-01-01T00:00:00+00:00", "reviewer": "a", "tubules": 2, "nuclei": null, "fields": '
+    b'[{"id": "Field 1", "tubules": 3, "nuclei": 1, "counted": true, "mitoses": [[1.5, 2.0], [7.0, 9.0]]}]}\n'
+)
 DEEP = b"[" * 100_000
 READERS = {
     "geojson": Reader(_read_outlines, "a.geojson", _geojson),
@@ -413,6 +437,8 @@ READERS = {
     "mask": Reader(_read_label_mask, "a.png", _masks),
     "dicom": Reader(lambda path: list_slides([str(path.parent)]), "a.dcm", _dicom_files),
     "review": Reader(_read_review, "review.jsonl", lambda: [REVIEW]),
+    "grading": Reader(_read_grading, "grading.jsonl", lambda: [GRADING, DEEP]),
+    "npy": Reader(_read_pair, "X.npy", _arrays),
     "picture": Reader(lambda path: read_image(path, 40_000_000), "a.png", _pictures),
 }  # fmt: skip
 

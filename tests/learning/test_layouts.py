@@ -46,6 +46,19 @@ def test_an_array_pair_gives_its_images_and_labels_by_image(tmp_path):
     assert (list_images(tmp_path, channels="bgr").load(7) == np.load(tmp_path / "X.npy")[7][..., ::-1]).all()
 
 
+def test_an_array_with_a_damaged_header_is_refused_in_a_line(tmp_path: Path) -> None:
+    np.save(tmp_path / "Y.npy", np.zeros(8, np.uint8))
+    np.save(tmp_path / "X.npy", np.zeros((8, 50, 50, 3), np.uint8))
+    content = (tmp_path / "X.npy").read_bytes()
+    for header in (content[:30] * 4, content[:8] + b"\xff\xff" + content[10:], b"", content[:40]):
+        (tmp_path / "X.npy").write_bytes(header)
+        with pytest.raises(
+            DataError, match=r"X\.npy: cannot be read as an array \(.+\); expected"
+        ) as refused:
+            list_images(tmp_path)
+        assert "\n" not in str(refused.value)
+
+
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [

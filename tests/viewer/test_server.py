@@ -430,6 +430,30 @@ def test_a_change_without_a_whole_feature_is_passed_over(client, out, feature):
     assert len(state["history"]) == 2
 
 
+@pytest.mark.parametrize("place", [[1, 10**400], [True, 2], [1.0], "ab"])
+def test_a_mitosis_lies_on_a_slide(client, place):
+    name = next(iter(client.get("/api/slides/a/grading").json()["areas_mm2"]))
+    fields = [{"id": name, "counted": True, "mitoses": [place]}]
+    answer = client.put(
+        "/api/slides/a/grading", json={"revision": 0, "reviewer": "Dr. A", "fields": fields}, headers=OURS
+    )
+    assert answer.status_code == 422
+    assert "mitoses" in answer.json()["error"]
+
+
+@pytest.mark.parametrize(
+    "fields", [None, [3], [{"id": "Field 1"}], [{"id": 3, "counted": True, "mitoses": []}]]
+)
+def test_a_sheet_that_is_not_whole_is_passed_over(client, out, fields):
+    body = {"revision": 0, "reviewer": "Dr. A", "tubules": 3, "nuclei": 2, "fields": []}
+    client.put("/api/slides/a/grading", json=body, headers=OURS)
+    with (out / "a/grading.jsonl").open("a") as file:
+        file.write(json.dumps({"revision": 2, "reviewer": "Dr. B", "fields": fields}) + "\n")
+    state = client.get("/api/slides/a/grading").json()
+    assert (state["revision"], state["reviewer"], state["tubules"]) == (2, "Dr. A", 3)
+    assert client.get("/api/slides/a/grading.csv").status_code == 200
+
+
 def test_a_grade_follows_from_what_was_entered_and_from_nothing_else(client):
     state = client.get("/api/slides/a/grading").json()
     names = list(state["areas_mm2"])

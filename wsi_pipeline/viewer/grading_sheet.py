@@ -15,6 +15,8 @@ from wsi_pipeline.viewer.review import clean_name
 LOG_NAME = "grading.jsonl"
 SCORES = ("tubules", "nuclei")
 MOST_FIELDS, MOST_MITOSES = 40, 2_000
+# No slide is so wide; a number beyond it, or none, is no place on one.
+MOST_PX = 1e9
 
 
 class GradingSheet:
@@ -75,9 +77,10 @@ class GradingSheet:
         return text.getvalue()
 
     def _answer(self, entries: list[dict[str, Any]]) -> dict[str, Any]:
-        newest = entries[-1] if entries else {"revision": 0, "reviewer": None, "time": None, "fields": []}
+        nothing: dict[str, Any] = {"fields": []}
+        newest = next((entry for entry in reversed(entries) if _is_sheet(entry)), nothing)
         return {
-            "revision": newest["revision"],
+            "revision": entries[-1]["revision"] if entries else 0,
             "reviewer": newest.get("reviewer"),
             "time": newest.get("time"),
             "fields": newest["fields"],
@@ -150,5 +153,20 @@ def _is_point(point: Any) -> bool:
     return (
         isinstance(point, list)
         and len(point) == 2
-        and all(isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) for v in point)
+        and all(type(value) in (int, float) and abs(value) < MOST_PX for value in point)
+    )
+
+
+def _is_sheet(entry: dict[str, Any]) -> bool:
+    """Whether it is what `put` writes; a file changed by hand may hold anything."""
+    fields, scores = entry.get("fields"), (None, 1, 2, 3)
+    return (
+        isinstance(fields, list)
+        and all(isinstance(entered, dict) for entered in fields)
+        and all(isinstance(entered.get("id"), str) for entered in fields)
+        and all(isinstance(entered.get("counted"), bool) for entered in fields)
+        and all(isinstance(entered.get("mitoses"), list) for entered in fields)
+        and all(_is_point(point) for entered in fields for point in entered["mitoses"])
+        and all(holder.get(name) in scores for holder in (entry, *fields) for name in SCORES)
+        and all(name in entered for entered in fields for name in SCORES)
     )

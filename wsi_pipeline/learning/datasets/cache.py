@@ -177,9 +177,11 @@ def _open(place: Path, listing: Listing) -> Decoded | None:
         pixels, whole, sizes = (
             np.load(place / f"{name}.npy", mmap_mode="r") for name in ("pixels", "whole", "sizes")
         )
-    except (OSError, ValueError, KeyError, EOFError):
+        problems = {int(index): reason for index, reason in info["problems"].items()}
+    except (
+        Exception
+    ):  # numpy raises what it likes at a damaged header; whatever it is, the cache is filled again
         return None
-    problems = {int(index): reason for index, reason in info["problems"].items()}
     return Decoded(pixels, np.array(whole), np.array(sizes), problems)
 
 
