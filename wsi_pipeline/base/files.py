@@ -355,6 +355,18 @@ def _locked(path: Path) -> IO[bytes]:
             file.close()  # the one before took it away, being empty
 
 
+def read_whole(path: OutPath) -> bytes:
+    """The file's bytes as they were at one moment, also where another process puts it anew meanwhile.
+
+    On an object store one request fetches all of it: a file that is opened there first and read then is refused where
+    it was changed between. Raises OSError.
+    """
+    if isinstance(path, Path):
+        return path.read_bytes()
+    content: bytes = path.fs.cat_file(path.path)
+    return content
+
+
 def append_line(path: OutPath, line: bytes) -> None:
     """Add a line to a file, which is made where there is none; it is on the disk then. Raises OutputError.
 
@@ -364,7 +376,7 @@ def append_line(path: OutPath, line: bytes) -> None:
     """
     with writing(path):
         if not isinstance(path, Path):
-            before = path.read_bytes() if path.exists() else b""
+            before = read_whole(path) if path.exists() else b""
             path.fs.pipe_file(path.path, before + line + b"\n")
             return
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from wsi_pipeline.base.errors import OutputError
-from wsi_pipeline.base.files import OutPath, append_line, one_at_a_time
+from wsi_pipeline.base.files import OutPath, append_line, one_at_a_time, read_whole
 from wsi_pipeline.jobs.leases import hold_lease
 from wsi_pipeline.jobs.protocols import Busy
 
@@ -84,7 +84,7 @@ class AppendLog:
                 f"{self.path}: larger than {MOST_BYTES:,} bytes, which no review is; move it away"
             )
         found = []
-        for line in self.path.read_bytes().splitlines():
+        for line in read_whole(self.path).splitlines():
             try:
                 entry = json.loads(line)
             except (ValueError, RecursionError):
