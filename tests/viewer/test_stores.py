@@ -1,10 +1,13 @@
 """Where results lie on an object store, and where several servers write beside one OUT."""
 
+import itertools
 import json
 import os
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -13,7 +16,7 @@ from models import brightness_model
 from test_infer import section
 
 import wsi_pipeline as wp
-from wsi_pipeline.base.files import OutPath, out_path
+from wsi_pipeline.base.files import OutPath, out_path, read_whole, write_bytes
 
 testclient = pytest.importorskip("fastapi.testclient", reason="needs the extra 'viewer'")
 from wsi_pipeline.viewer.access import Access  # noqa: E402
@@ -100,6 +103,28 @@ def test_a_view_of_a_result_on_s3_is_answered_from_memory(s3, tmp_path):
         for _ in range(50):
             assert client.get(path).status_code == 200
         assert (time.monotonic() - began) / 50 < 0.02
+
+
+def test_what_another_puts_anew_meanwhile_is_read_whole(s3, tmp_path):
+    path = out_path(f"s3://maps/{tmp_path.name}/log")
+    write_bytes(path, b"0" * 100)
+    enough = threading.Event()
+
+    def put_anew() -> None:
+        for number in itertools.count():
+            if enough.is_set():
+                return
+            write_bytes(path, b"%d" % (number % 10) * (100 + number % 7))
+
+    with ThreadPoolExecutor(1) as pool:
+        writing = pool.submit(put_anew)
+        try:
+            found = [read_whole(path) for _ in range(200)]
+        finally:
+            enough.set()
+        writing.result()
+    assert all(len(set(content)) == 1 and 100 <= len(content) < 107 for content in found)
+    assert len(set(found)) > 1, "it was put anew meanwhile"
 
 
 @pytest.mark.parametrize("place", ["folder", "s3"])
