@@ -144,9 +144,14 @@ def computed(
 
 
 def _score(value: Any, name: str) -> int | None:
-    if value is None or (type(value) is int and value in (1, 2, 3)):
-        return value
-    raise UsageError(f"'{name}': found {str(value)[:20]!r}, expected 1, 2, 3 or nothing")
+    if not _is_score(value):
+        raise UsageError(f"'{name}': found {str(value)[:20]!r}, expected 1, 2, 3 or nothing")
+    score: int | None = value
+    return score
+
+
+def _is_score(value: Any) -> bool:
+    return value is None or (type(value) is int and value in (1, 2, 3))
 
 
 def _is_point(point: Any) -> bool:
@@ -159,7 +164,7 @@ def _is_point(point: Any) -> bool:
 
 def _is_sheet(entry: dict[str, Any]) -> bool:
     """Whether it is what `put` writes; a file changed by hand may hold anything."""
-    fields, scores = entry.get("fields"), (None, 1, 2, 3)
+    fields = entry.get("fields")
     return (
         isinstance(fields, list)
         and all(isinstance(entered, dict) for entered in fields)
@@ -167,6 +172,6 @@ def _is_sheet(entry: dict[str, Any]) -> bool:
         and all(isinstance(entered.get("counted"), bool) for entered in fields)
         and all(isinstance(entered.get("mitoses"), list) for entered in fields)
         and all(_is_point(point) for entered in fields for point in entered["mitoses"])
-        and all(holder.get(name) in scores for holder in (entry, *fields) for name in SCORES)
         and all(name in entered for entered in fields for name in SCORES)
+        and all(_is_score(holder.get(name)) for holder in (entry, *fields) for name in SCORES)
     )

@@ -132,9 +132,8 @@ class Engines:
                     moved = np.abs(runner.start(patches, slide).result() - expected)
                 except DeviceLostError:
                     raise
-                except (
-                    Exception
-                ) as error:  # whatever a library raises, the network is computed by another one
+                except Exception as error:
+                    # Whatever a library raises, the network is computed by another one.
                     refused.append(
                         f"{attempt.name} {attempt.precision}: {' '.join(str(error).split())[:300]}"
                     )

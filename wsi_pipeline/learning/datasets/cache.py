@@ -178,9 +178,8 @@ def _open(place: Path, listing: Listing) -> Decoded | None:
             np.load(place / f"{name}.npy", mmap_mode="r") for name in ("pixels", "whole", "sizes")
         )
         problems = {int(index): reason for index, reason in info["problems"].items()}
-    except (
-        Exception
-    ):  # numpy raises what it likes at a damaged header; whatever it is, the cache is filled again
+    except Exception:
+        # numpy raises what it likes at a damaged header; whatever it is, the cache is filled again.
         return None
     return Decoded(pixels, np.array(whole), np.array(sizes), problems)
 

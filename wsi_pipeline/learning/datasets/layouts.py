@@ -249,9 +249,8 @@ def _array(path: Path) -> NDArray[np.generic]:
     try:
         array: NDArray[np.generic] = np.load(path, mmap_mode="r", allow_pickle=False)
         return array
-    except (
-        Exception
-    ) as error:  # at a damaged header numpy raises ValueError, EOFError, tokenize's errors, ...
+    except Exception as error:
+        # At a damaged header numpy raises ValueError, EOFError, tokenize's errors ...
         why = " ".join(str(error).split()) or type(error).__name__
         raise DataError(
             f"{path}: cannot be read as an array ({why}); expected X.npy, images, with Y.npy, their labels"

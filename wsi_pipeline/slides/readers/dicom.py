@@ -85,8 +85,7 @@ def _header(path: Path, *state: int) -> DicomFile | None:
         sop_class, series, modality = (
             str(header.get(name, "")) for name in ("SOPClassUID", "SeriesInstanceUID", "Modality")
         )
-    except (
-        Exception
-    ):  # pydicom raises what it likes at damaged bytes: EOFError, ValueError, NotImplementedError ...
+    except Exception:
+        # pydicom raises what it likes at damaged bytes: EOFError, ValueError, NotImplementedError ...
         return None
     return DicomFile(sop_class, series, modality)
