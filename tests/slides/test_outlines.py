@@ -2,7 +2,9 @@
 
 import gzip
 import json
+import tempfile
 import time
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from hypothesis import strategies as st
 from wsi_pipeline.base.errors import ConfigError, DataError
 from wsi_pipeline.base.geometry import Plane, Size
 from wsi_pipeline.base.options import options_from_dict
+from wsi_pipeline.slides.annotations import json_objects, xml_outlines
 from wsi_pipeline.slides.annotations.coverage import Cells, covered_share
 from wsi_pipeline.slides.annotations.files import outlines_of
 from wsi_pipeline.slides.annotations.geojson import AnnotationOptions, Outlines, listed, read_outlines
@@ -143,6 +146,9 @@ def test_the_refusal_names_the_classes_with_their_counts(tmp_path: Path) -> None
     [
         feature({"type": "Polygon", "coordinates": [[["a", 1], [2, 2], [3, 1], ["a", 1]]]}),
         feature({"type": "Polygon", "coordinates": [[[float("nan"), 1], [5, 5], [1, 9], [float("nan"), 1]]]}),
+        feature({"type": "Polygon", "coordinates": [[1, 2, 3, 1]]}),
+        feature({"type": "Polygon", "coordinates": [[[1], [2], [3], [1]]]}),
+        feature({"type": "Polygon", "coordinates": [[[i, i % 7] for i in range(500_001)]]}),
         feature({"type": "Curve"}),
         feature(3),
         feature(POLYGON, 7),
@@ -176,6 +182,61 @@ def test_a_broken_object_is_refused_by_its_number(tmp_path: Path, broken: Any) -
 def test_what_is_no_geojson_says_so(tmp_path: Path, content: bytes) -> None:
     with pytest.raises(DataError, match=r"a\.geojson: (object 1 is broken.*)?expected GeoJSON"):
         read(tmp_path, content)
+
+
+OBJECTS = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(
+    st.lists(OBJECTS, max_size=4),
+    st.integers(1, 40),
+    st.sampled_from(["utf-8", "utf-8-sig", "utf-16"]),
+    st.sampled_from([None, 1]),
+)
+def test_objects_are_the_same_wherever_pieces_of_the_file_end(
+    objects: list[Any], piece: int, encoding: str, indent: int | None
+) -> None:
+    collected = {"type": "FeatureCollection", "features": objects, "name": "\u00e9"}
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(json_objects, "PIECE_BYTES", max(piece, 4))  # an encoding is known by four
+        patch.setattr(json_objects, "_MARGIN", 12)
+        file = Path(folder) / "a.geojson"
+        for content in (objects, collected):
+            file.write_bytes(
+                json.dumps(content, indent=indent, ensure_ascii=False).encode(encoding, "surrogatepass")
+            )
+            assert list(json_objects.json_objects(file)) == objects
+
+
+def test_a_file_of_many_objects_costs_the_memory_of_one(tmp_path: Path) -> None:
+    file = tmp_path / "cells.geojson"
+    one = json.dumps(feature(POLYGON, objectType="detection"))
+    file.write_text(f'{{"type": "FeatureCollection", "features": [{", ".join([one] * 60_000)}]}}')
+    tracemalloc.start()
+    try:
+        assert sum(1 for _ in json_objects.json_objects(file)) == 60_000
+        assert tracemalloc.get_traced_memory()[1] < 8e6 < file.stat().st_size
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("name", ["one.geojson", "many.geojson", "a.xml"])
+def test_files_beyond_their_bounds_are_refused(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(json_objects, "PIECE_BYTES", 1000)
+    monkeypatch.setattr(json_objects, "MAX_BYTES", 20_000)
+    monkeypatch.setattr(json_objects, "MAX_OBJECT_CHARACTERS", 5000)
+    monkeypatch.setattr(xml_outlines, "MAX_BYTES", 20_000)
+    long = feature({"type": "Polygon", "coordinates": [RING * 100]})
+    content = collection(*[long] if name == "one.geojson" else [feature(POLYGON)] * 200)
+    (tmp_path / name).write_text(json.dumps(content))
+    with pytest.raises(DataError, match=r"expected .*: (an object of )?more than [0-9,]+ (bytes|characters)"):
+        read_outlines(tmp_path / name, AnnotationOptions(), SIZE0)
 
 
 def test_of_outlines_that_overlap_the_smaller_one_counts_and_what_is_ignored_has_no_label(

@@ -4,7 +4,7 @@ An outline's edges are cut at the lines of the cells. Each piece then lies in on
 the cells right of it and the trapezium beside it to its own, as font rasterisers do; the sum is the covered area.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,6 +72,18 @@ def polygons_of(geometry: shapely.Geometry) -> NDArray[Any]:
     """The polygons in a geometry: areas laid over each other may leave lines and points where they touch."""
     parts = shapely.get_parts(shapely.get_parts(geometry))
     return np.asarray(parts[shapely.get_type_id(parts) == shapely.GeometryType.POLYGON])
+
+
+def united(areas: Sequence[shapely.Geometry]) -> shapely.Geometry:
+    """All of these valid areas in one. Of those that lie apart nothing is computed: 200,000 take half a second, not 54.
+
+    Shapely can do so from 2.1 on, with GEOS 3.12.
+    """
+    if len(areas) == 1:
+        return areas[0]
+    if shapely.geos_version >= (3, 12, 0) and hasattr(shapely, "disjoint_subset_union_all"):
+        return shapely.disjoint_subset_union_all(areas)
+    return shapely.union_all(areas)
 
 
 def _edges(outlines: shapely.Geometry) -> Floats:

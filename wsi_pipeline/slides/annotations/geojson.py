@@ -6,30 +6,30 @@ the options know decides: "Tumor: DCIS" is DCIS, "IDC: Grade 3" is IDC.
 """
 
 import enum
-import gzip
-import json
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
 import shapely
+from numpy.typing import NDArray
 
 from wsi_pipeline.base.errors import DataError
 from wsi_pipeline.base.geometry import Size
 from wsi_pipeline.base.options import Field, options
-from wsi_pipeline.slides.annotations.coverage import polygons_of
+from wsi_pipeline.slides.annotations.coverage import polygons_of, united
 from wsi_pipeline.slides.annotations.files import is_xml
+from wsi_pipeline.slides.annotations.json_objects import json_objects
 from wsi_pipeline.slides.annotations.xml_outlines import xml_features
 
 # What objects without a class are called here, in messages and in the options.
 UNCLASSIFIED = "unclassified"
-# Outlines of a whole slide's tissue weigh some MB; what is larger, unpacked, is something else.
-MAX_BYTES = 2**29
-PIECE_BYTES = 2**20
+# Of one ring: more take minutes where they cross each other.
+MAX_CORNERS = 500_000
 # Objects of QuPath, and of ImageScope, that are no outlines of tissue.
 NO_OUTLINES = {
     "cell": "cells",
@@ -162,10 +162,11 @@ def read_outlines(
     unknown: list[shapely.Geometry] = []
     found, passed_over = Counter[str](), Counter[str]()
     slide = shapely.box(0, 0, size0.width, size0.height)
+    kind_of = cache(options.kind_of)
     for parts, polygons, dropped in _objects(path):
-        name, kind = ": ".join(parts) or UNCLASSIFIED, options.kind_of(parts or [UNCLASSIFIED])
+        name, kind = ": ".join(parts) or UNCLASSIFIED, kind_of(tuple(parts) or (UNCLASSIFIED,))
         found[dropped or name] += 1
-        moved = shapely.transform(shapely.union_all(polygons), lambda xy: xy + np.asarray(origin0))
+        moved = shapely.transform(united(polygons), lambda xy: xy + np.asarray(origin0))
         if dropped:
             passed_over[dropped] += 1
         elif kind is None:
@@ -182,7 +183,7 @@ def read_outlines(
             f"expected polygons on the slide, {size0.width} x {size0.height} px, of the classes {_expected(options)}; "
             "name your classes in the config under annotations: idc_classes, not_idc_classes, ignored_classes"
         )
-    return _outlines(path, kinds, shapely.union_all(unknown), found, passed_over, options.overlap)
+    return _outlines(path, kinds, united(unknown), found, passed_over, options.overlap)
 
 
 def qupath_origin0(properties: Mapping[str, str], size0: Size) -> tuple[float, float]:
@@ -231,37 +232,14 @@ def _objects(path: Path) -> Iterator[tuple[list[str], list[shapely.Geometry], st
 def _features(path: Path) -> Iterator[Any]:
     """Every object of the file, as its JSON says it, or as JSON would say it."""
     try:
-        data = path.read_bytes()
-        if data[:2] == b"\x1f\x8b":
-            data = _unpacked(path)
-        if len(data) > MAX_BYTES:
-            raise ValueError(f"more than {MAX_BYTES:,} bytes")
         if is_xml(path):
-            return iter(list(xml_features(data)))
-        content = json.loads(data)  # finds UTF-8, 16 and 32, with a mark in front or without
-        if isinstance(content, list):
-            return iter(content)
-        if content["type"] == "FeatureCollection":
-            return iter(content["features"])
-        if content["type"] == "Feature":
-            return iter([content])
-        if "coordinates" in content or "geometries" in content:
-            return iter([{"type": "Feature", "geometry": content, "properties": None}])
-        raise ValueError(f"found an object of type {content['type']}")
+            yield from xml_features(path)
+        else:
+            yield from json_objects(path)
     except (OSError, EOFError, zlib.error, ValueError, KeyError, TypeError, RecursionError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         how = "" if is_xml(path) else " (File, Export objects as GeoJSON)"
         raise DataError(f"{path}: expected {_form(path)}{how}: {reason}") from error
-
-
-def _unpacked(path: Path) -> bytes:
-    """The bytes packed in the file, few more than MAX_BYTES: asked for so many at once, gzip takes all that memory."""
-    parts, size = [], 0
-    with gzip.open(path) as file:
-        while size <= MAX_BYTES and (part := file.read(PIECE_BYTES)):
-            parts.append(part)
-            size += len(part)
-    return b"".join(parts)
 
 
 def _form(path: Path) -> str:
@@ -306,15 +284,32 @@ def _polygons(geometry: Mapping[str, Any]) -> list[shapely.Geometry]:
     several = geometry["coordinates"] if geometry["type"] == "MultiPolygon" else [geometry["coordinates"]]
     polygons = []
     for rings in several:
-        points = [np.asarray(ring, np.float64)[:, :2] for ring in rings if len(ring)]
+        points = [_points(ring) for ring in rings if len(ring)]
         if not all(np.isfinite(ring).all() for ring in points):
             raise ValueError("a coordinate is no number")
-        corners = [ring for ring in points if len(np.unique(ring, axis=0)) >= 3]
+        if (most := max(map(len, points), default=0)) > MAX_CORNERS:
+            raise ValueError(
+                f"found a ring of {most:,} corners, expected {MAX_CORNERS:,} at most: simplify it"
+            )
+        corners = [ring for ring in points if _has_three_corners(ring)]
         if not corners or corners[0] is not points[0]:
             continue  # a line or a point, given as a polygon
-        valid = shapely.make_valid(shapely.Polygon(corners[0], corners[1:]))
-        polygons.append(valid)
-    return [part for polygon in polygons for part in shapely.get_parts(polygon) if part.area > 0]
+        polygons.append(_area(shapely.make_valid(shapely.Polygon(corners[0], corners[1:]))))
+    return [polygon for polygon in polygons if polygon.area > 0]
+
+
+def _points(ring: Any) -> NDArray[np.float64]:
+    """The ring's points [n, 2], without their height; raises ValueError where they are none."""
+    points = np.asarray(ring, np.float64)
+    if points.ndim != 2 or points.shape[1] < 2:
+        raise ValueError(f"found a ring of the shape {list(points.shape)}, expected points of two numbers")
+    return points[:, :2]
+
+
+def _has_three_corners(ring: NDArray[np.float64]) -> bool:
+    """Whether three of the ring's points [n, 2] differ."""
+    others = ring[(ring != ring[0]).any(axis=1)]
+    return len(others) > 0 and bool((others != others[0]).any())
 
 
 def _outlines(
@@ -335,8 +330,8 @@ def _outlines(
             f"{path}: found {overlaps} outlines of IDC and of what is not that overlap; expected them apart: cut them "
             "where they were drawn, or say which counts: annotations: {overlap: smaller}, idc or not_idc in the config"
         )
-    ignored = shapely.union_all(kinds[Kind.IGNORED])
-    region = shapely.union_all(kinds[Kind.REGION]) if kinds[Kind.REGION] else None
+    ignored = united(kinds[Kind.IGNORED])
+    region = united(kinds[Kind.REGION]) if kinds[Kind.REGION] else None
     if region is not None:
         region = _area(shapely.difference(region, ignored))
         inside = [_area(shapely.intersection(area, region)) for area in (idc, not_idc)]
@@ -353,13 +348,15 @@ def _outlines(
         warnings.append(
             f"{path.name}: of what is outlined, what lies outside of the regions of interest has no label"
         )
-    unknown = _area(shapely.difference(unknown, shapely.union_all([*inside, ignored])))
+    unknown = _area(shapely.difference(unknown, united([*inside, ignored])))
     return Outlines(path, inside[0], inside[1], ignored, unknown, region, found, tuple(warnings))
 
 
 def _area(geometry: shapely.Geometry) -> shapely.Geometry:
-    """What of a geometry has an area."""
-    return shapely.union_all(polygons_of(geometry))
+    """What of a valid geometry has an area."""
+    if shapely.get_type_id(geometry) in (shapely.GeometryType.POLYGON, shapely.GeometryType.MULTIPOLYGON):
+        return geometry
+    return united(list(polygons_of(geometry)))
 
 
 def _smaller_on_top(
@@ -377,10 +374,10 @@ def _smaller_on_top(
                 for i in tree.query(outline, predicate="intersects")
                 if others[i].area < outline.area
             ]
-            rest = shapely.difference(outline, shapely.union_all(on_top)) if on_top else outline
+            rest = shapely.difference(outline, united(on_top)) if on_top else outline
             cut += bool(rest.area < outline.area * (1 - 1e-9))
             left.append(rest)
-        apart.append(shapely.union_all(left))
+        apart.append(united(left))
     # Of outlines of one size neither is on top: what both claim is nobody's.
     both = _area(shapely.intersection(*apart))
     if both.area > 0:
@@ -392,7 +389,7 @@ def _ranked(
     idc: Sequence[shapely.Geometry], not_idc: Sequence[shapely.Geometry], idc_first: bool
 ) -> tuple[shapely.Geometry, shapely.Geometry, int]:
     """The areas of both without what the one that ranks first takes from the other, and how many of these lose some."""
-    areas = [shapely.union_all(idc), shapely.union_all(not_idc)]
+    areas = [united(idc), united(not_idc)]
     first, second = (0, 1) if idc_first else (1, 0)
     on_top = areas[first]
     cut = sum(
@@ -425,15 +422,16 @@ def read_inside(
     others: list[shapely.Geometry] = []
     ignored: list[shapely.Geometry] = []
     found = Counter[str]()
+    kind_of = cache(options.kind_of)
     for parts, polygons, dropped in _objects(path):
         found[dropped or ": ".join(parts) or UNCLASSIFIED] += 1
         if dropped:
             continue
-        kind = options.kind_of(parts or [UNCLASSIFIED])
-        moved = shapely.transform(shapely.union_all(polygons), lambda xy: xy + np.asarray(origin0))
+        kind = kind_of(tuple(parts) or (UNCLASSIFIED,))
+        moved = shapely.transform(united(polygons), lambda xy: xy + np.asarray(origin0))
         {Kind.REGION: regions, Kind.IGNORED: ignored}.get(kind or Kind.IDC, others).append(moved)
     drawn = regions or others
-    area = shapely.difference(shapely.union_all(drawn), shapely.union_all(ignored))
+    area = shapely.difference(united(drawn), united(ignored))
     area = _area(shapely.intersection(area, shapely.box(0, 0, size0.width, size0.height)))
     if not area.area:
         raise DataError(

@@ -5,12 +5,15 @@ can swell or name other files, are refused.
 """
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 from xml.etree.ElementTree import Element, ParseError
 
 import shapely
 from defusedxml.common import DefusedXmlException
 from defusedxml.ElementTree import fromstring
+
+from wsi_pipeline.slides.annotations.coverage import united
 
 # What each type of annotation is in GeoJSON. Of the others (curves) what they enclose is not known from their points.
 ASAP_TYPES = {
@@ -23,14 +26,22 @@ ASAP_TYPES = {
 IMAGESCOPE_TYPES = {"0": "Polygon", "1": "Polygon", "3": "LineString", "4": "LineString"}
 CURVES = {"Spline": "a spline", "2": "an ellipse"}
 
+# Some million points; held as elements of XML they need five times as much.
+MAX_BYTES = 2**26
+
 Points = list[tuple[float, float]]
 
 
-def xml_features(data: bytes) -> Iterator[dict[str, Any]]:
+def xml_features(path: Path) -> Iterator[dict[str, Any]]:
     """Each annotation of an ASAP or ImageScope file, as a feature of GeoJSON in level-0 pixels of the whole slide.
 
-    Raises ValueError where it is another file, or holds a shape that cannot be told from its points.
+    Raises OSError, or ValueError where it is another or too large a file, or holds a shape that cannot be told from
+    its points.
     """
+    with path.open("rb") as file:
+        data = file.read(MAX_BYTES + 1)
+    if len(data) > MAX_BYTES:
+        raise ValueError(f"more than {MAX_BYTES:,} bytes")
     try:
         root = fromstring(data, forbid_dtd=True)
     except (ParseError, DefusedXmlException) as error:
@@ -79,7 +90,7 @@ def _of_imagescope(root: Element) -> Iterator[dict[str, Any]]:
                     i for i in tree.query(outline, predicate="intersects") if holes[i].area < outline.area
                 ]
                 used.update(inside)
-                cut = shapely.difference(outline, shapely.union_all([holes[i] for i in inside]))
+                cut = shapely.difference(outline, united([holes[i] for i in inside]))
                 geometry = shapely.geometry.mapping(cut) if inside else geometry
             yield _feature(geometry, [layer.get("Name", ""), text])
         for _ in range(len(holes) - len(used)):
