@@ -1,17 +1,21 @@
+import errno
 import os
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import write_slide
 from hypothesis import given
 from hypothesis import strategies as st
+from pydicom import filereader
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
 from wsi_pipeline.base.errors import ListError, SlideOpenError
 from wsi_pipeline.slides.catalog import SlideEntry, list_slides, shard_of
+from wsi_pipeline.slides.readers import dicom
 from wsi_pipeline.slides.readers.dicom import DicomFile, read_header
 from wsi_pipeline.slides.readers.formats import slide_files
 from wsi_pipeline.slides.slide import open_slide, slide_file
@@ -69,6 +73,31 @@ def test_a_folder_gives_each_slide_once_whatever_files_it_is_made_of(archive: Pa
     entries = list_slides([archive])
     assert named(entries) == ["a", "b", "mirax", "dicom"]
     assert [entry.path for entry in entries][2:] == [archive / "case/mirax.mrxs", archive / "case/dicom"]
+
+
+def test_a_dicom_file_on_a_failing_disk_is_read_again_and_named_where_that_lasts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(3):
+        write_dicom(tmp_path / f"d/{number}.dcm", "1.2.3")
+    real, left = filereader.read_partial, [2]
+
+    def stumbles(file: Any, **more: Any) -> Any:
+        if left[0] and file.name.endswith("1.dcm"):
+            left[0] -= 1
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return real(file, **more)
+
+    waits: list[float] = []
+    monkeypatch.setattr(filereader, "read_partial", stumbles)
+    monkeypatch.setattr("wsi_pipeline.slides.readers.source.time.sleep", waits.append)
+    assert [len(files) for files in dicom.sort_files(sorted(tmp_path.glob("d/*"))).series.values()] == [3]
+    assert waits == [0.1, 0.4]
+    dicom._header.cache_clear()
+    left[0] = 100
+    found = list_slides([tmp_path / "d"])
+    assert named(found) == ["d"]
+    assert str(found.passed_over) == "1 files of .dcm (not read: Input/output error)"
 
 
 def test_a_folder_of_dicom_files_is_one_slide(archive: Path) -> None:

@@ -15,8 +15,9 @@ from wsi_pipeline.base.errors import ResultError
 from wsi_pipeline.base.geometry import Plane
 from wsi_pipeline.base.text import printable
 from wsi_pipeline.results.exports.exported_map import ExportedMap
-from wsi_pipeline.slides.readers.dicom import SLIDE_CLASS
+from wsi_pipeline.slides.readers.dicom import SLIDE_CLASS, damage_as_none
 from wsi_pipeline.slides.readers.formats import is_dicom_file, slide_files
+from wsi_pipeline.slides.readers.source import with_retries
 
 # UIDs of one slide or one report are the same whenever and wherever they are made.
 _UIDS = uuid.UUID("5b0f6f0e-3f5c-5d3a-9a55-6f4f3c1f7d10")
@@ -102,15 +103,20 @@ def _check_geometry(file: Path, header: Dataset) -> None:
 
 
 def _header(file: Path) -> Dataset | None:
-    """The header of a level of a slide; None where it is none, or cannot be read."""
+    """The header of a level of a slide; None where it is none. Raises SlideReadError where it cannot be read."""
     if not file.is_file():
         return None
-    try:
-        header = pydicom.dcmread(file, stop_before_pixels=True)
-        is_level = header.get("SOPClassUID") == SLIDE_CLASS and "VOLUME" in list(header.get("ImageType", []))
-    except Exception:  # pydicom raises what it likes at damaged bytes: EOFError, ValueError, struct.error ...
+
+    def read() -> Dataset | None:
+        with damage_as_none():
+            header = pydicom.dcmread(file, stop_before_pixels=True)
+            is_level = header.get("SOPClassUID") == SLIDE_CLASS and "VOLUME" in list(
+                header.get("ImageType", [])
+            )
+            return header if is_level else None
         return None
-    return header if is_level else None
+
+    return with_retries(file, read)
 
 
 def _derived_source(exported: ExportedMap) -> Dataset:

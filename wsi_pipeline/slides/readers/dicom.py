@@ -6,10 +6,14 @@ segmentations, presentation states, reports) have series of their own, often in 
 
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+
+from wsi_pipeline.base.errors import SlideReadError
+from wsi_pipeline.slides.readers.source import RETRY_WAITS_S, reason, with_retries
 
 # VL Whole Slide Microscopy Image Storage.
 SLIDE_CLASS = "1.2.840.10008.5.1.4.1.1.77.1.6"
@@ -52,8 +56,15 @@ def sort_files(files: list[Path]) -> DicomFolder:
     """The files by series, these by their first file's name."""
     series: dict[str, list[Path]] = {}
     others = Counter[str]()
+    is_patient = True
     for path in sorted(files):
-        header = read_header(path)
+        try:
+            header = read_header(path, is_patient)
+        except SlideReadError as error:
+            cause = error.__cause__
+            others[f"not read: {reason(cause) if isinstance(cause, OSError) else error}"] += 1
+            is_patient = False  # a disk that is gone is waited for once, not at each of a thousand files
+            continue
         if header is None:
             others["no DICOM file"] += 1
         elif header.is_slide:
@@ -63,29 +74,47 @@ def sort_files(files: list[Path]) -> DicomFolder:
     return DicomFolder({uid: tuple(paths) for uid, paths in series.items()}, others)
 
 
-def read_header(path: Path) -> DicomFile | None:
-    """What the file is; None where it is no DICOM file, or cannot be read."""
+def read_header(path: Path, is_patient: bool = True) -> DicomFile | None:
+    """What the file is; None where it is no DICOM file, or is not there.
+
+    Raises SlideReadError where it cannot be read: at once, or where `is_patient` after the waits of `with_retries`.
+    """
     try:
         state = os.stat(path)  # noqa: PTH116
     except OSError:
         return None
-    return _header(path, state.st_ino, state.st_size, state.st_mtime_ns)
+    return _header(path, is_patient, state.st_ino, state.st_size, state.st_mtime_ns)
 
 
 @lru_cache(maxsize=4096)
-def _header(path: Path, *state: int) -> DicomFile | None:
+def _header(path: Path, is_patient: bool, *state: int) -> DicomFile | None:
     from pydicom.filereader import read_partial  # takes a second: only where there are DICOM files
     from pydicom.tag import Tag
 
     last = Tag("SeriesInstanceUID")
-    try:
-        with path.open("rb") as file:
+
+    def read() -> DicomFile | None:
+        with path.open("rb") as file, damage_as_none():
             header = read_partial(file, stop_when=lambda tag, vr, length: tag > last)
-        # Values are made of their bytes when they are asked for, and may be refused then.
-        sop_class, series, modality = (
-            str(header.get(name, "")) for name in ("SOPClassUID", "SeriesInstanceUID", "Modality")
-        )
-    except Exception:
-        # pydicom raises what it likes at damaged bytes: EOFError, ValueError, NotImplementedError ...
+            # Values are made of their bytes when they are asked for, and may be refused then.
+            return DicomFile(
+                *(str(header.get(name, "")) for name in ("SOPClassUID", "SeriesInstanceUID", "Modality"))
+            )
         return None
-    return DicomFile(sop_class, series, modality)
+
+    return with_retries(path, read, RETRY_WAITS_S if is_patient else ())
+
+
+@contextmanager
+def damage_as_none() -> Iterator[None]:
+    """What pydicom raises at damaged bytes ends the block: EOFError, ValueError, NotImplementedError, what it likes.
+
+    What the system raises where bytes do not come is no damage, and is passed on.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None:
+            raise
+    except Exception:
+        return

@@ -12,7 +12,7 @@ import re
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -37,12 +37,12 @@ BYTES_DID_NOT_COME = re.compile(
 LASTING = (errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENAMETOOLONG)
 
 
-def with_retries(path: Path, attempt: Callable[[], T]) -> T:
+def with_retries(path: Path, attempt: Callable[[], T], waits_s: Sequence[float] = RETRY_WAITS_S) -> T:
     """What `attempt` gives, which is tried again after OSError, with growing waits.
 
     Raises SlideReadError, naming `path` and the system's reason, once the last try failed.
     """
-    for wait_s in RETRY_WAITS_S:
+    for wait_s in waits_s:
         try:
             return attempt()
         except OSError as error:
