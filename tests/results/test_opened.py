@@ -12,10 +12,9 @@ import pytest
 import scipy.ndimage
 import shapely
 import zarr
-from conftest import noise, write_scn, write_slide
+from conftest import noise, s3_server_or_skip, write_scn, write_slide
 from field_grounds import chosen
 from models import brightness_model, dimmer_model, random_step
-from s3_server import s3_server
 from test_infer import section
 
 import wsi_pipeline as wp
@@ -273,7 +272,7 @@ def test_a_result_on_an_object_store_is_the_one_in_a_folder(
 ) -> None:
     pytest.importorskip("upath")
     (tmp_path / "s3").mkdir()
-    with s3_server(tmp_path / "s3") as environment:
+    with s3_server_or_skip(tmp_path / "s3") as environment:
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
         there = wp.infer_slide(slide, "s3://maps/face", model=brightness_model(threshold=0.6), device="cpu")

