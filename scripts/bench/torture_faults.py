@@ -10,6 +10,8 @@ and says where anything was lost. What lies in --work is replaced.
 """
 
 import argparse
+import importlib
+import multiprocessing
 import os
 import pty
 import queue
@@ -24,7 +26,9 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
+from multiprocessing import forkserver
 from pathlib import Path
+from unittest.mock import patch
 
 from scripts.bench.s3_server import s3_server
 from scripts.bench.torture import CONFIGS, PATIENCE_S, differences
@@ -52,21 +56,64 @@ ssize_t pread(int fd, void *buf, size_t count, off_t at) {
 }
 ssize_t pread64(int fd, void *buf, size_t count, off_t at) { return pread(fd, buf, count, at); }
 """
-# The command, with heartbeats of fractions of a second, and a clock that may be off.
-COMMAND = """
-import importlib, os, sys, time
-off, real = float(os.environ.get("CLOCK_OFF", 0)), time.time
-time.time = lambda: real() + off
-from wsi_pipeline.jobs import leases, locks, protocols
-locks.BEAT_S, locks.STALE_S, leases.STALE_S, protocols.BUSY_POLL_S = 0.1, 1.0, 1.0, 0.1
-leases.CHECK_EVERY_S = 0.1
-command = importlib.import_module("wsi_pipeline.cli." + sys.argv[1].replace("-", "_"))
-sys.exit(command.main(sys.argv[2:]))
-"""
 STALE_S = 1.0
 MORE = {"tile-slides": ["--export"], "infer-slide": ["--device", "cpu"]}
-# A terminal of its own, which it hears of when that goes.
-OWN_TERMINAL = ["setsid", "--ctty"]
+# Processes are forked from one that has imported all this: each starts at once.
+FORKED = multiprocessing.get_context("forkserver")
+IMPORTED = [
+    "torch",
+    "wsi_pipeline.cli.infer_slide",
+    "wsi_pipeline.cli.tile_slides",
+    "wsi_pipeline.pipeline.infer",
+]
+
+
+class Run:
+    """A process of a command."""
+
+    def __init__(self, arguments: list[str], lines: str, environment: dict[str, str]):
+        self._process = FORKED.Process(target=_command, args=(arguments, lines, environment))
+        self._process.start()
+
+    def send(self, signum: signal.Signals) -> None:
+        """Send it a signal; nothing where it has ended."""
+        with suppress(ProcessLookupError):
+            os.kill(self._process.pid or 0, signum)
+
+    def kill(self) -> None:
+        """End it at once, and wait for that."""
+        self._process.kill()
+        self._process.join()
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether it has."""
+        return self._process.exitcode is not None
+
+    def code(self) -> int | None:
+        """Its exit code, once it has ended; None where it hangs, and is killed."""
+        self._process.join(PATIENCE_S)
+        code = self._process.exitcode
+        if code is None:
+            self.kill()
+        return code
+
+
+def _command(arguments: list[str], lines: str, environment: dict[str, str]) -> None:
+    """In the new process: the command, with heartbeats of fractions of a second, and a clock that may be off."""
+    os.setsid()
+    stream = os.open(lines, os.O_RDWR | os.O_CREAT, 0o600)  # a terminal is the process's own from now on
+    for number in range(3):
+        os.dup2(stream, number)
+    os.environ.update(environment)
+    off, real = float(environment.get("CLOCK_OFF", 0)), time.time
+    time.time = lambda: real() + off
+    from wsi_pipeline.jobs import leases, locks, protocols
+
+    locks.BEAT_S = protocols.BUSY_POLL_S = leases.CHECK_EVERY_S = 0.1
+    locks.STALE_S = leases.STALE_S = STALE_S
+    command = importlib.import_module(f"wsi_pipeline.cli.{arguments[0].replace('-', '_')}")
+    sys.exit(command.main(arguments[1:]))
 
 
 @dataclass
@@ -91,30 +138,20 @@ class Bench:
         """That of the run in peace."""
         return self.work / f"peace-{self.command}"
 
-    def start(
-        self, out: Path | str, *slides: Path, lines: str | int = os.devnull, **more: str
-    ) -> subprocess.Popen[bytes]:
-        """The command; `more` is put into its environment, `lines` is where its lines go, a terminal as a number."""
-        command = [*OWN_TERMINAL] if isinstance(lines, int) else []
-        command += [sys.executable, "-c", COMMAND, self.command, *map(str, slides or [self.slide])]
-        command += [
-            "--out",
-            str(out),
-            "--config",
-            str(self.work / f"{self.command}.yaml"),
-            *MORE[self.command],
-        ]
-        own = {"LD_PRELOAD": str(self.work / "faults.so"), "OMP_NUM_THREADS": "1"}
-        with ExitStack() as stack:
-            stream = lines if isinstance(lines, int) else stack.enter_context(Path(lines).open("wb"))
-            stdin = stream if isinstance(lines, int) else subprocess.DEVNULL
-            environment = os.environ | self.store | own | more
-            return subprocess.Popen(command, env=environment, stdin=stdin, stdout=stream, stderr=stream)
+    def start(self, out: Path | str, *slides: Path, lines: str = os.devnull, **more: str) -> Run:
+        """The command; `more` is put into its environment, `lines` is where its lines go."""
+        arguments = [self.command, *map(str, slides or [self.slide]), "--out", str(out)]
+        arguments += ["--config", str(self.work / f"{self.command}.yaml"), *MORE[self.command]]
+        return Run(arguments, lines, self.store | more)
 
-    def wait(self, *runs: subprocess.Popen[bytes], code: int = 0) -> list[str]:
+    def wait(self, *runs: Run, code: int = 0) -> list[str]:
         """What of their exit codes is not as it should be."""
-        codes = [run.wait(PATIENCE_S) for run in runs]
-        return [f"ended with {found}, not {code}" for found in codes if found != code]
+        codes = [run.code() for run in runs]
+        return [
+            "hung, and was killed" if found is None else f"ended with {found}, not {code}"
+            for found in codes
+            if found != code
+        ]
 
     def instant(self) -> None:
         """Wait until somewhere in a run."""
@@ -125,8 +162,9 @@ def reads_fail(bench: Bench) -> list[str]:
     """Each read of the slide's tiles fails (EIO), from the first on, for half a second."""
     flag, log = bench.work / "eio", bench.work / "eio.log"
     flag.touch()
+    log.write_bytes(b"")
     run = bench.start(bench.out, lines=str(log), EIO_WHILE=str(flag))
-    while run.poll() is None and b"a read failed" not in log.read_bytes():
+    while not run.has_ended and b"a read failed" not in log.read_bytes():
         time.sleep(0.02)
     time.sleep(0.5)
     flag.unlink()
@@ -139,7 +177,6 @@ def clock_steps(bench: Bench) -> list[str]:
     run = bench.start(bench.out, CLOCK_OFF=str(bench.chance.uniform(-600, 600)))
     bench.instant()
     run.kill()
-    run.wait()
     return bench.wait(bench.start(bench.out, CLOCK_OFF=str(bench.chance.uniform(-600, 600))))
 
 
@@ -152,11 +189,11 @@ def sleeps(bench: Bench) -> list[str]:
     """Stopped for longer than its heartbeat, taken over, and woken."""
     first = bench.start(bench.out)
     bench.instant()
-    first.send_signal(signal.SIGSTOP)
+    first.send(signal.SIGSTOP)
     time.sleep(STALE_S)
     second = bench.start(bench.out)
     time.sleep(bench.chance.uniform(0.5, 1.5) * bench.seconds[bench.command])
-    first.send_signal(signal.SIGCONT)
+    first.send(signal.SIGCONT)
     return bench.wait(first, second)
 
 
@@ -175,13 +212,13 @@ def breaks(bench: Bench) -> list[str]:
 def terminal_goes(bench: Bench) -> list[str]:
     """The terminal that it writes to, and belongs to, is closed."""
     ours, theirs = pty.openpty()
-    run = bench.start(bench.out, lines=theirs)
-    os.close(theirs)
+    run = bench.start(bench.out, lines=os.ttyname(theirs))
     end = time.monotonic() + bench.chance.uniform(0.2, 0.95) * bench.seconds[bench.command]
     with suppress(OSError):  # it ended before
         while (left := end - time.monotonic()) > 0:
             if select.select([ours], [], [], left)[0]:
                 os.read(ours, 4096)
+    os.close(theirs)
     os.close(ours)
     return bench.wait(run)
 
@@ -199,7 +236,6 @@ def killed_over_a_store(bench: Bench) -> list[str]:
     run = bench.start(f"s3://{prefix}")
     time.sleep(bench.chance.uniform(0.2, 1.5) * bench.seconds[bench.command])
     run.kill()
-    run.wait()
     return [*bench.wait(bench.start(f"s3://{prefix}")), *copied(bench, prefix)]
 
 
@@ -228,7 +264,6 @@ FAULTS: dict[str, Callable[[Bench], list[str]]] = {
     "two processes write into one s3:// OUT": two_write_to_a_store,
     "killed while it writes to s3://, then gone on with": killed_over_a_store,
 }
-OF_STORES = (two_write_to_a_store, killed_over_a_store)
 
 
 def main() -> int:
@@ -248,6 +283,7 @@ def main() -> int:
     shutil.rmtree(work, ignore_errors=True)
     (work / "store").mkdir(parents=True)
     with ExitStack() as stack:
+        prepare_processes(work)
         store = stack.enter_context(s3_server(work / "store"))
         benches = queue.Queue[Bench]()
         for number in range(args.jobs):
@@ -288,13 +324,23 @@ def one(
         benches.put(bench)
 
 
+def prepare_processes(work: Path) -> None:
+    """Start the process that commands are forked from, under which reads can be made to fail."""
+    (work / "faults.c").write_text(PRELOADED)
+    library = work / "faults.so"
+    compiler = os.environ.get("CC", "cc")
+    subprocess.run(
+        [compiler, "-shared", "-fPIC", "-o", str(library), str(work / "faults.c"), "-ldl"], check=True
+    )
+    FORKED.set_forkserver_preload(IMPORTED)
+    with patch.dict(os.environ, LD_PRELOAD=str(library), OMP_NUM_THREADS="1"):
+        forkserver.ensure_running()
+
+
 def prepare(slide: Path, work: Path, seed: int, store: dict[str, str]) -> Bench:
-    """The library of faults, the slides, and the runs in peace."""
+    """The slides, and the runs in peace."""
     shutil.rmtree(work, ignore_errors=True)
     (work / "slides").mkdir(parents=True)
-    (work / "faults.c").write_text(PRELOADED)
-    library = ["-shared", "-fPIC", "-o", str(work / "faults.so"), str(work / "faults.c"), "-ldl"]
-    subprocess.run([os.environ.get("CC", "cc"), *library], check=True)
     for name in ("a", "bad"):
         shutil.copy(slide, work / f"slides/{name}.tiff")
     bench = Bench(work, work / "slides/a.tiff", random.Random(seed), store=store)

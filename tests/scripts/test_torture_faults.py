@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import write_slide
+from conftest import s3_server_or_skip, write_slide
 from test_infer import section
 
 from scripts.bench import torture_faults
@@ -17,17 +17,20 @@ def test_a_fault_of_each_kind_loses_nothing(tmp_path: Path) -> None:
     if sys.platform != "linux" or shutil.which("cc") is None:
         pytest.skip("needs a C compiler and Linux, to make reads fail")
     slide = write_slide(tmp_path / "s.tiff", section(700, 900), mpp=(4.0, 4.0), factors=(1, 4))
-    bench = torture_faults.prepare(slide, tmp_path / "work", seed=0)
-    for name, fault in torture_faults.FAULTS.items():
-        assert torture_faults.tried(bench, fault, name) == ""
+    torture_faults.prepare_processes(tmp_path)
+    with s3_server_or_skip(tmp_path) as store:
+        bench = torture_faults.prepare(slide, tmp_path / "work", 0, store)
+        for number, (name, fault) in enumerate(torture_faults.FAULTS.items()):
+            bench.command = list(torture_faults.MORE)[number % 2]
+            assert torture_faults.tried(bench, fault, name) == ""
 
 
 def test_what_is_lost_is_named(tmp_path: Path) -> None:
-    for folder in ("peace", "out"):
+    for folder in ("peace-tile-slides", "out"):
         (tmp_path / folder / "a").mkdir(parents=True)
         (tmp_path / folder / "a/summary.json").write_text("{}")
         (tmp_path / folder / "manifest.csv").write_text("slide,status\na,done\n")
-    (tmp_path / "peace/a/patches.csv").write_text("x")
+    (tmp_path / "peace-tile-slides/a/patches.csv").write_text("x")
     bench = torture_faults.Bench(tmp_path, tmp_path / "a.tiff", random.Random(0))
     # What is there before a try is removed, so the fault here makes what it leaves.
     kept = tmp_path / "kept"
