@@ -38,8 +38,7 @@ from wsi_pipeline.base.files import out_path
 from wsi_pipeline.viewer.append_log import AppendLog, RevisionConflict
 log, name, count, added = AppendLog(out_path(sys.argv[1])), sys.argv[2], int(sys.argv[3]), []
 while len(added) < count:
-    entries = log.entries()
-    revision = entries[-1]["revision"] if entries else 0
+    revision = log.read().revision
     try:
         log.add(revision, name, {"number": len(added)})
         added.append(revision + 1)
@@ -144,7 +143,7 @@ def test_of_several_servers_each_adds_to_what_the_others_did(place, tmp_path, re
     ]
     added = [list(map(int, process.communicate(timeout=120)[0].split())) for process in running]
     assert [process.returncode for process in running] == [0] * servers
-    entries = AppendLog(out_path(path)).entries()
+    entries = AppendLog(out_path(path)).read().entries
     assert [entry["revision"] for entry in entries] == list(range(1, servers * count + 1))
     for number, revisions in enumerate(added):
         mine = [entry["revision"] for entry in entries if entry["reviewer"] == f"Dr. {number}"]
