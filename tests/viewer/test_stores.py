@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from conftest import write_slide
 from models import brightness_model
+from s3_server import read_at_once
 from test_infer import section
 
 import wsi_pipeline as wp
@@ -62,7 +63,7 @@ def test_results_on_s3_are_shown_reviewed_and_graded_as_those_in_a_folder(s3, tm
             model=brightness_model(threshold=0.6),
             device="cpu",
         )
-    with client_of(there) as far, client_of(tmp_path / "out") as near:
+    with client_of(there) as far, client_of(tmp_path / "out") as near, read_at_once():
         listed = [client.get("/api/slides").json()["slides"] for client in (far, near)]
         assert [row["status"] for row in listed[0]] == ["done"]
         assert listed[0][0]["idc_mm2"] == listed[1][0]["idc_mm2"]
@@ -75,6 +76,8 @@ def test_results_on_s3_are_shown_reviewed_and_graded_as_those_in_a_folder(s3, tm
             "values",
             "outlines?threshold=0.4",
             "pictures/report.png",
+            "review",
+            "grading",
             "at?x0=500&y0=500",
         ):
             answers = [client.get(f"/api/slides/a/{path}") for client in (far, near)]
@@ -87,6 +90,7 @@ def test_results_on_s3_are_shown_reviewed_and_graded_as_those_in_a_folder(s3, tm
         sheet = {"revision": 0, "reviewer": "Dr. A", "tubules": 2, "nuclei": 2, "fields": []}
         assert far.put("/api/slides/a/grading", json=sheet, headers=OURS).status_code == 200
         assert "tubules,2" in far.get("/api/slides/a/grading.csv").text
+        assert far.get("/api/slides/a/review.geojson").json()["features"]
     with client_of(there) as again:
         assert again.get("/api/slides/a/review").json()["revision"] == 1
     assert json.loads((there / "a/review.geojson").read_text())["features"][0]["properties"]["name"]
