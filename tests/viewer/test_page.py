@@ -437,6 +437,14 @@ def test_nothing_is_saved_in_nobodys_name(site: Site, page: Any, fresh: None) ->
     assert review(site, page, "whole")["revision"] == 0
 
 
+def test_changes_that_cannot_be_read_are_named_on_their_slide(site: Site, page: Any, fresh: None) -> None:
+    (site.out / "whole/review.jsonl").write_text('{"revision": 1, "acti')
+    (site.out / "whole/grading.jsonl").write_text('{"revision": 1}\n[]\n')
+    go(page, "whole")
+    page.get_by_text("1 line of this slide's review.jsonl cannot be read").wait_for()
+    page.get_by_text("2 lines of this slide's grading.jsonl cannot be read").wait_for()
+
+
 def test_a_grade_is_computed_from_what_is_entered_and_counted(site: Site, page: Any, fresh: None) -> None:
     go(page, "whole", tab="grading")
     page.keyboard.press("f")

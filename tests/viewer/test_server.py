@@ -346,7 +346,7 @@ def test_of_several_who_change_the_same_state_at_one_moment_one_is_heard(tmp_pat
 
     with ThreadPoolExecutor(writers) as pool:
         assert sum(pool.map(add, range(writers))) == rounds
-    entries = AppendLog(tmp_path / "review.jsonl").entries()
+    entries = AppendLog(tmp_path / "review.jsonl").read().entries
     assert [entry["revision"] for entry in entries] == list(range(1, rounds + 1))
 
 
@@ -412,15 +412,29 @@ def test_a_change_that_is_none_is_refused_with_what_was_expected(client, out, ch
     assert not (out / "a/review.jsonl").exists()
 
 
-def test_a_line_that_a_power_cut_left_half_is_passed_over(client, out):
+def test_a_line_that_a_power_cut_left_half_is_passed_over_and_named(client, out, caplog):
     review(client, "a", 0, action="put", feature=outline(id="one"))
     with (out / "a/review.jsonl").open("ab") as file:
         file.write(b'{"revision": 2, "acti')
-    assert review(client, "a", 1, action="put", feature=outline(id="two")).json()["revision"] == 2
-    assert client.get("/api/slides/a/review").json()["revision"] == 2
+    known = {"file": "review.jsonl", "lines": 1, "first": 2}
+    assert client.get("/api/slides/a/review").json()["passed_over"] == known
+    changed = review(client, "a", 1, action="put", feature=outline(id="two")).json()
+    assert (changed["revision"], changed["passed_over"]) == (2, known)
+    assert client.get("/api/slides/a/review").json() == changed
+    (warning,) = [line for line in caplog.messages if "review.jsonl" in line]
+    assert "passed over: 1, the first is line 2" in warning
 
 
-@pytest.mark.parametrize("feature", ["a", [1], {"properties": 3}, {"properties": {"verdict": "accepted"}}, 7])
+@pytest.mark.parametrize(
+    "feature",
+    [
+        "a",
+        {"properties": 3},
+        {"properties": {"verdict": "accepted"}},
+        {"properties": {"id": "two"}},
+        outline(id="two", note="", source_region=None) | {"id": "two", "geometry": {"type": "Polygon"}},
+    ],
+)
 def test_a_change_without_a_whole_feature_is_passed_over(client, out, feature):
     review(client, "a", 0, action="put", feature=outline(id="one"))
     with (out / "a/review.jsonl").open("a") as file:
@@ -428,6 +442,8 @@ def test_a_change_without_a_whole_feature_is_passed_over(client, out, feature):
     state = client.get("/api/slides/a/review").json()
     assert [one["id"] for one in state["features"]["features"]] == ["one"]
     assert len(state["history"]) == 2
+    assert state["passed_over"] == {"file": "review.jsonl", "lines": 1, "first": 2}
+    assert review(client, "a", 2, action="undo").json()["features"]["features"] == []
 
 
 @pytest.mark.parametrize("place", [[1, 10**400], [True, 2], [1.0], "ab"])
@@ -451,7 +467,8 @@ def test_a_sheet_that_is_not_whole_is_passed_over(client, out, fields):
         file.write(json.dumps({"revision": 2, "reviewer": "Dr. B", "fields": fields}) + "\n")
     state = client.get("/api/slides/a/grading").json()
     assert (state["revision"], state["reviewer"], state["tubules"]) == (2, "Dr. A", 3)
-    assert client.get("/api/slides/a/grading.csv").status_code == 200
+    assert state["passed_over"] == {"file": "grading.jsonl", "lines": 1, "first": 2}
+    assert "lines_passed_over,1" in client.get("/api/slides/a/grading.csv").text
 
 
 def test_a_grade_follows_from_what_was_entered_and_from_nothing_else(client):

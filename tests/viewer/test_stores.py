@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from conftest import write_slide
 from models import brightness_model
+from s3_server import read_at_once
 from test_infer import section
 
 import wsi_pipeline as wp
@@ -38,8 +39,7 @@ from wsi_pipeline.base.files import out_path
 from wsi_pipeline.viewer.append_log import AppendLog, RevisionConflict
 log, name, count, added = AppendLog(out_path(sys.argv[1])), sys.argv[2], int(sys.argv[3]), []
 while len(added) < count:
-    entries = log.entries()
-    revision = entries[-1]["revision"] if entries else 0
+    revision = log.read().revision
     try:
         log.add(revision, name, {"number": len(added)})
         added.append(revision + 1)
@@ -63,7 +63,7 @@ def test_results_on_s3_are_shown_reviewed_and_graded_as_those_in_a_folder(s3, tm
             model=brightness_model(threshold=0.6),
             device="cpu",
         )
-    with client_of(there) as far, client_of(tmp_path / "out") as near:
+    with client_of(there) as far, client_of(tmp_path / "out") as near, read_at_once():
         listed = [client.get("/api/slides").json()["slides"] for client in (far, near)]
         assert [row["status"] for row in listed[0]] == ["done"]
         assert listed[0][0]["idc_mm2"] == listed[1][0]["idc_mm2"]
@@ -76,6 +76,8 @@ def test_results_on_s3_are_shown_reviewed_and_graded_as_those_in_a_folder(s3, tm
             "values",
             "outlines?threshold=0.4",
             "pictures/report.png",
+            "review",
+            "grading",
             "at?x0=500&y0=500",
         ):
             answers = [client.get(f"/api/slides/a/{path}") for client in (far, near)]
@@ -88,6 +90,7 @@ def test_results_on_s3_are_shown_reviewed_and_graded_as_those_in_a_folder(s3, tm
         sheet = {"revision": 0, "reviewer": "Dr. A", "tubules": 2, "nuclei": 2, "fields": []}
         assert far.put("/api/slides/a/grading", json=sheet, headers=OURS).status_code == 200
         assert "tubules,2" in far.get("/api/slides/a/grading.csv").text
+        assert far.get("/api/slides/a/review.geojson").json()["features"]
     with client_of(there) as again:
         assert again.get("/api/slides/a/review").json()["revision"] == 1
     assert json.loads((there / "a/review.geojson").read_text())["features"][0]["properties"]["name"]
@@ -144,7 +147,7 @@ def test_of_several_servers_each_adds_to_what_the_others_did(place, tmp_path, re
     ]
     added = [list(map(int, process.communicate(timeout=120)[0].split())) for process in running]
     assert [process.returncode for process in running] == [0] * servers
-    entries = AppendLog(out_path(path)).entries()
+    entries = AppendLog(out_path(path)).read().entries
     assert [entry["revision"] for entry in entries] == list(range(1, servers * count + 1))
     for number, revisions in enumerate(added):
         mine = [entry["revision"] for entry in entries if entry["reviewer"] == f"Dr. {number}"]

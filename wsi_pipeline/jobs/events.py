@@ -17,7 +17,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import IO, Any
 
-from wsi_pipeline.base.files import OutPath, names, write_bytes, writing
+from wsi_pipeline.base.files import OutPath, names, read_whole, write_bytes, writing
 from wsi_pipeline.base.text import printable_values
 
 BATCH_FOLDER = ".batch"
@@ -119,7 +119,7 @@ class EventReader:
         """On an object store, where a file never grows."""
         for name in sorted(names(folder)):
             if name.endswith(".jsonl") and name not in self._read:
-                data = (folder / name).read_bytes()
+                data = read_whole(folder / name)
                 self._read[name] = len(data)
                 yield from filter(None, map(_parse, data.splitlines()))
 
@@ -129,7 +129,7 @@ def events_by_process(out: OutPath) -> Iterator[list[dict[str, Any]]]:
     folder = out / EVENTS
     found = [name for name in names(folder) if name.endswith(".jsonl")]
     for _, files in groupby(sorted(found), key=lambda name: _PUT_NUMBER.sub("", name)):
-        lines = [line for name in files for line in (folder / name).read_bytes().splitlines()]
+        lines = [line for name in files for line in read_whole(folder / name).splitlines()]
         yield [event for event in map(_parse, lines) if event]
 
 

@@ -8,15 +8,13 @@ store. Before each write its holder looks whether the lease is still its own, on
 that believed to have it, one ends its work within that second.
 """
 
-import errno
 import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
 
 from wsi_pipeline.base.errors import LockLostError, OutputError
-from wsi_pipeline.base.files import OutPath, remove, write_bytes, write_new_bytes
+from wsi_pipeline.base.files import OutPath, read_whole, remove, write_bytes, write_new_bytes
 from wsi_pipeline.jobs.locks import (
     STALE_S,
     Owner,
@@ -33,8 +31,6 @@ log = logging.getLogger(__name__)
 # Puts that began at one moment are all done after so long, or the store is so slow that nothing goes on at all.
 SETTLE_S = 2.0
 CHECK_EVERY_S = 1.0
-# How often a lock is read that changes while it is.
-TRIES = 5
 
 
 class Lease:
@@ -111,20 +107,9 @@ def _take(path: OutPath) -> Lease:
             return Lease(path, owner)
 
 
-def _text_of(path: OutPath) -> str:
-    """The lock's text; read again where its holder put it anew meanwhile, which s3fs calls busy."""
-    for _ in range(TRIES - 1):
-        try:
-            return path.read_text(encoding="utf-8")
-        except OSError as error:
-            if error.errno != errno.EBUSY:
-                raise
-    return path.read_text(encoding="utf-8")
-
-
 def _read(path: OutPath) -> tuple[Owner | None, int | None]:
     try:
-        text: Any = _text_of(path)
+        text = read_whole(path).decode()
     except FileNotFoundError:
         return None, None
     except (OSError, ValueError) as error:

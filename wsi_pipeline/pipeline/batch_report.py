@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib.backends.backend_pdf import PdfPages
 from PIL import Image
 
-from wsi_pipeline.base.files import OutPath, new_file, write_bytes
+from wsi_pipeline.base.files import OutPath, new_file, read_whole, write_bytes
 from wsi_pipeline.base.text import for_spreadsheet, from_spreadsheet, without_surrogates
 from wsi_pipeline.base.types import RgbImage
 from wsi_pipeline.base.version import VERSION
@@ -139,7 +139,7 @@ def _patient_lines(row: Mapping[str, Any]) -> list[str]:
 def _rows(out: OutPath) -> list[dict[str, Any]]:
     """Of each slide in the manifest its row: numbers of its summary, or why it failed."""
     try:
-        text = (out / MANIFEST_NAME).read_text(encoding="utf-8")
+        text = read_whole(out / MANIFEST_NAME).decode()
     except FileNotFoundError:
         return []
     rows = []

@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
-from wsi_pipeline.base.files import OutPath, write_bytes
+from wsi_pipeline.base.files import OutPath, read_whole, write_bytes
 from wsi_pipeline.base.text import for_spreadsheet, from_spreadsheet
 from wsi_pipeline.jobs.events import EventLog, EventReader, order_of
 
@@ -138,7 +138,7 @@ class Manifest:
     def _load(self) -> None:
         if self._file.is_file():
             try:
-                text = io.StringIO(self._file.read_text(encoding="utf-8"), newline="")
+                text = io.StringIO(read_whole(self._file).decode(), newline="")
                 for values in csv.DictReader(text):
                     values = {
                         key: from_spreadsheet(text) for key, text in values.items() if isinstance(text, str)

@@ -12,7 +12,7 @@ import shapely
 from numpy.typing import NDArray
 
 from wsi_pipeline.base.errors import RecipeError, ResultError, UsageError
-from wsi_pipeline.base.files import OutPath, names, out_path, tree_exists
+from wsi_pipeline.base.files import OutPath, names, out_path, read_whole, tree_exists
 from wsi_pipeline.base.types import FloatMap
 from wsi_pipeline.results.fields import GradingField, HotSpot
 from wsi_pipeline.results.geojson import field_outline, hot_spots_from_geojson, regions_from_geojson
@@ -296,7 +296,7 @@ class Result:
 
     def _json(self, name: str) -> Any:
         try:
-            return json.loads((self.folder / name).read_text(encoding="utf-8"))
+            return json.loads(read_whole(self.folder / name))
         except FileNotFoundError as error:
             raise ResultError(
                 f"{self.folder}: there is no {name}: the run was broken off, or the file removed; the same call again "

@@ -8,7 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from wsi_pipeline.base.errors import RecipeError, SlideError
-from wsi_pipeline.base.files import OutPath, clear_leftovers, names, remove, tree_exists, write_bytes
+from wsi_pipeline.base.files import (
+    OutPath,
+    clear_leftovers,
+    names,
+    read_whole,
+    remove,
+    tree_exists,
+    write_bytes,
+)
 from wsi_pipeline.results.exports.formats import EXPORT_FILES
 from wsi_pipeline.results.provenance import as_stored, differences, listed
 from wsi_pipeline.results.store import ROOT_FILE, STORE_NAME, SlideStore
@@ -187,7 +195,7 @@ def is_finished(folder: OutPath) -> bool:
 def read_summary(folder: OutPath) -> dict[str, Any]:
     """What the finished run in `folder` says of itself; nothing where its summary is damaged."""
     try:
-        summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
+        summary = json.loads(read_whole(folder / SUMMARY))
     except (ValueError, RecursionError):
         return {}
     return summary if isinstance(summary, dict) else {}

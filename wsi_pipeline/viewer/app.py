@@ -19,6 +19,7 @@ from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingRes
 from starlette.exceptions import HTTPException
 
 from wsi_pipeline.base.errors import OutputError, ResultError, UsageError, WsiError
+from wsi_pipeline.base.files import read_whole
 from wsi_pipeline.base.text import on_one_line
 from wsi_pipeline.base.version import VERSION
 from wsi_pipeline.viewer.access import HEADERS, Access, Refusal
@@ -306,7 +307,7 @@ def _add_people(app: FastAPI, viewer: Viewer) -> None:
         path = viewer.opened(slide_id).result.folder / "review.geojson"
         if not path.exists():
             raise UsageError("nothing of this slide was reviewed yet")
-        return _download(path.read_bytes(), "application/geo+json", "review.geojson")
+        return _download(read_whole(path), "application/geo+json", "review.geojson")
 
 
 def _add_pictures(app: FastAPI, viewer: Viewer) -> None:

@@ -9,7 +9,7 @@ from wsi_pipeline.base.errors import UsageError
 from wsi_pipeline.base.files import OutPath
 from wsi_pipeline.base.text import for_spreadsheet
 from wsi_pipeline.results.grading import SOURCE, mitotic_score, nottingham_grade, thresholds_of_area
-from wsi_pipeline.viewer.append_log import AppendLog
+from wsi_pipeline.viewer.append_log import AppendLog, LogContent
 from wsi_pipeline.viewer.review import clean_name
 
 LOG_NAME = "grading.jsonl"
@@ -24,12 +24,11 @@ class GradingSheet:
 
     def __init__(self, folder: OutPath, areas_mm2: dict[str, float]):
         """`areas_mm2` is the usable area of each field, by its name."""
-        self._log, self._areas = AppendLog(folder / LOG_NAME), areas_mm2
+        self._log, self._areas = AppendLog(folder / LOG_NAME, _is_sheet), areas_mm2
 
     def state(self) -> dict[str, Any]:
         """As the page takes it."""
-        entries = self._log.entries()
-        return self._answer(entries)
+        return self._answer(self._log.read())
 
     def put(self, body: dict[str, Any]) -> dict[str, Any]:
         """The state with what was entered. Raises UsageError, RevisionConflict."""
@@ -74,18 +73,21 @@ class GradingSheet:
             "grade",
         ):
             writer.writerow((name, "" if found[name] is None else found[name]))
+        if state["passed_over"]:
+            writer.writerow(("lines_passed_over", state["passed_over"]["lines"]))
         return text.getvalue()
 
-    def _answer(self, entries: list[dict[str, Any]]) -> dict[str, Any]:
+    def _answer(self, content: LogContent) -> dict[str, Any]:
         nothing: dict[str, Any] = {"fields": []}
-        newest = next((entry for entry in reversed(entries) if _is_sheet(entry)), nothing)
+        newest = next((entry for entry in reversed(content.entries) if _is_sheet(entry)), nothing)
         return {
-            "revision": entries[-1]["revision"] if entries else 0,
+            "revision": content.revision,
             "reviewer": newest.get("reviewer"),
             "time": newest.get("time"),
             "fields": newest["fields"],
             **{name: newest.get(name) for name in SCORES},
             "areas_mm2": self._areas,
+            "passed_over": self._log.about_passed_over(content),
             "computed": computed(newest["fields"], {n: newest.get(n) for n in SCORES}, self._areas),
         }
 

@@ -15,7 +15,7 @@ from wsi_pipeline.base.files import OutPath, write_json
 from wsi_pipeline.base.geometry import Size
 from wsi_pipeline.results.geojson import ORIGIN0
 from wsi_pipeline.slides.annotations.files import REVIEW_NAME
-from wsi_pipeline.viewer.append_log import AppendLog
+from wsi_pipeline.viewer.append_log import AppendLog, LogContent
 
 LOG_NAME = "review.jsonl"
 # With their colours in QuPath. What is rejected becomes "Not IDC": somebody looked at it and said so.
@@ -38,11 +38,11 @@ class Review:
     def __init__(self, folder: OutPath, size0: Size, origin0: tuple[float, float], map_key: str | None):
         """`origin0` is the level-0 point that QuPath counts from, as in regions.geojson."""
         self._folder, self._size0, self._origin0, self._map_key = folder, size0, origin0, map_key
-        self._log = AppendLog(folder / LOG_NAME)
+        self._log = AppendLog(folder / LOG_NAME, is_change)
 
     def state(self) -> dict[str, Any]:
         """As the page takes it."""
-        return self._answer(self._log.entries())
+        return self._answer(self._log.read())
 
     def change(self, body: dict[str, Any]) -> dict[str, Any]:
         """The state after one more change. Raises UsageError for a change that is none, RevisionConflict."""
@@ -52,7 +52,7 @@ class Review:
     def _changed(self, body: dict[str, Any]) -> dict[str, Any]:
         action, reviewer = body.get("action"), clean_name(body.get("reviewer"), "reviewer")
         values: dict[str, Any] = {"action": action, "map_key": self._map_key}
-        features = replayed(self._log.entries())
+        features = replayed(self._log.read().entries)
         if action == "put":
             values["feature"] = self._checked(body.get("feature"))
             if len(features) >= MOST_FEATURES and values["feature"]["properties"]["id"] not in features:
@@ -68,11 +68,11 @@ class Review:
         revision = body.get("revision")
         if not isinstance(revision, int):
             raise UsageError("'revision': expected the whole number of the state that was changed")
-        entries = self._log.add(revision, reviewer, values)
-        write_json(self._folder / REVIEW_NAME, self._geojson(replayed(entries)))
-        return self._answer(entries)
+        content = self._log.add(revision, reviewer, values)
+        write_json(self._folder / REVIEW_NAME, self._geojson(replayed(content.entries)))
+        return self._answer(content)
 
-    def _answer(self, entries: list[dict[str, Any]]) -> dict[str, Any]:
+    def _answer(self, content: LogContent) -> dict[str, Any]:
         history = [
             {
                 "revision": entry["revision"],
@@ -82,15 +82,16 @@ class Review:
                 "feature_id": entry.get("feature_id") or _id_of(entry.get("feature")),
                 "verdict": _properties_of(entry.get("feature")).get("verdict"),
             }
-            for entry in entries
+            for entry in content.entries
         ]
-        features = list(replayed(entries).values())
+        features = list(replayed(content.entries).values())
         return {
-            "revision": entries[-1]["revision"] if entries else 0,
+            "revision": content.revision,
             "features": {"type": "FeatureCollection", "features": features},
             "classes": list(CLASSES),
             "colors": CLASSES,
             "history": history[-200:],
+            "passed_over": self._log.about_passed_over(content),
         }
 
     def _checked(self, feature: Any) -> dict[str, Any]:
@@ -171,25 +172,51 @@ class Review:
 
 
 def replayed(entries: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The features, by id, after all entries; an undo takes the last change back that was not undone yet."""
+    """The features, by id, after all entries; an undo takes the last change back that was not undone yet.
+
+    Entries that are no whole change are passed over.
+    """
     standing: list[dict[str, dict[str, Any]]] = [{}]
-    for entry in entries:
-        action, newest = entry.get("action"), standing[-1]
+    for entry in filter(is_change, entries):
+        action, newest = entry["action"], standing[-1]
         if action == "undo":
             if len(standing) > 1:
                 standing.pop()
         elif action == "delete":
-            standing.append(
-                {name: value for name, value in newest.items() if name != entry.get("feature_id")}
-            )
-        elif action == "put" and (name := _id_of(entry.get("feature"))):
+            standing.append({name: value for name, value in newest.items() if name != entry["feature_id"]})
+        else:
             feature = entry["feature"]
+            name = str(feature["properties"]["id"])
             properties = feature["properties"] | {
                 "reviewer": entry.get("reviewer"),
                 "time": entry.get("time"),
             }
             standing.append(newest | {name: feature | {"properties": properties}})
     return standing[-1]
+
+
+def is_change(entry: dict[str, Any]) -> bool:
+    """Whether it is what `Review.change` writes; a file changed by hand may hold anything."""
+    action, feature = entry.get("action"), entry.get("feature")
+    if action == "put":
+        return (
+            isinstance(feature, dict)
+            and "id" in feature
+            and set(_properties_of(feature)) >= _PROPERTIES
+            and _is_outline(feature.get("geometry"))
+        )
+    return action == "undo" or (action == "delete" and isinstance(entry.get("feature_id"), str))
+
+
+# What a feature of a change says of itself.
+_PROPERTIES = {"id", "class", "verdict", "note", "source_region"}
+
+
+def _is_outline(geometry: Any) -> bool:
+    try:
+        return shapely.geometry.shape(geometry).geom_type in ("Polygon", "MultiPolygon")
+    except Exception:  # whatever is no geometry: shapely raises many kinds
+        return False
 
 
 def clean_name(value: Any, what: str) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 from urllib.parse import quote, unquote
 
 from wsi_pipeline.base.errors import ResultError, WsiError
-from wsi_pipeline.base.files import OutPath, folders, has_folder, names, version_of
+from wsi_pipeline.base.files import OutPath, folders, has_folder, names, read_whole, version_of
 from wsi_pipeline.jobs.events import EventReader
 from wsi_pipeline.results.opened import Result
 from wsi_pipeline.results.run_folder import SUMMARY
@@ -162,7 +162,7 @@ class RunFolders:
 
     def _numbers(self, name: str) -> dict[str, Any]:
         try:
-            summary = json.loads((self.out / name / SUMMARY).read_text(encoding="utf-8"))
+            summary = json.loads(read_whole(self.out / name / SUMMARY))
             tissue, idc = summary.get("tissue_mm2"), summary.get("idc_mm2")
             models = (summary.get("map_recipe") or {}).get("models") or []
             return {

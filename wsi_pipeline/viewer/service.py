@@ -18,7 +18,7 @@ import shapely
 from PIL import Image
 
 from wsi_pipeline.base.errors import SlideError, UsageError, WsiError
-from wsi_pipeline.base.files import OutPath, names
+from wsi_pipeline.base.files import OutPath, names, read_whole
 from wsi_pipeline.base.options import options_from_dict
 from wsi_pipeline.results.figures.palette import COLOURS
 from wsi_pipeline.results.geojson import ORIGIN0
@@ -301,7 +301,7 @@ class Viewer:
         folder = self._runs.folder(slide_id)
         if name not in PICTURES or name not in names(folder):
             raise UsageError("there is no such picture")
-        return (folder / name).read_bytes()
+        return read_whole(folder / name)
 
     def thumbnail(self, slide_id: str, side: int = 256) -> bytes:
         """The overlay, or the tissue picture, small, as a JPEG."""
@@ -312,7 +312,7 @@ class Viewer:
             raise UsageError("there is no picture of this slide yet")
 
         def make() -> bytes:
-            with Image.open(BytesIO((folder / name).read_bytes())) as image:
+            with Image.open(BytesIO(read_whole(folder / name))) as image:
                 image.thumbnail((side, side))
                 return jpeg_bytes(np.asarray(image.convert("RGB")))
 
@@ -395,7 +395,7 @@ class Viewer:
     def _origin0(self, opened: OpenResult) -> tuple[float, float]:
         """The level-0 point that QuPath counts from: as the run wrote it."""
         try:
-            collection = json.loads((opened.result.folder / "regions.geojson").read_text(encoding="utf-8"))
+            collection = json.loads(read_whole(opened.result.folder / "regions.geojson"))
             x0, y0 = collection[ORIGIN0]
             return float(x0), float(y0)
         except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):

@@ -166,11 +166,19 @@ export interface ReviewChange {
   feature_id: string | null;
 }
 
+/** Lines of a file of changes that are no whole change; `first` counts from 1. */
+export interface PassedOver {
+  file: string;
+  lines: number;
+  first: number;
+}
+
 export interface Review {
   revision: number;
   features: FeatureCollection<ReviewProperties>;
   classes: string[];
   history: ReviewChange[];
+  passed_over: PassedOver | null;
 }
 
 export type Score = 1 | 2 | 3;
@@ -204,6 +212,7 @@ export interface Grading {
   tubules: Score | null;
   nuclei: Score | null;
   computed: ComputedGrade;
+  passed_over: PassedOver | null;
 }
 
 export interface Standing {

@@ -1,6 +1,7 @@
 // One slide: the stage and its panels.
 import { useEffect, useState } from "preact/hooks";
 import { getJson, sentence, slidePath } from "../api";
+import { count } from "../format";
 import { follow } from "../list/follow";
 import { AboutPanel } from "../panels/about";
 import { GradingPanel } from "../panels/grading";
@@ -16,7 +17,7 @@ import { bindings } from "../slide/shortcuts";
 import { StageView } from "../slide/stage_view";
 import { ValueMap } from "../slide/values";
 import { type Tab, Workspace } from "../slide/workspace";
-import type { SlideList, SlideView } from "../types";
+import type { PassedOver, SlideList, SlideView } from "../types";
 
 const TABS: [Tab, string][] = [
   ["map", "Map"],
@@ -137,8 +138,21 @@ function Notices({ space }: { space: Workspace }) {
           areas and fields are right.
         </p>
       )}
+      <PassedOverLines found={space.review.review.value?.passed_over} />
+      <PassedOverLines found={space.grades.grading.value?.passed_over} />
     </>
   );
+}
+
+/** Of what people changed, a part that cannot be read: they must not take the rest for all. */
+function PassedOverLines({ found }: { found: PassedOver | null | undefined }) {
+  return found ? (
+    <p class="warning">
+      {count(found.lines, "line")} of this slide's {found.file} cannot be read as a whole change and{" "}
+      {found.lines === 1 ? "was" : "were"} passed over (line {found.first}
+      {found.lines === 1 ? "" : " is the first"}): what was entered there is not shown. All other lines stand.
+    </p>
+  ) : null;
 }
 
 function Panel({ space }: { space: Workspace }) {
