@@ -146,6 +146,19 @@ def s3_server_or_skip(folder: Path) -> Iterator[dict[str, str]]:
         yield environment
 
 
+@contextmanager
+def read_at_once() -> Iterator[None]:
+    """In the block, what is opened before it is read fails, as where another process put it anew between."""
+    import s3fs
+
+    def refused(self: object, path: str, mode: str = "rb", **_: object) -> object:
+        raise s3fs.utils.FileExpired(16, f"{path} was opened ({mode}), and has changed")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(s3fs.S3FileSystem, "_open", refused)
+        yield
+
+
 @pytest.fixture(scope="module")
 def s3_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """What says where an object store of the test's own is."""

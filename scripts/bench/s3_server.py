@@ -94,19 +94,6 @@ def _make_bucket(process: "subprocess.Popen[bytes]", environment: dict[str, str]
             time.sleep(0.3)
 
 
-@contextmanager
-def read_at_once() -> Iterator[None]:
-    """In the block, what is opened before it is read fails, as where another process put it anew between."""
-    import s3fs
-
-    def refused(self: object, path: str, mode: str = "rb", **_: object) -> object:
-        raise s3fs.utils.FileExpired(16, f"{path} was opened ({mode}), and has changed")
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(s3fs.S3FileSystem, "_open", refused)
-        yield
-
-
 def _free_ports(count: int) -> list[int]:
     """Ports that nobody listens on just now."""
     sockets = [socket.socket() for _ in range(count)]

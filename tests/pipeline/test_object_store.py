@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import zarr
-from conftest import write_slide
-from s3_server import read_at_once
+from conftest import read_at_once, write_slide
 from test_infer import section
 
 from wsi_pipeline.base.files import OutPath, names, out_path, zarr_store

@@ -11,9 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from conftest import write_slide
+from conftest import read_at_once, write_slide
 from models import brightness_model
-from s3_server import read_at_once
 from test_infer import section
 
 import wsi_pipeline as wp
