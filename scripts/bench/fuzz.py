@@ -90,6 +90,10 @@ WORDS = {
 }  # fmt: skip
 
 
+# What is done to a file: where in it, with which bytes, or to how many.
+Edits = list[tuple[str, float, bytes, int]]
+
+
 @dataclass
 class Found:
     """What became of the files that one reader was given."""
@@ -192,8 +196,10 @@ def _work(name: str, number: int, seconds: float, tries: int, work: Path, sendin
             @settings(
                 max_examples=ROUND, database=None, deadline=None, suppress_health_check=list(HealthCheck)
             )
-            @given(_files(goods, MARKS + WORDS[name]))
-            def attempt(data: bytes) -> None:
+            @given(_files(len(goods), MARKS + WORDS[name]))
+            def attempt(made: tuple[int, Edits] | bytes) -> None:
+                # Only edits are drawn: hypothesis keeps what it draws, and a good file may have some MB.
+                data = made if isinstance(made, bytes) else _edited(goods[made[0]], made[1])
                 (work / f"{name}.last").write_bytes(data)
                 _try(reader.read, path, data, found, work / name)
 
@@ -201,18 +207,16 @@ def _work(name: str, number: int, seconds: float, tries: int, work: Path, sendin
             sending.send(found)
 
 
-def _files(goods: list[bytes], words: list[bytes]) -> st.SearchStrategy[bytes]:
-    """Good files with some edits, most of them near the front, where headers are; and bytes by chance."""
+def _files(goods: int, words: list[bytes]) -> st.SearchStrategy[tuple[int, Edits] | bytes]:
+    """Which good file with which edits, most of them near the front, where headers are; and bytes by chance."""
     part = st.binary(max_size=12) | st.sampled_from(words)
     place = st.floats(0, 1)
     edit = st.tuples(st.sampled_from(("set", "put", "cut", "again")), place, part, st.integers(1, 64))
-    edits = st.lists(edit, min_size=1, max_size=6)
-    # By number: hypothesis writes out what it chooses from, which for some MB takes longer than all else.
-    edited = st.builds(lambda i, edits: _edited(goods[i], edits), st.integers(0, len(goods) - 1), edits)
+    edited = st.tuples(st.integers(0, goods - 1), st.lists(edit, min_size=1, max_size=6))
     return st.one_of(edited, edited, edited, st.binary(max_size=200))
 
 
-def _edited(data: bytes, edits: list[tuple[str, float, bytes, int]]) -> bytes:
+def _edited(data: bytes, edits: Edits) -> bytes:
     for kind, place, part, count in edits:
         at = int(place**3 * len(data))
         if kind == "set":

@@ -1,4 +1,6 @@
+import re
 from pathlib import Path
+from typing import Annotated, Any
 
 import pytest
 import yaml
@@ -6,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wsi_pipeline.base.errors import ConfigError
-from wsi_pipeline.base.options import options_from_dict, options_to_dict
+from wsi_pipeline.base.options import Field, options, options_from_dict, options_to_dict
 from wsi_pipeline.pipeline.config import InferConfig, TileConfig, TileGridOptions, load_config
 from wsi_pipeline.tiling.grid import GridOptions
 from wsi_pipeline.tiling.tissue import TissueOptions
@@ -124,3 +126,28 @@ def test_a_key_merged_from_an_anchor_may_be_given_again(tmp_path: Path) -> None:
     path.write_text("tissue: &t {mpp: 8.0}\ngrid: {<<: *t, mpp: 4.0, patch_px: 50}\n")
     config = load_config(TileConfig, path)
     assert (config.tissue.mpp, config.grid.mpp) == (8.0, 4.0)
+
+
+@options
+class Inner:
+    a: int = 1
+
+
+@options
+class Outer:
+    inner: Inner | None = None
+    several: tuple[Inner, ...] = ()
+    named: dict[str, Annotated[Inner, Field(description="")]] = Field(default_factory=dict)
+
+
+@pytest.mark.parametrize(
+    ("values", "place"),
+    [
+        ({"inner": {"b": 1}}, "inner.b"),
+        ({"several": [{}, {"b": 1}]}, "several.1.b"),
+        ({"named": {"x": {"b": 1}}}, "named.x.b"),
+    ],
+)
+def test_keys_known_within_what_may_be_none_or_many_are_named(values: dict[str, Any], place: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^here: unknown key '{re.escape(place)}' \(known here: a\)$"):
+        options_from_dict(Outer, values, "here")

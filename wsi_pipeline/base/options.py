@@ -6,9 +6,11 @@ name in them, whether they come from a YAML file or from Python.
 
 import json
 import re
-from dataclasses import fields
+from collections.abc import Sequence
+from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar, dataclass_transform
+from types import NoneType, UnionType
+from typing import Annotated, Any, TypeVar, Union, dataclass_transform, get_args, get_origin
 
 import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -140,10 +142,8 @@ def options_to_dict(value: Any) -> Any:
 def _problem(error: Any, cls: type) -> str:
     key = ".".join(str(part) for part in error["loc"]) or "the whole file"
     if error["type"] == "unexpected_keyword_argument":
-        known = cls
-        for part in error["loc"][:-1]:
-            known = next(f.type for f in fields(known) if f.name == part)  # type: ignore[assignment]
-        return f"unknown key '{key}' (known here: {', '.join(f.name for f in fields(known))})"
+        known = _known_keys(cls, error["loc"][:-1])
+        return f"unknown key '{key}'" + (f" (known here: {', '.join(known)})" if known else "")
     if error["type"] == "value_error":  # raised by the options themselves, which say what they found
         said = str(error["ctx"]["error"])
         return f"'{key}': {said}" if error["loc"] else said
@@ -153,3 +153,22 @@ def _problem(error: Any, cls: type) -> str:
         words, quoted = yes if error["input"] else no
         problem += f"; YAML takes {words} for {str(error['input']).lower()}: put the word in quotes, {quoted}"
     return problem
+
+
+def _known_keys(kind: Any, place: Sequence[str | int]) -> list[str]:
+    """The keys of the options at that place of options of this kind; none where the place holds no options."""
+    for part in place:
+        kind = _without_none(kind)
+        if is_dataclass(kind):
+            kind = next((f.type for f in fields(kind) if f.name == part), None)
+        else:  # of a list or tuple its items, of a mapping its values
+            kind = next((each for each in reversed(get_args(kind)) if each is not Ellipsis), None)
+    kind = _without_none(kind)
+    return [f.name for f in fields(kind)] if is_dataclass(kind) else []
+
+
+def _without_none(kind: Any) -> Any:
+    """The type without None beside it, and without what is noted of it."""
+    while get_origin(kind) in (Annotated, Union, UnionType):
+        kind = next(each for each in get_args(kind) if each is not NoneType)
+    return kind
