@@ -491,6 +491,11 @@ def test_a_picture_is_scored_in_its_place_among_validation(page: Any) -> None:
     result = page.get_by_role("region", name="Result")
     result.wait_for(timeout=30_000)
     assert re.search(r"Probability of IDC \d\.\d\d", result.inner_text())
+    assert re.search(r"% of all scored lower, [\d.]+ % higher", result.inner_text())
+    card = page.get_by_role("region", name="The model")
+    card.get_by_role("heading", name="What it is not for").wait_for()
+    # Seen without opening anything.
+    assert card.get_by_role("row", name=re.compile("Recall")).first.is_visible()
     page.locator("input[type=file]").set_input_files(
         {"name": "no.png", "mimeType": "image/png", "buffer": b"no picture"}
     )

@@ -509,6 +509,10 @@ def test_a_picture_is_scored_beside_what_validation_found_at_that_score(client):
     standing = answer["standing"]
     assert standing["bin_low"] <= answer["probability"] <= standing["bin_high"]
     assert standing["n"] > 0
+    total = sum(row["patches"] for row in standing["scores"])
+    lower = sum(row["patches"] for row in standing["scores"] if row["to"] <= standing["bin_low"])
+    assert standing["lower_share"] == pytest.approx(lower / total)
+    assert standing["lower_share"] + standing["n"] / total + standing["higher_share"] == pytest.approx(1)
     text = client.get("/metrics").text
     assert 'wsi_pipeline_predictions_total{model="idc_default"} 1.0' in text
     place = client.post("/api/slides/a/predict", json={"x0": 500, "y0": 500}, headers=OURS).json()

@@ -131,13 +131,22 @@ class Predictor:
 
 
 def standing(probability: float, card: "ModelCard") -> dict[str, Any] | None:
-    """Of the validation patients' patches with about that probability, the share that is IDC; None: not on the card."""
-    for row in card.metrics.get("reliability") or []:
+    """Where a probability stands among those of the validation patients' patches; None: the card does not say.
+
+    Of the patches with about that probability the share that is IDC, the shares of all that scored lower and higher,
+    and the same for each other score.
+    """
+    rows = card.metrics.get("reliability") or []
+    total = max(1, sum(row["patches"] for row in rows))
+    for row in rows:
         if row["from"] <= probability < row["to"] or (row["to"] >= 1 and probability >= row["from"]):
             return {
                 "bin_low": row["from"],
                 "bin_high": row["to"],
                 "n": row["patches"],
                 "idc_share": row["idc_share"],
+                "lower_share": sum(r["patches"] for r in rows if r["from"] < row["from"]) / total,
+                "higher_share": sum(r["patches"] for r in rows if r["from"] > row["from"]) / total,
+                "scores": [{name: r[name] for name in ("from", "to", "patches", "idc_share")} for r in rows],
             }
     return None

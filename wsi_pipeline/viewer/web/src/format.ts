@@ -9,6 +9,8 @@ export function number(value: number | null | undefined, digits: number): string
   return value.toLocaleString("en", { minimumFractionDigits: digits, maximumFractionDigits: digits });
 }
 
+export const whole = (value: number): string => number(value, 0);
+
 /** An area: more digits where it is small, so that a small focus is not 0.0. */
 export function area(mm2: number | null | undefined): string {
   if (mm2 === null || mm2 === undefined) {

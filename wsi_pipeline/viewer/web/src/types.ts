@@ -215,11 +215,23 @@ export interface Grading {
   passed_over: PassedOver | null;
 }
 
+/** Of validation patches with about one score: how many, and the share that is IDC. */
+export interface ScoreBin {
+  from: number;
+  to: number;
+  patches: number;
+  idc_share: number | null;
+}
+
 export interface Standing {
   bin_low: number;
   bin_high: number;
   idc_share: number | null;
   n: number;
+  /** Shares of all validation patches, in bins of lower and of higher scores. */
+  lower_share: number;
+  higher_share: number;
+  scores: ScoreBin[];
 }
 
 export interface Prediction {

@@ -1,7 +1,8 @@
 // A picture of one's own, scored at once.
 import { useSignal } from "@preact/signals";
 import { useEffect } from "preact/hooks";
-import { send, sentence } from "../api";
+import { getJson, send, sentence } from "../api";
+import { ModelCard } from "../parts/card";
 import { PatchedPicture } from "../parts/patches";
 import { PredictionResult } from "../parts/prediction";
 import { Shell } from "../parts/shell";
@@ -18,6 +19,7 @@ export function TryPage() {
   const busy = useSignal(false);
   const trouble = useSignal("");
   const prediction = useSignal<Prediction | null>(null);
+  const card = useSignal<Record<string, unknown> | null>(null);
 
   useEffect(() => () => URL.revokeObjectURL(picture.value), []);
 
@@ -47,6 +49,7 @@ export function TryPage() {
         asked.set("mpp", mpp.value.trim().replace(",", "."));
       }
       prediction.value = await send<Prediction>("POST", `/api/predict?${asked}`, file.value);
+      card.value ??= await getJson<Record<string, unknown>>("/api/model");
     } catch (error) {
       trouble.value = sentence(error);
     }
@@ -76,9 +79,11 @@ export function TryPage() {
             take(event.dataTransfer?.files[0]);
           }}
         >
-          <span>{file.value ? file.value.name : "Drop a picture here, or choose one"}</span>
+          <span>{file.value ? file.value.name : "Drop a picture here, or click to choose one"}</span>
+          {file.value && <span class="small">Drop another here, or click to choose it</span>}
           <input
             type="file"
+            class="hidden"
             accept="image/png,image/jpeg,image/tiff,image/webp,image/bmp"
             onChange={(event) => take(event.currentTarget.files?.[0])}
           />
@@ -107,8 +112,16 @@ export function TryPage() {
         </p>
       </form>
       {trouble.value && <Trouble>{trouble.value}</Trouble>}
-      {picture.value && <PatchedPicture picture={picture.value} prediction={prediction.value} />}
-      {prediction.value && <PredictionResult prediction={prediction.value} />}
+      <div class="answer">
+        {picture.value && <PatchedPicture picture={picture.value} prediction={prediction.value} />}
+        {prediction.value && <PredictionResult prediction={prediction.value} hasCard={card.value !== null} />}
+      </div>
+      {prediction.value && card.value && (
+        <section aria-label="The model">
+          <h2>The model: {String(card.value.name)}</h2>
+          <ModelCard card={card.value} />
+        </section>
+      )}
     </Shell>
   );
 }

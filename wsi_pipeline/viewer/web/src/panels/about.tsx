@@ -1,7 +1,7 @@
 // The numbers of the run, its warnings, its pictures; label and overview only when asked for.
 import { useState } from "preact/hooks";
 import { slidePath } from "../api";
-import { when } from "../format";
+import { when, whole } from "../format";
 import { Facts } from "../parts/facts";
 import type { Workspace } from "../slide/workspace";
 
@@ -35,7 +35,7 @@ export function AboutPanel({ space }: { space: Workspace }) {
         facts={{
           ...main,
           map: view.map_kind,
-          size: `${view.width0} x ${view.height0} px`,
+          size: `${whole(view.width0)} x ${whole(view.height0)} px`,
           "µm a pixel": `${view.mpp_x.toFixed(4)} x ${view.mpp_y.toFixed(4)}`,
           model: view.model ? `${view.model.name}${view.model.version ? ` ${view.model.version}` : ""}` : null,
         }}

@@ -3,7 +3,7 @@ import { useComputed, useSignal, useSignalEffect } from "@preact/signals";
 import { getJson, slidePath } from "../api";
 import { length, number } from "../format";
 import type { AtPlace, Point } from "../types";
-import { barLength, MAGNIFICATIONS, named, umPerPoint } from "./scale";
+import { barLength, enlarged, MAGNIFICATIONS, named, umPerPoint } from "./scale";
 import type { Workspace } from "./workspace";
 
 const LONGEST_BAR = 180;
@@ -15,7 +15,7 @@ export function ScaleBar({ space }: { space: Workspace }) {
     return null;
   }
   const um = umPerPoint(current.magnification);
-  const bar = barLength(um, LONGEST_BAR);
+  const bar = barLength(um, LONGEST_BAR * enlarged());
   return (
     <div class="scale-bar" role="img" aria-label={`Scale bar: ${length(bar)}`}>
       <span>{length(bar).replace(".00", "")}</span>

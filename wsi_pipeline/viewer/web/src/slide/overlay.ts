@@ -1,6 +1,7 @@
 // What is drawn over the slide: outlines, circles, marks; on a canvas that follows the viewport.
 import type { Geometry, Point } from "../types";
 import { type Box, boxOf, polygonsOf } from "./geometry";
+import { enlarged } from "./scale";
 import type { Stage } from "./stage";
 
 export interface Outline {
@@ -54,6 +55,7 @@ export class Overlay {
   private readonly shapes = new WeakMap<Geometry, Shape>();
   private drawings: Drawing[] = [];
   private cross = false;
+  private unit = 1;
 
   constructor(private readonly stage: Stage) {
     this.canvas.className = "overlay";
@@ -73,6 +75,7 @@ export class Overlay {
   private draw(): void {
     const { width, height } = this.stage.size;
     const ratio = window.devicePixelRatio || 1;
+    this.unit = enlarged();
     const [columns, rows] = [Math.round(width * ratio), Math.round(height * ratio)];
     if (this.canvas.width !== columns || this.canvas.height !== rows) {
       this.canvas.width = columns;
@@ -93,7 +96,7 @@ export class Overlay {
     }
     if (this.cross) {
       context.setTransform(ratio, 0, 0, ratio, 0, 0);
-      drawCross(context, width / 2, height / 2);
+      drawCross(context, width / 2, height / 2, this.unit);
     }
   }
 
@@ -104,7 +107,7 @@ export class Overlay {
       if (overlap(box, seen)) {
         const [x, y] = this.stage.toScreen([box.left, box.top]);
         context.setTransform(ratio * scale, 0, 0, ratio * scale, ratio * x, ratio * y);
-        stroke(context, path, drawing, scale);
+        stroke(context, path, drawing, scale / this.unit);
         this.write(context, drawing.label, ...this.stage.toScreen(top), drawing.colour, ratio);
       }
       return;
@@ -115,18 +118,19 @@ export class Overlay {
       const [radiusX, radiusY] = [drawing.radius0[0] * scale, drawing.radius0[1] * scale];
       const path = new Path2D();
       path.ellipse(x, y, Math.max(radiusX, 3), Math.max(radiusY, 3), 0, 0, 2 * Math.PI);
-      stroke(context, path, drawing, 1);
-      if (radiusX >= LEAST_NAMED_PX || drawing.strong) {
+      stroke(context, path, drawing, 1 / this.unit);
+      if (radiusX >= LEAST_NAMED_PX * this.unit || drawing.strong) {
         this.write(context, drawing.label, x - radiusX * 0.7, y - radiusY * 0.7, drawing.colour, ratio);
       }
     } else {
       const path = new Path2D();
-      path.arc(x, y, 8, 0, 2 * Math.PI);
-      path.moveTo(x - 12, y);
-      path.lineTo(x - 5, y);
-      path.moveTo(x + 5, y);
-      path.lineTo(x + 12, y);
-      stroke(context, path, drawing, 1);
+      const { unit } = this;
+      path.arc(x, y, 8 * unit, 0, 2 * Math.PI);
+      path.moveTo(x - 12 * unit, y);
+      path.lineTo(x - 5 * unit, y);
+      path.moveTo(x + 5 * unit, y);
+      path.lineTo(x + 12 * unit, y);
+      stroke(context, path, drawing, 1 / unit);
     }
   }
 
@@ -141,13 +145,14 @@ export class Overlay {
     if (!text) {
       return;
     }
-    context.setTransform(ratio, 0, 0, ratio, 0, 0);
+    const scale = ratio * this.unit;
+    context.setTransform(scale, 0, 0, scale, ratio * x, ratio * y);
     context.font = "600 12px system-ui, sans-serif";
     const width = context.measureText(text).width;
     context.fillStyle = CASING;
-    context.fillRect(x - 3, y - 18, width + 8, 17);
+    context.fillRect(-3, -18, width + 8, 17);
     context.fillStyle = colour;
-    context.fillText(text, x + 1, y - 5);
+    context.fillText(text, 1, -5);
   }
 
   private shapeOf(geometry: Geometry): Shape {
@@ -205,7 +210,7 @@ function stroke(
   context.setLineDash([]);
 }
 
-function drawCross(context: CanvasRenderingContext2D, x: number, y: number): void {
+function drawCross(context: CanvasRenderingContext2D, x: number, y: number, unit: number): void {
   const path = new Path2D();
   for (const [dx, dy] of [
     [1, 0],
@@ -213,10 +218,10 @@ function drawCross(context: CanvasRenderingContext2D, x: number, y: number): voi
     [0, 1],
     [0, -1],
   ] as Point[]) {
-    path.moveTo(x + 4 * dx, y + 4 * dy);
-    path.lineTo(x + 16 * dx, y + 16 * dy);
+    path.moveTo(x + 4 * unit * dx, y + 4 * unit * dy);
+    path.lineTo(x + 16 * unit * dx, y + 16 * unit * dy);
   }
-  stroke(context, path, { colour: "#ffffff" }, 1);
+  stroke(context, path, { colour: "#ffffff" }, 1 / unit);
 }
 
 const overlap = (a: Box, b: Box): boolean =>

@@ -7,6 +7,12 @@ const UM_AT_ONE = 10;
 export const umPerPoint = (magnification: number): number => UM_AT_ONE / magnification;
 export const magnificationOf = (umPerPx: number): number => UM_AT_ONE / umPerPx;
 
+const SMALLEST_FONT_PX = 14;
+
+/** How much larger than on a small screen what is drawn on the slide is: as the page's letters, which grow with it. */
+export const enlarged = (): number =>
+  Number.parseFloat(getComputedStyle(document.documentElement).fontSize) / SMALLEST_FONT_PX;
+
 /** The longest of 1, 2, 5 times a power of ten um that fits. */
 export function barLength(umPerPx: number, mostPx: number): number {
   const most = umPerPx * mostPx;

@@ -2,7 +2,7 @@
 import OpenSeadragon from "openseadragon";
 import type { Point, SlideView } from "../types";
 import type { Box } from "./geometry";
-import { magnificationOf, umPerPoint } from "./scale";
+import { enlarged, magnificationOf, umPerPoint } from "./scale";
 import { type PlacedTiles, slideTiles } from "./tiles";
 
 const MOST_MAGNIFICATION = 80;
@@ -29,14 +29,15 @@ export class Stage {
     navigator: boolean,
   ) {
     const still = window.matchMedia("(prefers-reduced-motion: reduce)").matches;
+    const navigatorPx = NAVIGATOR_PX * enlarged();
     this.viewer = new OpenSeadragon.Viewer({
       element,
       drawer: "canvas",
       showNavigationControl: false,
       showNavigator: navigator,
       navigatorPosition: "TOP_RIGHT",
-      navigatorWidth: `${NAVIGATOR_PX}px`,
-      navigatorHeight: `${Math.min(1.5, Math.max(0.3, view.height0 / view.width0)) * NAVIGATOR_PX}px`,
+      navigatorWidth: `${navigatorPx}px`,
+      navigatorHeight: `${Math.min(1.5, Math.max(0.3, view.height0 / view.width0)) * navigatorPx}px`,
       navigatorAutoFade: false,
       navigatorBackground: "#ffffff",
       navigatorBorderColor: "#888888",
@@ -54,6 +55,8 @@ export class Stage {
       springStiffness: 10,
       maxImageCacheCount: 400,
       imageLoaderLimit: 8,
+      // One alone, as by default, makes a large screen wait a frame for each tile.
+      maxTilesPerFrame: 8,
       // Else seams show between tiles of a layer that is seen through.
       subPixelRoundingForTransparency: OpenSeadragon.SUBPIXEL_ROUNDING_OCCURRENCES.ALWAYS,
       preserveImageSizeOnResize: true,
