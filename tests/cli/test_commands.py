@@ -33,8 +33,9 @@ COMMANDS = {
     "classify-images": ["FIFO"],
     "export-map": ["run", "--exports", "asap"],
     "view-slides": ["maps"],
+    "models": ["list"],
 }
-COMPUTES = COMMANDS.keys() - {"tile-slides", "explore-patches", "export-map"}
+COMPUTES = COMMANDS.keys() - {"tile-slides", "explore-patches", "export-map", "models"}
 # Packages that take longer to import than --help may take.
 SLOW = (
     *("torch", "torchvision", "openvino", "optuna", "zarr", "numcodecs", "dask", "distributed", "matplotlib"),

@@ -41,6 +41,7 @@ COMMANDS = (
     "view-slides",
     "classify-images",
     "export-map",
+    "models",
 )
 SHELL = ("mkdir", "cp", "mv", "for", "done")
 # Private words, or words that say less than the plain one beside them (docs/glossary.md).

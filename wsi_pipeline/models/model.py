@@ -24,6 +24,7 @@ from wsi_pipeline.models.architectures.registry import build_network as build_ne
 from wsi_pipeline.models.card import ModelCard, Rgb
 from wsi_pipeline.models.context import ContextStep
 from wsi_pipeline.models.packages import load_package, package_folder
+from wsi_pipeline.models.registered import is_registered_name, registered_weights
 
 SHIPPED = Path(__file__).parent / "weights"
 # The context step's arrays lie in the same file as the network's, under this prefix.
@@ -45,7 +46,8 @@ class Model:
 def load_model(name_or_path: str | Path) -> Model:
     """The model of that name among the shipped ones, of a .safetensors file with its .json beside it, or of a package.
 
-    A package (packages.py) is a folder as WSInfer's zoo has them, or FOLDER#CLASS.
+    A package (packages.py) is a folder as WSInfer's zoo has them, or FOLDER#CLASS; NAME@VERSION one of the registry
+    (registered.py).
 
     Raises ModelError when a file is missing or damaged, or when card, weights and network do not fit.
 
@@ -200,6 +202,8 @@ def _split_context(card: ModelCard, state: dict[str, torch.Tensor], path: Path) 
 
 def _find_weights(name_or_path: str | Path) -> Path:
     path = Path(name_or_path)
+    if is_registered_name(name_or_path):
+        return registered_weights(str(name_or_path))
     if path.suffix == ".safetensors":
         return path
     if path.parent == Path() and (shipped := SHIPPED / f"{path}.safetensors").exists():
@@ -207,7 +211,8 @@ def _find_weights(name_or_path: str | Path) -> Path:
     known = ", ".join(sorted(p.stem for p in SHIPPED.glob("*.safetensors"))) or "none"
     raise ModelError(
         f"model '{name_or_path}' is not known; expected a shipped name ({known}) "
-        "or the path of a .safetensors file, or of a folder with a package's config.json"
+        "or the path of a .safetensors file, or of a folder with a package's config.json, or NAME@VERSION of the "
+        "registry (models list)"
     )
 
 

@@ -16,6 +16,7 @@ from wsi_pipeline.models.architectures.registry import core_of, head_of
 from wsi_pipeline.models.architectures.slide_condition import SlideConditioned
 from wsi_pipeline.models.card import ModelCard
 from wsi_pipeline.models.model import CONTEXT, SHIPPED, load_model
+from wsi_pipeline.models.registered import is_registered_name, registered_weights
 
 log = logging.getLogger(__name__)
 
@@ -27,10 +28,13 @@ _OLD_DENSENET = re.compile(r"(.*denselayer\d+\.(?:norm|relu|conv))\.((?:[12])\..
 
 
 def pretrained_files(pretrained: str | Sequence[str] | None) -> list[Path]:
-    """The files that the option names; the name of a shipped model is its file."""
+    """The files that the option names; the name of a shipped model is its file, NAME@VERSION that of the registry."""
     named = [pretrained] if isinstance(pretrained, str) else pretrained or ()
     shipped = {path.stem: path for path in SHIPPED.glob("*.safetensors")}
-    return [shipped.get(name, Path(name)) for name in named]
+    return [
+        registered_weights(name) if is_registered_name(name) else shipped.get(name, Path(name))
+        for name in named
+    ]
 
 
 def card_beside(weights: Path) -> ModelCard:
