@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import shapely
+from numpy.typing import NDArray
 from shapely.geometry.polygon import orient
 
 from wsi_pipeline.results.fields import GradingField, HotSpot
@@ -148,20 +149,21 @@ def field_outline(field: GradingField | HotSpot) -> shapely.Polygon:
 
 
 def _geometry(polygon: Polygons) -> dict[str, Any]:
-    """The polygon as GeoJSON; whole numbers without a point, which takes a seventh off the file."""
+    """The polygon as GeoJSON."""
     parts = [
-        [
-            [
-                [int(n) if n.is_integer() else n for n in point]
-                for point in shapely.get_coordinates(ring).tolist()
-            ]
-            for ring in shapely.get_rings(part)
-        ]
+        [whole_numbers(shapely.get_coordinates(ring)) for ring in shapely.get_rings(part)]
         for part in shapely.get_parts(polygon)
     ]
     if len(parts) == 1:
         return {"type": "Polygon", "coordinates": parts[0]}
     return {"type": "MultiPolygon", "coordinates": parts}
+
+
+def whole_numbers(xy: NDArray[np.float64]) -> list[list[float]]:
+    """The points, [n, 2], as integers where all are: as text without a point, a seventh less."""
+    whole = xy.astype(np.int64)
+    points: list[list[float]] = (whole if np.array_equal(whole, xy) else xy).tolist()
+    return points
 
 
 def _id(identity: str, name: str) -> str:

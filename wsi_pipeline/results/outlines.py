@@ -43,21 +43,25 @@ def trace(
     padded = np.pad(labels, 1)
     # Cells outside hang together by their corners, those inside by their edges only.
     contours = find_contours(height, 0.0, fully_connected="low")
-    areas = [
-        max(int(padded[tuple(np.floor(one[0]).astype(int))]), int(padded[tuple(np.ceil(one[0]).astype(int))]))
-        for one in contours
-    ]
-    rings = with_fewer_points([_clear(one, 2 * clearance) for one in contours], tolerance, clearance)
+    if not contours:
+        return {}
+    first = np.array([contour[0] for contour in contours])
+    low, high = np.floor(first).astype(int).T, np.ceil(first).astype(int).T
+    areas = np.maximum(padded[tuple(low)], padded[tuple(high)])
+    ends = np.cumsum([len(contour) for contour in contours])
+    rings = with_fewer_points(
+        np.split(_clear(np.concatenate(contours), 2 * clearance), ends[:-1]), tolerance, clearance
+    )
     found: dict[int, list[NDArray[np.float64]]] = {}
-    for area, ring in zip(areas, rings, strict=True):
+    for area, ring in zip(areas.tolist(), rings, strict=True):
         found.setdefault(area, []).append(ring)
     return {area: _polygon(of_area) for area, of_area in found.items()}
 
 
-def _clear(contour: NDArray[np.float64], least: float) -> NDArray[np.float64]:
+def _clear(points: NDArray[np.float64], least: float) -> NDArray[np.float64]:
     """Points (row, column) on lines between centres, no nearer than `least` to either; as x, y from the corner."""
-    whole = np.floor(contour)
-    share = contour - whole
+    whole = np.floor(points)
+    share = points - whole
     return (whole + np.where(share > 0, np.clip(share, least, 1 - least), 0))[:, ::-1] - 0.5
 
 
@@ -80,7 +84,8 @@ def _signed_height(
 
 def _polygon(rings: list[NDArray[np.float64]]) -> shapely.Polygon:
     """The polygon of an area's rings: the largest is its shell, the others are holes."""
-    closed = np.array([shapely.LinearRing(ring) for ring in rings], dtype=object)
+    of = np.repeat(np.arange(len(rings)), [len(ring) for ring in rings])
+    closed = shapely.linearrings(np.concatenate(rings), indices=of)
     shell = int(np.argmax(shapely.area(shapely.polygons(closed))))
     polygon: shapely.Polygon = shapely.polygons(closed[shell], np.delete(closed, shell))
     return polygon

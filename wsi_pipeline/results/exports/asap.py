@@ -7,12 +7,13 @@ when a mask is made.
 from collections.abc import Iterator
 from xml.sax.saxutils import quoteattr
 
+import numpy as np
 import shapely
 
 from wsi_pipeline.base.files import OutPath, write_bytes
 from wsi_pipeline.base.text import printable
 from wsi_pipeline.results.exports.exported_map import ExportedMap
-from wsi_pipeline.results.geojson import field_outline
+from wsi_pipeline.results.geojson import field_outline, whole_numbers
 
 # Each group with its colour, in the order in which a mask lays them over each other.
 IDC, HOLE, FIELD = "IDC", "Hole in IDC", "Grading field"
@@ -26,9 +27,10 @@ def write_asap(path: OutPath, exported: ExportedMap) -> None:
     for name, group, ring in _rings(exported):
         kind = f'Type="Polygon" PartOfGroup={quoteattr(group)} Color={quoteattr(COLOURS[group])}'
         lines += [f"    <Annotation Name={quoteattr(printable(name))} {kind}>", "      <Coordinates>"]
-        points = shapely.get_coordinates(ring)[:-1].tolist()  # ASAP closes polygons by itself
+        # ASAP closes polygons by itself.
+        points = whole_numbers(np.round(shapely.get_coordinates(ring)[:-1], 2))
         lines += [
-            f'        <Coordinate Order="{order}" X="{_number(x0)}" Y="{_number(y0)}" />'
+            f'        <Coordinate Order="{order}" X="{x0}" Y="{y0}" />'
             for order, (x0, y0) in enumerate(points)
         ]
         lines += ["      </Coordinates>", "    </Annotation>"]
@@ -38,11 +40,6 @@ def write_asap(path: OutPath, exported: ExportedMap) -> None:
         lines += ["      <Attributes />", "    </Group>"]
     lines += ["  </AnnotationGroups>", "</ASAP_Annotations>"]
     write_bytes(path, "\n".join(lines).encode())
-
-
-def _number(value: float) -> str:
-    """To a hundredth of a pixel, and without a point where it is whole."""
-    return f"{value:.0f}" if value.is_integer() else f"{value:.2f}"
 
 
 def _rings(exported: ExportedMap) -> Iterator[tuple[str, str, shapely.LinearRing]]:
