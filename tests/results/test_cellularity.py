@@ -34,6 +34,17 @@ def nuclei_at(places: list[tuple[int, int]], side: int, radius_px: float = 7) ->
     return stained(density)
 
 
+def test_of_equals_beside_each_other_one_is_found():
+    rgb = nuclei_at([(30, 30), (31, 30), (80, 80)], 120)
+    mirrored = np.concatenate([rgb, rgb[:, ::-1]], axis=1)
+    assert len(find_nuclei(rgb)) == 2
+    assert len(find_nuclei(mirrored)) == 4
+    # The nucleus that the mirror cuts in two is one, whose highest two pixels are equal.
+    halves = np.concatenate([rgb[:, :80], rgb[:, :80][:, ::-1]], axis=1)
+    xy = find_nuclei(halves)
+    assert len(xy[np.abs(xy[:, 0] - 80) < 6]) == 1
+
+
 def test_each_nucleus_is_found_once_where_it_lies():
     places = [(30, 20), (60, 24), (90, 90), (20, 100), (110, 40)]
     found = find_nuclei(nuclei_at(places, 130))

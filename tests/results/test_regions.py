@@ -76,7 +76,7 @@ def test_an_outline_runs_where_the_map_crosses_the_threshold():
     for threshold, edge in ((0.5, 400.0), (0.7, 300 + 200 / 6)):
         (region,) = delineate(heatmap, plane, (1.0, 1.0), threshold, EVERYTHING)
         middle = shapely.LineString([(0, 900), (800, 900)]).intersection(region.polygon)
-        assert middle.bounds[2] == pytest.approx(edge)
+        assert middle.bounds[2] == pytest.approx(edge, abs=0.5)  # whole level-0 pixels
 
 
 def test_a_disc_is_outlined_without_stairs_and_its_area_is_its_own():

@@ -23,6 +23,14 @@ def test_reduction_is_the_mean_over_the_exact_area(n_out: int, start: float, ste
     assert axis_weights(n_out, start, step, n_in) @ values == pytest.approx(expected, abs=1e-4)
 
 
+@given(st.integers(0, 4), st.integers(0, 3), st.integers(0, 9))
+def test_a_step_of_two_gives_what_the_weights_give(x: int, y: int, seed: int) -> None:
+    image = noise(21, 30, seed)
+    across, down = axis_weights(12, x, 2, 30), axis_weights(8, y, 2, 21)
+    exact = np.stack([down @ (across @ image[..., c].T.astype(float)).T for c in range(3)], axis=-1)
+    assert np.array_equal(resample(image, 12, 8, (x, y), (2, 2)), np.floor(exact + 0.5))
+
+
 def test_a_step_of_one_copies() -> None:
     image = noise(20, 30)
     assert np.array_equal(resample(image, 10, 8, (3, 2), (1, 1)), image[2:10, 3:13])

@@ -1,6 +1,7 @@
 """The flow of one slide, written once: open, find tissue, plan, classify, stitch, context, delineate, render."""
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -215,10 +216,14 @@ def _draw_report(job: _Job, store: SlideStore, watch: Stopwatch, drawn_again: st
         exports, not_again = _exports_of(folder, config)
         warnings = [*overview.warnings, *shown.warnings, *_map_warnings(finished, computed)]
         warnings += [*script_warnings(slide.name), *not_again]
-    with watch("render"):
+    with (
+        watch("render"),
+        slide.fails_if_changed(),
+        ThreadPoolExecutor(1, thread_name_prefix="fields") as beside,
+    ):
+        fields = beside.submit(write_fields, folder, slide, overview, finished, config.fields)
         draw_map(folder, slide, overview, models, finished, warnings, inside_info(job.inside, slide.mpp))
-        with slide.fails_if_changed():
-            write_fields(folder, slide, overview, finished, config.fields)
+        fields.result()
     recipes = (store.map_recipe or {}, report)
     summary = summarise(slide, overview, recipes, finished.counts, watch, warnings)
     summary |= _map_info(models, finished, computed, config)

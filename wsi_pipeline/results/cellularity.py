@@ -16,6 +16,7 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
+from scipy.spatial import KDTree
 
 from wsi_pipeline.base.types import RgbImage
 
@@ -68,17 +69,27 @@ def find_blobs(rgb: RgbImage, rule: BlobRule = NUCLEI) -> Blobs:
 
     rgb: uint8 [row, column, 3] at `COUNT_MPP`. A last odd row or column is not looked at.
     """
-    from skimage.feature import peak_local_max
-
     density = haematoxylin(rgb)
     if not density.size:
         return Blobs(np.empty((0, 2)), np.empty(0, np.float32))
     sigma = rule.sigma_um / BLOB_MPP
     answer = -(sigma**2) * ndimage.gaussian_laplace(density, sigma, mode="nearest")
-    nearest = round(rule.nearest_um / BLOB_MPP)
+    found = _peaks(answer, round(rule.nearest_um / BLOB_MPP))
+    xy = np.asarray((found[:, ::-1] + 0.5) * (BLOB_MPP / COUNT_MPP), np.float64)
+    return Blobs(xy, answer[found[:, 0], found[:, 1]])
+
+
+def _peaks(answer: NDArray[np.float32], nearest: int) -> NDArray[np.intp]:
+    """Where the answer is highest within `nearest` pixels, [n, 2] (row, column) in row order."""
+    highest = ndimage.maximum_filter(answer, 2 * nearest + 1, mode="nearest")
+    found = np.argwhere((answer == highest) & (answer > NOISE_ANSWER))
+    if not len(found) or not KDTree(found).query_pairs(nearest - 1, p=np.inf):
+        return found
+    # Equals beside each other, which pixels hardly ever are: all this for them alone takes as long as the rest.
+    from skimage.feature import peak_local_max
+
     found = peak_local_max(answer, min_distance=nearest, threshold_abs=NOISE_ANSWER, exclude_border=False)
-    found = found[np.lexsort((found[:, 1], found[:, 0]))]
-    return Blobs((found[:, ::-1] + 0.5) * (BLOB_MPP / COUNT_MPP), answer[found[:, 0], found[:, 1]])
+    return np.asarray(found[np.lexsort((found[:, 1], found[:, 0]))])
 
 
 def least_answer(answers: NDArray[np.float32], rule: BlobRule = NUCLEI) -> float:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import shapely
+from numpy.typing import NDArray
 from shapely.geometry.polygon import orient
 
 from wsi_pipeline.results.fields import GradingField, HotSpot
@@ -29,7 +30,7 @@ NUCLEI = "Carcinoma nuclei per mm^2"
 FRONT = "Share at the invasive front"
 # The level-0 point from which the coordinates count.
 ORIGIN0 = "origin0"
-# Of coordinates in the file: a thousandth of a pixel is far less than any centre of a cell is from an outline.
+# Of coordinates in the file at most; outlines have whole pixels where cells have fifty or more.
 DECIMALS = 3
 # Of the ids of regions and fields.
 OBJECT_IDS = uuid.UUID("8e4a2b0c-53f1-5c0e-9d0b-7f3a6f2d1b64")
@@ -63,7 +64,7 @@ def regions_to_geojson(
     features = [
         _feature(
             _id(identity, region.name),
-            shapely.geometry.mapping(shifted(region.polygon)),
+            _geometry(shifted(region.polygon)),
             region.name,
             IDC_CLASS,
             {
@@ -79,7 +80,7 @@ def regions_to_geojson(
     circles: list[GradingField | HotSpot] = [*fields, *hot_spots]
     for spot in circles:
         # GeoJSON knows no ellipse: QuPath writes a polygon with this mark, and reads its bounding box back.
-        geometry = {**shapely.geometry.mapping(shifted(field_outline(spot))), "isEllipse": True}
+        geometry = {**_geometry(shifted(field_outline(spot))), "isEllipse": True}
         if isinstance(spot, HotSpot):
             numbers = {USABLE: spot.usable_mm2, WANTED: spot.wanted_mm2}
             features.append(_feature(_id(identity, spot.name), geometry, spot.name, HOT_SPOT_CLASS, numbers))
@@ -145,6 +146,24 @@ def field_outline(field: GradingField | HotSpot) -> shapely.Polygon:
     x0 = field.x0 + field.radius_x0 * np.cos(angles)
     y0 = field.y0 + field.radius_y0 * np.sin(angles)
     return shapely.Polygon(np.stack([x0, y0], axis=1))
+
+
+def _geometry(polygon: Polygons) -> dict[str, Any]:
+    """The polygon as GeoJSON."""
+    parts = [
+        [whole_numbers(shapely.get_coordinates(ring)) for ring in shapely.get_rings(part)]
+        for part in shapely.get_parts(polygon)
+    ]
+    if len(parts) == 1:
+        return {"type": "Polygon", "coordinates": parts[0]}
+    return {"type": "MultiPolygon", "coordinates": parts}
+
+
+def whole_numbers(xy: NDArray[np.float64]) -> list[list[float]]:
+    """The points, [n, 2], as integers where all are: as text without a point, a seventh less."""
+    whole = xy.astype(np.int64)
+    points: list[list[float]] = (whole if np.array_equal(whole, xy) else xy).tolist()
+    return points
 
 
 def _id(identity: str, name: str) -> str:

@@ -85,17 +85,25 @@ def count_nuclei(slide: Slide, wanted: Mask, plane: Plane) -> Cellularity:
 
 
 def _pieces(wanted: Mask, plane: Plane, fine: Plane) -> Iterator[Box]:
-    """Boxes of the fine plane, side by side, that together hold every wanted cell."""
+    """Boxes of the fine plane, none over another, that together hold every wanted cell; their sides are even."""
     rows, columns = np.nonzero(wanted)
     if not rows.size:
         return
-    corners = []
-    for right, down in product((EDGE, 1 - EDGE), repeat=2):
-        x0, y0 = plane.point_to_level0(columns + right, rows + down)  # type: ignore[arg-type]
-        corners.append(np.stack(fine.point_from_level0(x0, y0), axis=1))
-    touched = np.unique(np.floor(np.concatenate(corners) / PIECE_PX).astype(np.int64), axis=0)
-    for column, row in touched[np.lexsort((touched[:, 0], touched[:, 1]))]:
-        yield Box(int(column) * PIECE_PX, int(row) * PIECE_PX, PIECE_PX, PIECE_PX)
+    low, high = (
+        np.floor(np.stack(fine.point_from_level0(*plane.point_to_level0(columns + at, rows + at)), axis=1))  # type: ignore[arg-type]
+        for at in (EDGE, 1 - EDGE)
+    )
+    # A cell reaches into up to four squares: those under its corners.
+    corners = [np.stack([x[:, 0], y[:, 1]], axis=1) for x, y in product((low, high), repeat=2)]
+    squares, of = np.unique(np.concatenate(corners).astype(np.int64) // PIECE_PX, axis=0, return_inverse=True)
+    first, last = squares * PIECE_PX + PIECE_PX, squares * PIECE_PX - 1
+    np.minimum.at(first, of.ravel(), np.tile(low.astype(np.int64), (4, 1)))
+    np.maximum.at(last, of.ravel(), np.tile(high.astype(np.int64), (4, 1)))
+    first = np.maximum(first // 2 * 2, squares * PIECE_PX)
+    end = np.minimum(last // 2 * 2 + 2, (squares + 1) * PIECE_PX)
+    for i in np.lexsort((squares[:, 0], squares[:, 1])):
+        width, height = (end[i] - first[i]).tolist()
+        yield Box(int(first[i, 0]), int(first[i, 1]), width, height)
 
 
 def _placed(

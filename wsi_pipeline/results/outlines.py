@@ -15,16 +15,20 @@ from skimage.measure import find_contours, label
 
 from wsi_pipeline.base.geometry import Plane
 from wsi_pipeline.base.types import FloatMap, Mask
+from wsi_pipeline.results.simplification import with_fewer_points
 
 Polygons: TypeAlias = shapely.Polygon | shapely.MultiPolygon
 # A centre is at least so far from an outline, as a difference of probability.
 LEAST_MARGIN = 1e-3
-# How often a simplification that would move a centre to the other side is tried with half the tolerance.
-TRIES = 3
 
 
 def trace(
-    heatmap: FloatMap, labels: NDArray[np.integer], threshold: float, background: Mask | None = None
+    heatmap: FloatMap,
+    labels: NDArray[np.integer],
+    threshold: float,
+    background: Mask | None = None,
+    tolerance: float = 0.0,
+    clearance: float = LEAST_MARGIN / 2,
 ) -> dict[int, shapely.Polygon]:
     """The outline of each area, by its label, in cells from the map's corner: a cell's centre lies at index + 0.5.
 
@@ -32,16 +36,33 @@ def trace(
     area may hold cells below the threshold, and leave out cells above it: its outline then passes close to their
     centres. Beside what was not scored, it lies on the cells' edge; beside `background`, bool of the same shape, which
     holds no tissue to speak of, it reaches up to the next centre: to be cut to the tissue.
+    tolerance: outlines have as few points as keep them within so many cells; no cell's centre changes sides.
+    clearance: points may be moved by less than so many cells without an outline passing a centre, or meeting another.
     """
     height = _signed_height(heatmap, labels > 0, threshold, background)
-    rings: dict[int, list[NDArray[np.float64]]] = {}
     padded = np.pad(labels, 1)
     # Cells outside hang together by their corners, those inside by their edges only.
-    for contour in find_contours(height, 0.0, fully_connected="low"):
-        low, high = np.floor(contour[0]).astype(int), np.ceil(contour[0]).astype(int)
-        area = max(int(padded[tuple(low)]), int(padded[tuple(high)]))
-        rings.setdefault(area, []).append(contour[:, ::-1] - 0.5)
-    return {area: _polygon(found) for area, found in rings.items()}
+    contours = find_contours(height, 0.0, fully_connected="low")
+    if not contours:
+        return {}
+    first = np.array([contour[0] for contour in contours])
+    low, high = np.floor(first).astype(int).T, np.ceil(first).astype(int).T
+    areas = np.maximum(padded[tuple(low)], padded[tuple(high)])
+    ends = np.cumsum([len(contour) for contour in contours])
+    rings = with_fewer_points(
+        np.split(_clear(np.concatenate(contours), 2 * clearance), ends[:-1]), tolerance, clearance
+    )
+    found: dict[int, list[NDArray[np.float64]]] = {}
+    for area, ring in zip(areas.tolist(), rings, strict=True):
+        found.setdefault(area, []).append(ring)
+    return {area: _polygon(of_area) for area, of_area in found.items()}
+
+
+def _clear(points: NDArray[np.float64], least: float) -> NDArray[np.float64]:
+    """Points (row, column) on lines between centres, no nearer than `least` to either; as x, y from the corner."""
+    whole = np.floor(points)
+    share = points - whole
+    return (whole + np.where(share > 0, np.clip(share, least, 1 - least), 0))[:, ::-1] - 0.5
 
 
 def _signed_height(
@@ -63,32 +84,11 @@ def _signed_height(
 
 def _polygon(rings: list[NDArray[np.float64]]) -> shapely.Polygon:
     """The polygon of an area's rings: the largest is its shell, the others are holes."""
-    sizes = [abs(shapely.Polygon(ring).area) if len(ring) > 3 else 0.0 for ring in rings]
-    shell = int(np.argmax(sizes))
-    return shapely.Polygon(
-        rings[shell], [ring for i, ring in enumerate(rings) if i != shell and sizes[i] > 0]
-    )
-
-
-def simplified(polygon: shapely.Polygon, tolerance: float, mask: Mask) -> shapely.Polygon:
-    """The polygon, in cells, with fewer points and nowhere off by more than `tolerance`, also in cells.
-
-    No centre of a cell changes sides: `mask` says which lie inside. Where one would, less is simplified.
-    """
-    for _ in range(TRIES):
-        fewer = polygon.simplify(tolerance, preserve_topology=True)
-        if fewer.geom_type == "Polygon" and fewer.is_valid and _keeps_centres(fewer, mask):
-            return fewer
-        tolerance /= 2
+    of = np.repeat(np.arange(len(rings)), [len(ring) for ring in rings])
+    closed = shapely.linearrings(np.concatenate(rings), indices=of)
+    shell = int(np.argmax(shapely.area(shapely.polygons(closed))))
+    polygon: shapely.Polygon = shapely.polygons(closed[shell], np.delete(closed, shell))
     return polygon
-
-
-def _keeps_centres(polygon: shapely.Polygon, mask: Mask) -> bool:
-    """Whether the centres inside are those of the mask, and none is closer to an edge than arithmetic can tell."""
-    shape = mask.shape[0], mask.shape[1]
-    near = LEAST_MARGIN / 3
-    around = [Plane(1.0, 1.0, x, y) for x, y in ((near, 0), (-near, 0), (0, near), (0, -near))]
-    return all(np.array_equal(rasterise_polygons(polygon, plane, shape), mask) for plane in around)
 
 
 def mask_outlines(mask: Mask, least_hole_px: float, tolerance: float) -> Polygons:

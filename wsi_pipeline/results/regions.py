@@ -5,6 +5,7 @@ the cells' centres, where the map itself crosses the threshold (outlines.py), cu
 area is that of the tissue inside. Cells that were not scored are in no region.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated
@@ -18,7 +19,7 @@ from wsi_pipeline.base.geometry import Box, Plane, Size
 from wsi_pipeline.base.options import Field, options
 from wsi_pipeline.base.types import FloatMap, Mask
 from wsi_pipeline.results.extent import largest_dimension_mm, nearest_mm
-from wsi_pipeline.results.outlines import Polygons, mask_outlines, rasterise_polygons, simplified, trace
+from wsi_pipeline.results.outlines import Polygons, mask_outlines, rasterise_polygons, trace
 
 # A region of n cells has an outline around fewer than this many times n.
 MOST_GROWTH = 3
@@ -26,6 +27,9 @@ MOST_GROWTH = 3
 TISSUE_GAP_MM2 = 0.01
 # Scraps that cutting to the tissue leaves below this area are left out of an outline.
 SCRAP_MM2 = 0.002
+
+# The coarsest rounding of outlines.
+STEPS_A_CELL = 50
 
 
 @options
@@ -127,15 +131,22 @@ def delineate(
     if not large.any():
         return []
     labels = np.where(large[labels], labels, 0)
-    outlines = trace(heatmap, labels, threshold, tissue.background if tissue else None)
+    cell_um, decimals = _cell_um(plane, mpp0), coordinate_decimals(plane)
+    outlines = trace(
+        heatmap,
+        labels,
+        threshold,
+        tissue.background if tissue else None,
+        options.outline_um / cell_um,
+        # A point that is rounded moves by less: half a step along x, and half along y.
+        0.75 * 10.0**-decimals / min(plane.downsample_x, plane.downsample_y),
+    )
     found = []
     for area, box in _boxes(labels):
         part = heatmap[box.y : box.bottom, box.x : box.right]
         inside = labels[box.y : box.bottom, box.x : box.right] == area
-        outline = _shifted(outlines[area], -box.x, -box.y)
-        outline = simplified(outline, options.outline_um / _cell_um(plane, mpp0), inside)
-        level0 = _to_level0(_shifted(outline, box.x, box.y), plane)
-        cut, area_mm2 = _cut(level0, mpp0, tissue, size0, options.outline_um)
+        level0 = _to_level0(outlines[area], plane)
+        cut, area_mm2 = _cut(level0, mpp0, tissue, size0, options.outline_um, decimals)
         if cut.is_empty or area_mm2 < least_mm2:
             continue
         # Of float64: a float32 sum over a large region would lose digits.
@@ -189,22 +200,45 @@ def _cut(
     tissue: TissueMask | None,
     size0: Size | None,
     tolerance_um: float,
+    decimals: int,
 ) -> tuple[Polygons, float]:
-    """The outline, of level-0 pixels, on the tissue and the slide, and the area in mm2 of the tissue inside."""
+    """The outline, of level-0 pixels, on the tissue and the slide, and the area in mm2 of the tissue inside.
+
+    Its points are rounded to so many decimals.
+    """
     cut: Polygons = outline
     if size0 is not None:
         cut = _areas_of(cut.intersection(shapely.box(0, 0, size0.width, size0.height)), 0.0)
     if tissue is None or cut.is_empty:
+        cut = _rounded(cut, decimals)
         return cut, cut.area * mpp0[0] * mpp0[1] / 1e6
     part, plane = tissue.within(cut)
     pixel = pixel_mm2(plane, mpp0)
     tolerance = tolerance_um / _cell_um(plane, mpp0) / 2
     drawn = _to_level0(mask_outlines(part, TISSUE_GAP_MM2 / pixel, tolerance), plane)
     cut = _areas_of(cut.intersection(drawn), SCRAP_MM2 * 1e6 / (mpp0[0] * mpp0[1]))
+    cut = _rounded(cut, decimals)
     if cut.is_empty:
         return cut, 0.0
     inside = rasterise_polygons(cut, plane, (part.shape[0], part.shape[1]))
     return cut, float((inside & part).sum()) * pixel
+
+
+def coordinate_decimals(plane: Plane) -> int:
+    """To so many decimals of level-0 pixels outlines of a map's cells are rounded: to a fiftieth of a cell or less.
+
+    >>> coordinate_decimals(Plane(800, 800)), coordinate_decimals(Plane(40, 40))
+    (0, 1)
+    """
+    return max(0, math.ceil(math.log10(STEPS_A_CELL / min(plane.downsample_x, plane.downsample_y))))
+
+
+def _rounded(polygon: Polygons, decimals: int) -> Polygons:
+    """The polygon with its points rounded; where the cut's own points lie too close for that, they are joined."""
+    moved: Polygons = shapely.transform(polygon, lambda xy0: np.round(xy0, decimals))
+    if moved.is_valid:
+        return moved
+    return _areas_of(shapely.set_precision(polygon, 10.0**-decimals), 0.0)
 
 
 def _areas_of(geometry: shapely.Geometry, least: float) -> Polygons:
@@ -227,11 +261,6 @@ def _boxes(labels: NDArray[np.integer]) -> list[tuple[int, Box]]:
             box = Box(columns.start, rows.start, columns.stop - columns.start, rows.stop - rows.start)
             found.append((area, box))
     return found
-
-
-def _shifted(polygon: shapely.Polygon, x: float, y: float) -> shapely.Polygon:
-    moved: shapely.Polygon = shapely.transform(polygon, lambda xy: xy + np.array([x, y]))
-    return moved
 
 
 def _to_level0(polygon: Polygons, plane: Plane) -> Polygons:

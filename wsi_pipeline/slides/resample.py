@@ -79,6 +79,11 @@ def resample(
         part = rgb[y : y + height, x : x + width]
         if part.shape[:2] == (height, width):
             return np.ascontiguousarray(part)
+    if step == (2, 2) and all(float(value).is_integer() for value in start):
+        x, y = round(start[0]), round(start[1])
+        part = rgb[y : y + 2 * height, x : x + 2 * width]
+        if min(x, y) >= 0 and part.shape[:2] == (2 * height, 2 * width):
+            return _halved(part)
     across = axis_weights(width, start[0], step[0], rgb.shape[1])
     down = axis_weights(height, start[1], step[1], rgb.shape[0])
     out = np.empty((height, width, 3), np.uint8)
@@ -99,4 +104,14 @@ def resample(
             mixed = across @ np.ascontiguousarray(rows[..., channel].T)  # [output columns, strip rows]
             mixed += 0.5
             out[top : top + len(rows), :, channel] = mixed.T
+    return out
+
+
+def _halved(rgb: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The mean of each two by two pixels, rounded as `resample` does, in a quarter of its time."""
+    height, width = rgb.shape[0] // 2, rgb.shape[1] // 2
+    rows = np.add(rgb[0::2], rgb[1::2], dtype=np.uint16).reshape(height, width, 2, 3)
+    out = np.empty((height, width, 3), np.uint8)
+    for channel in range(3):
+        out[..., channel] = (rows[:, :, 0, channel] + rows[:, :, 1, channel] + 2) >> 2
     return out

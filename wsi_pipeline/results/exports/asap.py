@@ -5,7 +5,7 @@ when a mask is made.
 """
 
 from collections.abc import Iterator
-from xml.etree import ElementTree
+from xml.sax.saxutils import quoteattr
 
 import numpy as np
 import shapely
@@ -13,7 +13,7 @@ import shapely
 from wsi_pipeline.base.files import OutPath, write_bytes
 from wsi_pipeline.base.text import printable
 from wsi_pipeline.results.exports.exported_map import ExportedMap
-from wsi_pipeline.results.geojson import field_outline
+from wsi_pipeline.results.geojson import field_outline, whole_numbers
 
 # Each group with its colour, in the order in which a mask lays them over each other.
 IDC, HOLE, FIELD = "IDC", "Hole in IDC", "Grading field"
@@ -22,22 +22,24 @@ COLOURS = {IDC: "#c80000", HOLE: "#ffffff", FIELD: "#0072b2"}
 
 def write_asap(path: OutPath, exported: ExportedMap) -> None:
     """Write the annotations. Raises OutputError."""
-    root = ElementTree.Element("ASAP_Annotations")
-    annotations = ElementTree.SubElement(root, "Annotations")
+    # As text: a million points as elements take ten times as long, and a gigabyte.
+    lines = ["<?xml version='1.0' encoding='utf-8'?>", "<ASAP_Annotations>", "  <Annotations>"]
     for name, group, ring in _rings(exported):
-        kind = {"Name": printable(name), "Type": "Polygon", "PartOfGroup": group, "Color": COLOURS[group]}
-        coordinates = ElementTree.SubElement(
-            ElementTree.SubElement(annotations, "Annotation", kind), "Coordinates"
-        )
-        for order, (x0, y0) in enumerate(np.asarray(ring.coords)[:-1]):  # ASAP closes polygons by itself
-            place = {"Order": str(order), "X": f"{x0:.2f}", "Y": f"{y0:.2f}"}
-            ElementTree.SubElement(coordinates, "Coordinate", place)
-    groups = ElementTree.SubElement(root, "AnnotationGroups")
+        kind = f'Type="Polygon" PartOfGroup={quoteattr(group)} Color={quoteattr(COLOURS[group])}'
+        lines += [f"    <Annotation Name={quoteattr(printable(name))} {kind}>", "      <Coordinates>"]
+        # ASAP closes polygons by itself.
+        points = whole_numbers(np.round(shapely.get_coordinates(ring)[:-1], 2))
+        lines += [
+            f'        <Coordinate Order="{order}" X="{x0}" Y="{y0}" />'
+            for order, (x0, y0) in enumerate(points)
+        ]
+        lines += ["      </Coordinates>", "    </Annotation>"]
+    lines += ["  </Annotations>", "  <AnnotationGroups>"]
     for name, colour in COLOURS.items():
-        element = ElementTree.SubElement(groups, "Group", Name=name, PartOfGroup="None", Color=colour)
-        ElementTree.SubElement(element, "Attributes")
-    ElementTree.indent(root)
-    write_bytes(path, ElementTree.tostring(root, "utf-8", xml_declaration=True))
+        lines.append(f'    <Group Name={quoteattr(name)} PartOfGroup="None" Color={quoteattr(colour)}>')
+        lines += ["      <Attributes />", "    </Group>"]
+    lines += ["  </AnnotationGroups>", "</ASAP_Annotations>"]
+    write_bytes(path, "\n".join(lines).encode())
 
 
 def _rings(exported: ExportedMap) -> Iterator[tuple[str, str, shapely.LinearRing]]:

@@ -9,10 +9,10 @@ import shapely
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
-from matplotlib.collections import LineCollection
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
-from matplotlib.patches import Ellipse, Rectangle
+from matplotlib.patches import Ellipse, PathPatch, Rectangle
+from matplotlib.path import Path
 from PIL import Image
 
 from wsi_pipeline.base.files import OutPath
@@ -271,16 +271,19 @@ def _draw_map(axes: Axes, finished: FinishedMap, ground: _Ground, frame: _Frame)
 
 
 def _draw_outlines(axes: Axes, regions: Sequence[IdcRegion], ground: _Ground) -> None:
-    scale = np.array(ground.mpp0) / 1000
-    rings = [
-        shapely.get_coordinates(ring) * scale
-        for region in regions
-        for ring in shapely.get_rings(shapely.get_parts(region.polygon))
-    ]
+    if not regions:
+        return
+    # All rings are one path: a million points in ten thousand paths would take ten times as long, and twice the bytes.
+    rings = shapely.get_rings(shapely.get_parts([region.polygon for region in regions]))
+    points, of = shapely.get_coordinates(rings, return_index=True)
+    codes = np.full(len(points), Path.LINETO, Path.code_type)
+    codes[np.flatnonzero(np.diff(of, prepend=-1))] = Path.MOVETO
+    codes[np.flatnonzero(np.diff(of, append=-1))] = Path.CLOSEPOLY
+    path = Path(points * (np.array(ground.mpp0) / 1000), codes)
     # Many regions are small ones: thick lines would hide them.
     width_pt = 1.4 if len(regions) <= 100 else 0.6
-    axes.add_collection(LineCollection(rings, colors=WHITE, linewidths=width_pt + 1.2), autolim=False)
-    axes.add_collection(LineCollection(rings, colors=BLACK, linewidths=width_pt), autolim=False)
+    for edge, line_pt in ((WHITE, width_pt + 1.2), (BLACK, width_pt)):
+        axes.add_artist(PathPatch(path, fill=False, edgecolor=edge, linewidth=line_pt, joinstyle="round"))
 
 
 def _draw_fields(axes: Axes, fields: Sequence[GradingField], ground: _Ground, frame: _Frame) -> None:

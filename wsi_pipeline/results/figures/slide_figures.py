@@ -34,13 +34,17 @@ def draw_map(
     `inside`: what summary.py's `inside_info` gives.
     """
     thumbnail, deviation = overview.thumbnail, finished.deviation
-    render_heatmap(folder / "heatmap.png", finished, slide.size0, slide.mpp)
-    if deviation is not None:
-        place = folder / "uncertainty.png"
-        render_uncertainty(place, thumbnail, deviation, finished, len(models), slide.mpp[0])
     info = _report_info(slide, overview, models, warnings, inside)
+
+    def draw_maps() -> None:
+        render_heatmap(folder / "heatmap.png", finished, slide.size0, slide.mpp)
+        if deviation is not None:
+            place = folder / "uncertainty.png"
+            render_uncertainty(place, thumbnail, deviation, finished, len(models), slide.mpp[0])
+        render_overlay(folder / "overlay.png", thumbnail, finished, slide.mpp[0])
+
     with ThreadPoolExecutor(1) as beside:
-        drawn = beside.submit(render_overlay, folder / "overlay.png", thumbnail, finished, slide.mpp[0])
+        drawn = beside.submit(draw_maps)
         render_report(folder / "report.png", thumbnail, finished, info)
         drawn.result()
 
