@@ -87,7 +87,7 @@ def answers_of_fold(
     scanned = held
     run = set_up(recipe, train, held, device, SINGLE_PROCESS)
     for epoch in range(recipe.epochs):
-        loss, _ = train_one_epoch(run, epoch, [])
+        loss, _, _ = train_one_epoch(run, epoch, [])
         log.info("epoch %d of %d: loss %.4f", epoch + 1, recipe.epochs, loss)
     network, card = finished_network(run), run.card
     save_model(weights, network, card)

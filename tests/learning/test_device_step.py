@@ -153,7 +153,7 @@ def test_an_epoch_on_a_cpu_is_the_plain_loop_bit_for_bit_dropout_and_all():
 
     average = AveragedModel(plain.network, multi_avg_fn=update, use_buffers=True)
     for epoch in range(2):
-        loss, _ = train_one_epoch(ours, epoch, [])
+        loss, _, _ = train_one_epoch(ours, epoch, [])
         assert loss == plain_epoch(plain, average, epoch)
     for found, wanted in (
         (ours.network.state_dict(), plain.network.state_dict()),

@@ -2,7 +2,7 @@
 
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
@@ -17,6 +17,7 @@ from wsi_pipeline.tiling.rectangles import split_into_rectangles
 
 log = logging.getLogger(__name__)
 
+B = TypeVar("B")
 T = TypeVar("T")
 
 
@@ -40,14 +41,14 @@ def read_blocks(
 
 
 def load_blocks(
-    blocks: Iterable[Block], load: Callable[[Block], T], threads: int
-) -> Iterator[tuple[Block, T]]:
-    """Each block with what `load` makes of it, in the blocks' order.
+    blocks: Iterable[B], load: Callable[[B], T], threads: int
+) -> Generator[tuple[B, T], None, None]:
+    """Each block, or what else is read at once, with what `load` makes of it, in their order.
 
     `load` is called from `threads` threads; at most `threads` + 1 blocks are in memory beside the one given out.
     Raises what `load` raises.
     """
-    waiting: deque[tuple[Block, Future[T]]] = deque()
+    waiting: deque[tuple[B, Future[T]]] = deque()
     todo = iter(blocks)
     with ThreadPoolExecutor(threads, thread_name_prefix="reader") as pool:
         try:

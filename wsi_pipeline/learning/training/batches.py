@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from wsi_pipeline.learning.datasets import LabelledPatches
 from wsi_pipeline.learning.datasets.scanner_effects import looking
+from wsi_pipeline.learning.datasets.tiled_slides import SlidePatches
 from wsi_pipeline.learning.training.augment import SlideStains, Views, draw_slide_stains, draw_views
 from wsi_pipeline.learning.training.coarse_labels import labels_with_neighbours
 from wsi_pipeline.learning.training.looks import LookOptions, draw_look
@@ -61,13 +62,38 @@ def make_batches(
             _give_looks(patches, index, options.looks, generator)
             stains = _of_patches(draw_slide_stains(int(index.max()) + 1, options.looks, generator), index)
             slides = draw_slides(index, options.condition_dropped, generator)
-        yield Batch(
-            patches,
-            torch.stack([1 - idc[chosen], idc[chosen]], dim=1),
-            draw_views(len(row), side.pixels.shape[1], options.augment, generator, stains),
-            draw_blend(len(row), options.mixup) if options.mixup else None,
-            slides,
-        )
+        yield _batch(patches, idc[chosen], options, generator, stains, slides)
+
+
+def batches_from_slides(
+    side: SlidePatches,
+    read: Iterator[tuple[NDArray[np.int64], NDArray[np.uint8]]],
+    options: TrainOptions,
+    generator: torch.Generator,
+) -> Iterator[Batch]:
+    """A batch of each batch of patches that was read from slides: their indices, and their pixels [N, S, S, 3]."""
+    for rows, pixels in read:
+        idc = torch.from_numpy(side.labels[rows].astype(np.float32))
+        yield _batch(torch.from_numpy(pixels), idc, options, generator)
+
+
+def _batch(
+    patches: torch.Tensor,
+    idc: torch.Tensor,
+    options: TrainOptions,
+    generator: torch.Generator,
+    stains: SlideStains | None = None,
+    slides: Slides | None = None,
+) -> Batch:
+    """The batch of patches, uint8 [N, S, S, 3], whose targets say `idc`, float32 [N]."""
+    count, size = patches.shape[:2]
+    return Batch(
+        patches,
+        torch.stack([1 - idc, idc], dim=1),
+        draw_views(count, size, options.augment, generator, stains),
+        draw_blend(count, options.mixup) if options.mixup else None,
+        slides,
+    )
 
 
 def draw_slides(index: torch.Tensor, dropped: float, generator: torch.Generator) -> Slides:

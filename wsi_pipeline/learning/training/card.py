@@ -16,6 +16,7 @@ from wsi_pipeline.base.options import options_to_dict
 from wsi_pipeline.learning.datasets import LabelledPatches
 from wsi_pipeline.learning.datasets.scale import scale_in_words
 from wsi_pipeline.learning.datasets.sharing import ONE_READER, Readers, share_of
+from wsi_pipeline.learning.datasets.tiled_slides import SlidePatches
 from wsi_pipeline.learning.evaluation import metrics
 from wsi_pipeline.learning.training.distillation import describe_teachers
 from wsi_pipeline.learning.training.options import TrainOptions
@@ -33,14 +34,20 @@ BF16_STEP = 8
 
 def blank_card(
     options: TrainOptions,
-    train: LabelledPatches,
+    train: LabelledPatches | SlidePatches,
     val: LabelledPatches,
     cost: Cost,
     stain: Stain,
     readers: Readers = ONE_READER,
+    sample: LabelledPatches | None = None,
 ) -> ModelCard:
-    """The card as far as it is known before the first epoch; `stain` is that of the patches as scanned."""
-    mean, std = _normalisation(options, train, readers)
+    """The card as far as it is known before the first epoch; `stain` is that of the patches as scanned.
+
+    `sample`: those in memory, where the patches to train on are read from slides.
+    """
+    measured = train if isinstance(train, LabelledPatches) else sample
+    assert measured is not None
+    mean, std = _normalisation(options, measured, readers)
     config, files = options_to_dict(options), pretrained_files(options.pretrained)
     for text in ("data", "licence", "intended_use", "limits"):  # these have their own place on the card
         del config[text]
@@ -68,6 +75,7 @@ def blank_card(
             "torch": torch.__version__,
             "config": config,
         }
+        | ({"measured_on": len(sample)} if sample else {})
         | ({"teachers": describe_teachers(options)} if options.teachers else {})
         | ({"pretrained": [_described(file) for file in files]} if files else {}),
         licence=options.licence,
@@ -137,7 +145,7 @@ def mean_loss(logits: NDArray[np.float32], labels: NDArray[np.uint8]) -> float:
     return float((logsumexp(values, axis=1) - values[np.arange(len(labels)), labels]).mean())
 
 
-def count(side: LabelledPatches) -> dict[str, int]:
+def count(side: LabelledPatches | SlidePatches) -> dict[str, int]:
     """How much a side of the split holds."""
     return {"patients": len(set(side.patients)), "patches": len(side), "idc": int(side.labels.sum())}
 

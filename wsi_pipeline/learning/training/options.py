@@ -10,6 +10,7 @@ from wsi_pipeline.base.configs import find_config
 from wsi_pipeline.base.errors import ConfigError
 from wsi_pipeline.base.options import Field, options, options_from_dict, parse_yaml, read_yaml_file
 from wsi_pipeline.learning.datasets import SplitOptions
+from wsi_pipeline.learning.datasets.tiled_slides import SlideReadOptions
 from wsi_pipeline.learning.training.augment import AugmentOptions
 from wsi_pipeline.learning.training.looks import LookOptions
 
@@ -73,6 +74,13 @@ class TrainOptions:
     stain_normalisation: Annotated[float, Field(ge=0, le=1)] = 0.0
     """How far each patient's stain is brought to the training mean (models/stain.py): 0 not at all, 1 all the way. Maps
     do the same with each slide's. Needs data that names patients or slides."""
+
+    patches_from: Literal["files", "slides"] = "files"
+    """What `--data` is. files: images or arrays of patches, decoded once into a cache. slides: what `tile-slides
+    --annotations` left in its --out; patches are read from the slides in each epoch, and nothing is exported."""
+
+    reading: SlideReadOptions = Field(default_factory=SlideReadOptions)
+    """How they are read from slides, with `patches_from: slides`."""
 
     split: SplitOptions = Field(default_factory=SplitOptions)
     """Who is trained on, and who is evaluated on."""
@@ -193,6 +201,15 @@ class TrainOptions:
         if self.looks != LookOptions() and not self.slides_a_batch:
             raise ValueError(
                 "found 'looks', which are those of slides, and no 'slides_a_batch'; set it to 4 to 8"
+            )
+        if self.patches_from == "files" and self.reading != SlideReadOptions():
+            raise ValueError(
+                "found 'reading', which is of slides, and 'patches_from: files'; expected 'patches_from: slides'"
+            )
+        if self.patches_from == "slides" and (self.slides_a_batch or self.neighbours_say):
+            raise ValueError(
+                "found 'patches_from: slides' with 'slides_a_batch' or 'neighbours_say', which need all patches in "
+                "memory; leave these out, or export the patches"
             )
         if self.mixup and self.slides_a_batch:
             raise ValueError("found 'mixup' and 'slides_a_batch'; expected one: a blend is of no slide")

@@ -1,13 +1,17 @@
 """Which patches a training sees, in which order."""
 
 from collections.abc import Iterator
+from typing import TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from wsi_pipeline.learning.datasets import LabelledPatches
+from wsi_pipeline.learning.datasets.tiled_slides import SlidePatches
 from wsi_pipeline.learning.training.options import TrainOptions
+
+Side = TypeVar("Side", LabelledPatches, SlidePatches)
 
 
 def epoch_batches(
@@ -18,18 +22,26 @@ def epoch_batches(
     if options.slides_a_batch:
         yield from _batches_by_slide(side, size, options, generator)
         return
+    weights = draw_weights(side, options)
+    if weights is not None:
+        order = torch.multinomial(torch.from_numpy(weights), len(side), replacement=True, generator=generator)
+    else:
+        order = torch.randperm(len(side), generator=generator)
+    for start in range(0, len(side) - size + 1, size):
+        yield order[start : start + size].numpy()
+
+
+def draw_weights(side: LabelledPatches | SlidePatches, options: TrainOptions) -> NDArray[np.float64] | None:
+    """How likely each patch is drawn, float [N], by the balance of patients and classes; None: all alike, once each."""
+    if not options.patient_balance and options.class_balance != "sampling":
+        return None
     weights = np.ones(len(side))
     if options.patient_balance:
         _, which, counts = np.unique(side.patients, return_inverse=True, return_counts=True)
         weights = weights * counts[which] ** -options.patient_balance
     if options.class_balance == "sampling":
         weights = weights / np.bincount(side.labels, weights)[side.labels]
-    if options.patient_balance or options.class_balance == "sampling":
-        order = torch.multinomial(torch.from_numpy(weights), len(side), replacement=True, generator=generator)
-    else:
-        order = torch.randperm(len(side), generator=generator)
-    for start in range(0, len(side) - size + 1, size):
-        yield order[start : start + size].numpy()
+    return weights
 
 
 def _batches_by_slide(
@@ -59,7 +71,7 @@ def class_weights(labels: NDArray[np.integer], classes: int) -> torch.Tensor:
     return torch.from_numpy(len(labels) / (classes * np.maximum(counts, 1))).float()
 
 
-def limited(side: LabelledPatches, count: int | None, seed: int) -> LabelledPatches:
+def limited(side: Side, count: int | None, seed: int) -> Side:
     """At most `count` of the patches, drawn by the seed, their order and the classes' shares kept."""
     if count is None or count >= len(side):
         return side

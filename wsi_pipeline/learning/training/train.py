@@ -4,11 +4,11 @@ import copy
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -22,10 +22,19 @@ from wsi_pipeline.base.files import clear_leftovers_of
 from wsi_pipeline.base.options import options_to_dict
 from wsi_pipeline.learning.datasets import LabelledPatches, load_split
 from wsi_pipeline.learning.datasets.cache import cache_folder
+from wsi_pipeline.learning.datasets.scale import check_scale
 from wsi_pipeline.learning.datasets.sharing import Readers, shared_zeros
+from wsi_pipeline.learning.datasets.slide_epochs import (
+    batches_of,
+    in_memory,
+    plan_epoch,
+    sample_of,
+    with_normalised_stain,
+)
+from wsi_pipeline.learning.datasets.tiled_slides import SlidePatches, split_slides
 from wsi_pipeline.learning.evaluation import metrics
 from wsi_pipeline.learning.training.augment import augmented
-from wsi_pipeline.learning.training.batches import Batch, blended, make_batches
+from wsi_pipeline.learning.training.batches import Batch, batches_from_slides, blended, make_batches
 from wsi_pipeline.learning.training.card import (
     BF16_STEP,
     CLASSES,
@@ -52,7 +61,7 @@ from wsi_pipeline.learning.training.optimiser import (
 from wsi_pipeline.learning.training.options import TrainOptions as TrainOptions
 from wsi_pipeline.learning.training.options import load_train_options as load_train_options
 from wsi_pipeline.learning.training.pretrained import load_average, pretrained_files
-from wsi_pipeline.learning.training.sampling import class_weights, epoch_batches, limited
+from wsi_pipeline.learning.training.sampling import class_weights, draw_weights, epoch_batches, limited
 from wsi_pipeline.models.architectures.slide_condition import LEAST_PATCHES, SlideConditioned
 from wsi_pipeline.models.card import ModelCard, Stain
 from wsi_pipeline.models.cost import network_cost
@@ -62,6 +71,8 @@ from wsi_pipeline.models.model import Model, build_network, normalised, save_mod
 from wsi_pipeline.models.stain import normalise_stain_by_patient
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 SINGLE_PROCESS = ProcessGroup()
 # Of each training slide so many patches tell what training slides look like.
@@ -82,7 +93,7 @@ class Run:
     scaler: torch.amp.GradScaler
     # float32 [classes], what each weighs in the loss; None: all the same.
     weights: torch.Tensor | None
-    train: LabelledPatches
+    train: LabelledPatches | SlidePatches
     val: LabelledPatches
     device: torch.device
     group: ProcessGroup
@@ -105,11 +116,7 @@ def train(
     Beside them lie epochs.csv, curves.png and last.pt, from which the same training goes on when it was
     stopped. `after_epoch` is called with all epochs so far; what it raises ends the training.
     """
-    train_side, val_side = (
-        limited(side, options.limit_patches, options.seed)
-        for side in load_split(data, options.patch_px, options.split, readers=group.readers, mpp=options.mpp)
-    )
-    run = set_up(options, train_side, val_side, device, group)
+    run = set_up(options, *_load(options, data, group.readers), device, group)
     out.mkdir(parents=True, exist_ok=True)
     weights_path = out / f"{options.name}.safetensors"
     if group.is_first:
@@ -136,6 +143,22 @@ def train(
     return weights_path
 
 
+def _load(
+    options: TrainOptions, data: Path, readers: Readers
+) -> tuple[LabelledPatches | SlidePatches, LabelledPatches]:
+    """The patches to train on, and those to evaluate on."""
+    count, seed = options.limit_patches, options.seed
+    if options.patches_from == "files":
+        train, val = load_split(data, options.patch_px, options.split, readers=readers, mpp=options.mpp)
+        return limited(train, count, seed), limited(val, count, seed)
+    slides, held_out = split_slides(data, options.split, options.reading)
+    check_scale(slides.scale, data, options.patch_px, options.mpp, squeeze=False, whose="config")
+    most = min(count or options.reading.val_patches, options.reading.val_patches)
+    if len(held_out) > most:
+        log.info("evaluated on %d of %d patches of the slides kept for it", most, len(held_out))
+    return limited(slides, count, seed), in_memory(limited(held_out, most, seed), readers)
+
+
 def _one_epoch(run: Run, history: list[Row]) -> tuple[Row, ModelCard | None, nn.Module | None]:
     """Train for one epoch and evaluate the network: its row of the history, its card, and itself.
 
@@ -143,7 +166,7 @@ def _one_epoch(run: Run, history: list[Row]) -> tuple[Row, ModelCard | None, nn.
     """
     epoch, options, val = len(history), run.options, run.val
     began, worked = time.monotonic(), time.process_time()
-    loss, rate = train_one_epoch(run, epoch, scores(history, options.best_by))
+    loss, rate, patches = train_one_epoch(run, epoch, scores(history, options.best_by))
     trained = time.monotonic()
     if not math.isfinite(loss):
         raise TrainingError(
@@ -153,7 +176,7 @@ def _one_epoch(run: Run, history: list[Row]) -> tuple[Row, ModelCard | None, nn.
     run.group.settle(run.network, run.average.module)
     times = {
         "learning_rate": rate,
-        "patches_per_s": _patches_an_epoch(run) / max(trained - began, 1e-9),
+        "patches_per_s": patches / max(trained - began, 1e-9),
     }
     if (epoch + 1) % options.evaluate_every and epoch + 1 < options.epochs:
         log.info("epoch %d: loss %.4f, %.0f patches/s", epoch + 1, loss, times["patches_per_s"])
@@ -180,8 +203,8 @@ def _one_epoch(run: Run, history: list[Row]) -> tuple[Row, ModelCard | None, nn.
     return row, card, network
 
 
-def train_one_epoch(run: Run, epoch: int, reached: list[float]) -> tuple[float, float]:
-    """Mean loss and last learning rate of one pass; moves the network, its average and the optimiser on.
+def train_one_epoch(run: Run, epoch: int, reached: list[float]) -> tuple[float, float, int]:
+    """Mean loss, last learning rate and patches of one pass; moves the network, its average and the optimiser on.
 
     `reached` are the scores of the epochs before. All that is random follows from the seed, the epoch and the
     rank: a resumed training equals one never stopped.
@@ -189,22 +212,44 @@ def train_one_epoch(run: Run, epoch: int, reached: list[float]) -> tuple[float, 
     options, device, group = run.options, run.device, run.group
     seed = options.seed * 100_003 + epoch
     generator = torch.Generator().manual_seed(seed)
-    batches = list(epoch_batches(run.train, options, generator))  # the same in all processes
     torch.manual_seed(seed + group.rank * 10_007)  # dropout, mixup
-    if group.rank:
-        generator.manual_seed(seed + group.rank * 10_007)
+    steps, patches, made = _batches_of(run, epoch, generator)
     run.network.train()
     copies = copies_to(device)
-    rows = (group.share(batch) for batch in _with_progress(batches, epoch, group))
-    made = make_batches(run.train, rows, options, generator, pinned=device.type == "cuda")
     total = torch.zeros((), device=device)
     # Before the first passes are done a network knows nothing to doubt a label by.
     trusted = options.trusted if epoch >= options.warmup_epochs else 1.0
     for step, batch in enumerate(feed(made, copies)):
-        rate = learning_rate(epoch + step / len(batches), options, reached)
+        rate = learning_rate(epoch + step / steps, options, reached)
         total += take_step(run, batch, rate, trusted)
     # Here, and nowhere before, the host waits for the device.
-    return float(group.mean(total / len(batches))), rate
+    return float(group.mean(total / steps)), rate, patches
+
+
+def _batches_of(run: Run, epoch: int, generator: torch.Generator) -> tuple[int, int, Iterator[Batch]]:
+    """How many steps an epoch has, of how many patches in all processes, and this one's batches."""
+    options, group, train, pinned = run.options, run.group, run.train, run.device.type == "cuda"
+    if isinstance(train, SlidePatches):
+        share, seed = min(options.batch_size, len(train)) // group.count, (options.seed, epoch)
+        plan = plan_epoch(train, seed, share, draw_weights(train, options), group.rank, group.count)
+        if not epoch and plan.waiting:
+            waiting = plan.waiting / len(train)
+            log.info(
+                "%.0f %% of the patches lie between what is read at once, others each epoch", 100 * waiting
+            )
+        generator.manual_seed(options.seed * 100_003 + epoch + group.rank * 10_007)
+        read = batches_of(train, plan, share, seed, group.readers, group.rank)
+        made = batches_from_slides(
+            train, _with_progress(read, plan.steps, share, epoch, group), options, generator
+        )
+        return plan.steps, plan.steps * share * group.count, made
+    batches = list(epoch_batches(train, options, generator))  # the same in all processes
+    if group.rank:
+        generator.manual_seed(options.seed * 100_003 + epoch + group.rank * 10_007)
+    patches = sum(map(len, batches))
+    rows = (group.share(batch) for batch in batches)
+    shown = _with_progress(rows, len(batches), patches // max(len(batches), 1), epoch, group)
+    return len(batches), patches, make_batches(train, shown, options, generator, pinned)
 
 
 def take_step(run: Run, batch: Batch, rate: float, trusted: float = 1.0) -> torch.Tensor:
@@ -255,8 +300,8 @@ def finished_network(run: Run) -> nn.Module:
     network = run.average.module
     if not isinstance(network, SlideConditioned):
         return network
-    network = copy.deepcopy(network)
-    train = run.train
+    network, train = copy.deepcopy(network), run.train
+    assert isinstance(train, LabelledPatches)  # such a network is trained by slide, of patches in memory
     rows = [
         sampled_rows(patient, np.flatnonzero(train.patients == patient))[:PATCHES_A_TRAINING_SLIDE]
         for patient in np.unique(train.patients).tolist()
@@ -296,17 +341,23 @@ def _in_shares(
 
 def set_up(
     options: TrainOptions,
-    train_side: LabelledPatches,
+    train_side: LabelledPatches | SlidePatches,
     val_side: LabelledPatches,
     device: torch.device,
     group: ProcessGroup,
 ) -> Run:
     """All that a training of these patches begins with. Raises ConfigError, ModelError where it cannot."""
     group.check_batch(min(options.batch_size, len(train_side)))
-    stain = stain_of(train_side, group.readers)
-    train_side, val_side = (
-        _normalise_stain(side, stain, options, group.readers) for side in (train_side, val_side)
-    )
+    sample = None
+    if isinstance(train_side, SlidePatches):
+        sample = in_memory(sample_of(train_side, options.seed), group.readers)
+        stain = stain_of(sample, group.readers)
+        train_side = with_normalised_stain(train_side, sample, stain, options.stain_normalisation)
+        sample = _normalise_stain(sample, stain, options, group.readers)
+    else:
+        stain = stain_of(train_side, group.readers)
+        train_side = _normalise_stain(train_side, stain, options, group.readers)
+    val_side = _normalise_stain(val_side, stain, options, group.readers)
     torch.manual_seed(options.seed)
     network = build_network(options.architecture, classes=len(CLASSES), **options.architecture_options)
     if files := pretrained_files(options.pretrained):
@@ -334,7 +385,7 @@ def set_up(
     )  # before what several processes hang on the weights
     return Run(
         options=options,
-        card=blank_card(options, train_side, val_side, cost, stain, group.readers),
+        card=blank_card(options, train_side, val_side, cost, stain, group.readers, sample),
         network=network,
         learner=group.wrap(network),
         average=average,
@@ -370,11 +421,6 @@ def _normalise_stain(
     return replace(side, pixels=pixels)
 
 
-def _patches_an_epoch(run: Run) -> int:
-    size = min(run.options.batch_size, len(run.train))
-    return len(run.train) // size * size
-
-
 def _ending(options: TrainOptions, history: list[Row]) -> str | None:
     """Why the training is over after these epochs; None while it is not."""
     waited = epochs_since_best(scores(history, options.best_by))
@@ -385,10 +431,12 @@ def _ending(options: TrainOptions, history: list[Row]) -> str | None:
     return None
 
 
-def _with_progress(batches: list[NDArray[np.int64]], epoch: int, group: ProcessGroup) -> Any:
-    """The batches, with a bar of patches and patches a second on a terminal."""
+def _with_progress(
+    batches: Iterator[T], steps: int, size: int, epoch: int, group: ProcessGroup
+) -> Iterator[T]:
+    """The batches, of about `size` patches each, with a bar of patches and patches a second on a terminal."""
     bar = tqdm(
-        total=sum(map(len, batches)),
+        total=steps * size,
         desc=f"epoch {epoch + 1}",
         unit=" patches",
         leave=False,
@@ -397,7 +445,7 @@ def _with_progress(batches: list[NDArray[np.int64]], epoch: int, group: ProcessG
     with bar:
         for batch in batches:
             yield batch
-            bar.update(len(batch))
+            bar.update(size)
 
 
 def _recipe(run: Run) -> dict[str, Any]:
