@@ -356,15 +356,18 @@ def prepare(slide: Path, work: Path, seed: int, store: dict[str, str]) -> Bench:
 def tried(bench: Bench, fault: Callable[[Bench], list[str]], name: str) -> str:
     """What was lost, in a line; empty where nothing was."""
     shutil.rmtree(bench.out, ignore_errors=True)
+    wrong = []
     try:
-        wrong = fault(bench)
+        wrong += fault(bench)
         wrong += [
             line
             for line in differences(bench.peace, bench.out)
             if not line.startswith("manifest: ") or "'slide': 'bad'" not in line
         ]
-    except (OSError, subprocess.SubprocessError, StopIteration) as error:
-        wrong = [repr(error)]
+    except StopIteration:
+        wrong.append("there is no finished run")
+    except (OSError, subprocess.SubprocessError) as error:
+        wrong.append(repr(error))
     return f"{name}: {'; '.join(wrong)}" if wrong else ""
 
 

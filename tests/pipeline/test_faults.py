@@ -15,11 +15,15 @@ from test_infer import classifier, section
 
 from wsi_pipeline.base.errors import OutputError, RecipeError, SlideChangedError, SlideReadError
 from wsi_pipeline.cli import tile_slides
+from wsi_pipeline.jobs import Busy
 from wsi_pipeline.pipeline.config import InferConfig, TileConfig, TileGridOptions
 from wsi_pipeline.pipeline.infer import infer_slide
 from wsi_pipeline.pipeline.run import RunOptions
+from wsi_pipeline.pipeline.slide_jobs import SlideWork, TileJob
 from wsi_pipeline.pipeline.tile import tile_slide
+from wsi_pipeline.results.run_folder import SlideResult
 from wsi_pipeline.results.store import SlideStore
+from wsi_pipeline.slides.catalog import SlideEntry
 from wsi_pipeline.slides.readers import jpeg_tiles, source
 from wsi_pipeline.tiling.cell_status import Status
 from wsi_pipeline.tiling.grid import GridOptions
@@ -242,3 +246,20 @@ def test_a_mount_that_goes_away_fails_the_slide_and_is_not_taken_for_damage(
     result = infer_slide(slide, tmp_path / "out", FINE, classifier())
     for part in ("heatmap", "labels"):
         assert same_tree(peace / "infer/a/slide.zarr" / part, result.folder / "slide.zarr" / part)
+
+
+def test_what_fails_since_another_process_took_the_slide_over_is_no_failure(tmp_path: Path) -> None:
+    entry, locked = SlideEntry(tmp_path / "a.svs", "a"), tmp_path / "out/.batch/locks/a.lock"
+
+    def fails_after(taken_over: bool) -> SlideWork:
+        def one(entry: SlideEntry, run: RunOptions) -> SlideResult:
+            if taken_over:
+                locked.unlink()
+            raise OutputError("slide.zarr: cannot be written: No such file or directory")
+
+        return SlideWork(TileJob(tmp_path / "out", TILES), TILES, one)
+
+    with pytest.raises(Busy, match="taken over by another process"):
+        fails_after(True)(entry, lambda done, total: None)
+    with pytest.raises(OutputError, match="cannot be written"):
+        fails_after(False)(entry, lambda done, total: None)

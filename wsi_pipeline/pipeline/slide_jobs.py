@@ -86,8 +86,13 @@ class SlideWork:
                 held.check()
                 report(done, total)
 
-            with guarded(self._out / entry.name, held.check):
-                yield progress
+            try:
+                with guarded(self._out / entry.name, held.check):
+                    yield progress
+            except Exception:
+                # Where another process has taken the slide over, its writes make this one fail: that is no failure.
+                held.check()
+                raise
 
     @contextmanager
     def _prefetched(self, entry: SlideEntry) -> Iterator[PrefetchedSlide]:
