@@ -2,6 +2,8 @@
 
 import logging
 import shutil
+import subprocess
+import sys
 import threading
 from collections import Counter
 from collections.abc import Callable
@@ -151,6 +153,33 @@ def test_a_damaged_tile_is_unreadable_whatever_openslide_makes_of_it(
     outside = np.ones((700, 900), np.bool_)
     outside[256:512, 256:512] = False
     assert np.array_equal(pixels.rgb[outside], truth[outside])
+
+
+def test_a_tile_of_four_gigabytes_is_damaged_also_where_openslide_is_asked(tmp_path: Path) -> None:
+    # Run under a limit of memory: GLib, of which OpenSlide asks as much, would end the process.
+    path = write_tiff(tmp_path / "a.tiff", compression="deflate", description=APERIO)
+    with tifffile.TiffFile(path) as tif:
+        counts = tif.pages[0].tags["TileByteCounts"]  # type: ignore[union-attr]
+        width = counts.valuebytecount // counts.count
+    data, fifth = bytearray(path.read_bytes()), counts.valueoffset + 4 * width
+    data[fifth : fifth + width] = b"\xff" * width
+    path.write_bytes(data)
+    script = f"""
+import resource
+from wsi_pipeline.base.errors import RegionReadError
+from wsi_pipeline.base.geometry import Box
+from wsi_pipeline.slides.readers.tiff import open_reader
+reader = open_reader({str(path)!r})
+resource.setrlimit(resource.RLIMIT_DATA, (2**30, 2**30))
+assert reader.read(0, Box(0, 0, 256, 256)).shape == (256, 256, 3)
+try:
+    reader.read(0, Box(200, 200, 400, 400))
+except RegionReadError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "4,294,967,295 bytes, too many for 256 x 256 pixels" in done.stdout
 
 
 def test_a_slide_whose_first_tiles_are_all_damaged_is_not_left_to_a_reader_that_takes_them(

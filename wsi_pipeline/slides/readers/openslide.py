@@ -7,7 +7,7 @@ handle that failed is thrown away.
 import logging
 import threading
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -54,6 +54,8 @@ class OpenSlideReader:
         """Why a level cannot be used, by its number."""
         self._downsamples = handle.level_downsamples
         self._background = np.array(_background(self.properties), np.float32)
+        self.before_reading: Callable[[int, Box], None] = lambda level, box: None
+        """Raises RegionReadError where a box of a level had better not be read."""
 
     def read(self, level: int, box: Box) -> NDArray[np.uint8]:
         """Pixels of `box` (level pixels; may lie partly outside) as uint8 [row, column, RGB].
@@ -62,6 +64,7 @@ class OpenSlideReader:
         names, else white. Raises RegionReadError when anything inside cannot be decoded, SlideReadError when it
         cannot be read.
         """
+        self.before_reading(level, box)
         try:
             rgba = self._read_region(self._handle(), level, box)
         except openslide.OpenSlideError:

@@ -96,6 +96,7 @@ class TiffReader:
         self._stepped_aside = False
         self._logged = False
         with_retries(self.path, self._read_pages)
+        openslide.before_reading = self._check_counts
 
     def read(self, level: int, box: Box) -> NDArray[np.uint8]:
         """Pixels of the box through OpenSlide; see OpenSlideReader.read."""
@@ -185,6 +186,10 @@ class TiffReader:
         except Exception as error:  # whatever tifffile makes of a file that OpenSlide can open
             self._stepped_aside = True
             self._tell(logging.WARNING, f"tifffile cannot read it: {error}")
+
+    def _check_counts(self, level: int, box: Box) -> None:
+        if page := self._pages.get(self.level_sizes[level]):
+            page.check_counts(box)
 
     def _faults(self, pages: "Sequence[TiffPage]") -> dict[int, str]:
         return faults_of_levels(pages, self.level_sizes, self.properties.get("openslide.vendor", ""))

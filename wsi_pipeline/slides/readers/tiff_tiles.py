@@ -66,6 +66,31 @@ class TilesOfPage:
         whole = Box(column * tile.width, row * tile.height, tile.width, tile.height)
         return whole.intersect(Box(0, 0, self.size.width, self.size.height))
 
+    def check_counts(self, box: Box) -> None:
+        """Raises RegionReadError where a tile that the box touches is said to have more bytes than any tile has.
+
+        OpenSlide takes as much memory before it reads: where there is none, GLib ends the process.
+        """
+        tile, columns = self.tile_size, self.columns
+        rows = -(-self.size.height // tile.height)
+        part = box.intersect(Box(0, 0, self.size.width, self.size.height))
+        if min(part.width, part.height) <= 0:
+            return
+        of_box = np.s_[
+            part.y // tile.height : (part.bottom - 1) // tile.height + 1,
+            part.x // tile.width : (part.right - 1) // tile.width + 1,
+        ]
+        counts = self.byte_counts[: rows * columns]
+        if counts.size == rows * columns:
+            self._check_count(int(counts.reshape(rows, columns)[of_box].max()))
+
+    def _check_count(self, count: int) -> None:
+        tile = self.tile_size
+        if count > MOST_BYTES_A_PIXEL * tile.area + MOST_BYTES_BESIDE:
+            raise RegionReadError(
+                f"the tile has {count:,} bytes, too many for {tile.width} x {tile.height} pixels"
+            )
+
     def read(self, file: SourceFile, index: int) -> NDArray[np.uint8]:
         """uint8 [row, column, RGB] of a tile, cut to the page.
 
@@ -73,10 +98,7 @@ class TilesOfPage:
         else whatever the decoder raises at what it cannot decode.
         """
         count, tile = int(self.byte_counts[index]), self.tile_size
-        if count > MOST_BYTES_A_PIXEL * tile.area + MOST_BYTES_BESIDE:
-            raise RegionReadError(
-                f"the tile has {count:,} bytes, too many for {tile.width} x {tile.height} pixels"
-            )
+        self._check_count(count)
         pixels = self.decode(file.read(int(self.offsets[index]), count), index)
         if pixels.shape != (tile.height, tile.width, 3):
             raise ValueError(f"the tile has shape {pixels.shape}, expected {(tile.height, tile.width, 3)}")
