@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import shapely
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from wsi_pipeline.base.errors import ConfigError, DataError
@@ -191,6 +191,9 @@ OBJECTS = st.recursive(
 )
 
 
+@example([0.0, 1e30, -5, 1.5e-7], 4, "utf-8", None)
+@example([0.0, 1e30, -5, 1.5e-7], 5, "utf-8", None)
+@example([0.0, 1e30, -5, 1.5e-7], 6, "utf-8", None)
 @given(
     st.lists(OBJECTS, max_size=4),
     st.integers(1, 40),

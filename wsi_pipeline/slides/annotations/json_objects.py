@@ -119,13 +119,17 @@ class _Text:
             self.next()
             try:
                 value, end = self._decoder.raw_decode(self._held, self._at)
-                if end < len(self._held) or not self._more():  # a number at the end may go on
-                    self._at = end
+                # A number may go on behind what is held: "1" as "1.5" or "1e+5".
+                is_whole = not isinstance(value, int | float) or end + len("e+5") <= len(self._held)
+                length = end - self._at
+                if is_whole or not self._more():
+                    self._at += length
                     return value
             except json.JSONDecodeError as error:
                 is_wrong = error.pos + _MARGIN < len(self._held) and not error.msg.startswith("Unterminated")
+                into = error.pos - self._at
                 if is_wrong or not self._more():
-                    raise ValueError(f"{error.msg}, {error.pos - self._at:,} characters into it") from error
+                    raise ValueError(f"{error.msg}, {into:,} characters into it") from error
 
     def _more(self) -> bool:
         """Hold as much again, so that a long value is not tried too often; whether there was more."""
