@@ -1,6 +1,6 @@
 """What a batch may meet at night, one fault after another, and that nothing is lost: the table in docs/storage.md.
 
-    python -m scripts.bench.torture_faults SLIDE --work runs/faults --tries 64 --page docs/storage.md
+    python -m scripts.bench.torture_faults SLIDE --work runs/faults --tries 56 --page docs/storage.md
 
 Runs tile-slides --export and infer-slide once in peace, then in turns, again and again, with a fault at a random
 instant: after each the run folder must be that of the run in peace, file by file and byte by byte, as `torture.py`

@@ -166,6 +166,8 @@ def batches_of(
     # Whole pieces were unreadable: every process makes as many batches, or the others would wait for it.
     if last is None:
         raise DataError("found no batch of patches that can be decoded; look at the slides named above")
+    if made < epoch.steps:
+        log.warning("%d of %d batches of the epoch are its last one again", epoch.steps - made, epoch.steps)
     for _ in range(made, epoch.steps):
         yield last
 

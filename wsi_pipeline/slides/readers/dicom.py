@@ -107,9 +107,9 @@ def _header(path: Path, is_patient: bool, *state: int) -> DicomFile | None:
 
 @contextmanager
 def damage_as_none() -> Iterator[None]:
-    """What pydicom raises at damaged bytes ends the block: EOFError, ValueError, NotImplementedError, what it likes.
+    """Any error of pydicom at damaged bytes (EOFError, ValueError, NotImplementedError and others) ends the block.
 
-    What the system raises where bytes do not come is no damage, and is passed on.
+    Raises OSError where the system could not give the bytes, which is no damage.
     """
     try:
         yield
