@@ -21,6 +21,11 @@ from wsi_pipeline.learning.evaluation.metrics import auroc, crossfit, decide
 from wsi_pipeline.models.cost import network_cost
 from wsi_pipeline.models.model import Model
 
+WITHOUT_GPU = (
+    "On a GPU the networks were not timed: there was none. `scripts/bench/gpu.sh --only machine lineup` does that, "
+    "with the engine that `infer-slide` takes."
+)
+
 
 @dataclass(frozen=True)
 class Row:
@@ -105,7 +110,7 @@ def table_text(
         f"MFLOP a patch: a multiplication and its addition are two. Patches/s: float32, one process of "
         f"{torch.get_num_threads()} threads on {platform.machine()}, batches of {BATCH} ({HEAVY_BATCH} above "
         f"{HEAVY_MFLOP:,.0f} MFLOP), networks in turn, median of five rounds"
-        + (f"; {torch.cuda.get_device_name()}, batches of {GPU_BATCH}." if gpu else "."),
+        + (f"; {torch.cuda.get_device_name()}, batches of {GPU_BATCH}." if gpu else f". {WITHOUT_GPU}"),
     ]
     if failures:
         lines += ["", "Not compared:", ""]
