@@ -52,6 +52,7 @@ from wsi_pipeline.slides.catalog import SlideEntry
 from wsi_pipeline.slides.slide import Slide, open_slide
 from wsi_pipeline.tiling import grid as grid_module
 from wsi_pipeline.tiling.cell_status import initial_status
+from wsi_pipeline.tiling.export_draw import ONE_SLIDE, ExportOptions, export_recipe
 from wsi_pipeline.tiling.grid import Grid, GridOptions, Plan
 
 FINE = InferConfig(grid=GridOptions(stride_px=25, block_px=256))
@@ -152,13 +153,16 @@ def test_every_option_of_tile_slides_decides_its_patches_or_what_lies_beside_the
     slide: Slide, name: str
 ) -> None:
     def keys(config: TileConfig) -> tuple[str, str]:
-        wanted = wanted_patches(slide, config, annotations="outlines")
-        return key_of(wanted.recipe), key_of(patches_report("same", slide, config, export=True))
+        wanted, exported = (
+            wanted_patches(slide, config, annotations="outlines"),
+            export_recipe(config.export, ONE_SLIDE),
+        )
+        return key_of(wanted.recipe), key_of(patches_report("same", slide, config, exported))
 
-    before, after = keys(TILES), keys(with_another(TILES, name))
-    assert (before[0] != after[0], before[1] != after[1]) == (
-        (False, True) if name == "max_unreadable" else (True, False)
-    )
+    config = replace(TILES, export=ExportOptions(format="shards", most_of_class=9))
+    before, after = keys(config), keys(with_another(config, name))
+    beside = name == "max_unreadable" or name.startswith("export.")
+    assert (before[0] != after[0], before[1] != after[1]) == ((False, True) if beside else (True, False))
 
 
 def card_with_another(card: ModelCard, name: str) -> ModelCard:
@@ -661,7 +665,7 @@ def test_patches_are_exported_after_they_were_planned_and_what_is_missing_is_mad
     assert not place.exists()
     files = store_files(first.folder)
     exported = run(export=True)
-    assert exported.drawn_again == "export: false there, true here"
+    assert exported.drawn_again == "the patches were not exported"
     assert exported.map_key == first.map_key
     assert len(list(place.iterdir())) == first.patches
     assert run(export=True).skipped

@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from wsi_pipeline.base.errors import UsageError
@@ -11,7 +12,11 @@ from wsi_pipeline.cli.common import command_parser, run_command
 
 EXAMPLE = """  tile-slides biopsy.svs --out tiles
   tile-slides *.svs --out tiles --config tile_idc --annotations outlines --export
+  tile-slides slides.csv --out tiles --config tile_idc --annotations outlines --export-format shards
   tile-slides biopsy.svs --out tiles --dry-run"""
+
+# As tiling/export_draw.py has them, which is not imported for --help.
+FORMATS = ("png", "idc", "shards")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -26,7 +31,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         "label the patches",
     )
     parser.add_argument(
-        "--export", action="store_true", help="write each patch as PNG too, in the IDC set's folders"
+        "--export",
+        action="store_true",
+        help="write patches too, as export in the config says: each as PNG, by default",
+    )
+    parser.add_argument(
+        "--export-format",
+        choices=FORMATS,
+        help="write patches too: png, in folders of their labels; idc, in the folders and names of the public IDC set; "
+        "shards, WebDataset tar files for millions",
     )
     return run_command(parser, _run, argv)
 
@@ -43,9 +56,12 @@ def _run(args: argparse.Namespace) -> int:
     config = load_config(TileConfig, args.config) if args.config else TileConfig()
     if args.annotations and not args.annotations.is_dir():
         raise UsageError(f"--annotations {args.annotations}: no such folder")
+    if args.export_format:
+        config = replace(config, export=replace(config.export, format=args.export_format))
     entries = listed_slides(args)
     out, staging = out_path(args.out), staging_of(args)
-    job = TileJob(out, config, args.annotations, args.export, args.overwrite, staging)
+    export = args.export or args.export_format is not None
+    job = TileJob(out, config, args.annotations, export, args.overwrite, staging)
     if args.dry_run:
         return dry_run(entries, estimator_of_tiling(job), args.workers)
     return run_batch(job, entries, args)

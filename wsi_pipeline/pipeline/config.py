@@ -11,6 +11,7 @@ from wsi_pipeline.results.fields import FieldOptions
 from wsi_pipeline.results.regions import DelineateOptions
 from wsi_pipeline.slides.annotations.geojson import AnnotationOptions
 from wsi_pipeline.tiling.artefacts import ArtefactOptions
+from wsi_pipeline.tiling.export_draw import ExportOptions
 from wsi_pipeline.tiling.grid import GridOptions
 from wsi_pipeline.tiling.overview import OverviewOptions
 from wsi_pipeline.tiling.tissue import TissueOptions
@@ -40,6 +41,7 @@ class TileConfig:
     quality: ArtefactOptions = ArtefactOptions()
     grid: TileGridOptions = TileGridOptions()
     annotations: AnnotationOptions = AnnotationOptions()
+    export: ExportOptions = ExportOptions()
     max_unreadable: Annotated[float, Field(ge=0, le=1)] = 0.25
     """A slide fails when more than this share of it cannot be decoded; below, it is mapped with gaps."""
 

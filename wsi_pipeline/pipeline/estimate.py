@@ -22,7 +22,7 @@ from wsi_pipeline.pipeline.infer import why_draw_map
 from wsi_pipeline.pipeline.maps import choose_map
 from wsi_pipeline.pipeline.run import inside_of
 from wsi_pipeline.pipeline.slide_jobs import InferJob, TileJob, check_entry
-from wsi_pipeline.pipeline.tile import why_tile_again
+from wsi_pipeline.pipeline.tile import whose_slide, why_tile_again
 from wsi_pipeline.results.provenance import file_sha256
 from wsi_pipeline.results.run_folder import Standing, standing_of
 from wsi_pipeline.results.store import SlideStore
@@ -30,6 +30,7 @@ from wsi_pipeline.slides.annotations.cell_labels import drawn_on_slide, inside_o
 from wsi_pipeline.slides.annotations.files import labels_beside
 from wsi_pipeline.slides.catalog import SlideEntry
 from wsi_pipeline.slides.slide import Slide, open_slide
+from wsi_pipeline.tiling.export_draw import export_recipe
 from wsi_pipeline.tiling.grid import Block, Plan
 from wsi_pipeline.tiling.inside import within
 from wsi_pipeline.tiling.overview import Overview, make_overview
@@ -78,7 +79,7 @@ class Estimator:
         pictures: int,
         on_patches: OnPatches | None,
         out: OutPath,
-        standing: Callable[[Slide], Standing],
+        standing: Callable[[Slide, SlideEntry], Standing],
         check_plan: Callable[[Slide, Plan], None] | None = None,
         inside: Path | None = None,
     ):
@@ -97,7 +98,7 @@ class Estimator:
         check_entry(entry, self._out)
         began = time.perf_counter()
         slide = open_slide(entry.path, entry.mpp, entry.name, mpp_if_missing=entry.mpp_if_missing)
-        standing = self._standing(slide)
+        standing = self._standing(slide, entry)
         if standing in (Standing.DONE, Standing.TO_DRAW):
             return Estimate(0, 0, 0.0, 0, standing)
         overview = make_overview(slide, self._config.overview, self._config.grid)
@@ -131,13 +132,14 @@ def estimator_of_tiling(job: TileJob) -> Estimator:
     def outlines(slide: Slide) -> Path | None:
         return labels_beside(folder, slide.path, slide.name) if folder else None
 
-    def standing(slide: Slide) -> Standing:
+    def standing(slide: Slide, entry: SlideEntry) -> Standing:
         found = outlines(slide)
         wanted = wanted_patches(slide, config, file_sha256(found) if found else None)
         folder = job.out / slide.name
+        exported = export_recipe(config.export, whose_slide(entry)) if job.export else None
 
         def why(store: SlideStore) -> str | None:
-            return why_tile_again(folder, patches_report(map_key_of(store), slide, config, job.export))
+            return why_tile_again(folder, patches_report(map_key_of(store), slide, config, exported))
 
         standing = standing_of(folder, wanted.differences, job.overwrite, why)
         return Standing.BEGUN if standing is Standing.TO_DRAW else standing  # there may be patches to export
@@ -157,7 +159,7 @@ def estimator_of_inference(job: InferJob) -> Estimator:
     """Estimates `infer-slide`. Raises as `InferJob.load`."""
     config, classifier = job.load(0)
 
-    def standing(slide: Slide) -> Standing:
+    def standing(slide: Slide, _: SlideEntry) -> Standing:
         models, folder = classifier.models, job.out / slide.name
         shown = choose_map(models, config)
 

@@ -155,19 +155,23 @@ def wanted_patches(slide: Slide, config: TileConfig, annotations: str | None) ->
         "format": PATCHES_FORMAT,
         "slide": slide_info(slide),
         "annotations": annotations,
-        "options": {name: value for name, value in options.items() if name not in DECIDES_REPORT},
+        "options": {
+            name: value for name, value in options.items() if name not in ("export", *DECIDES_REPORT)
+        },
     }
     return Wanted(recipe, {})
 
 
-def patches_report(map_key: str, slide: Slide, config: TileConfig, export: bool) -> dict[str, Any]:
-    """All that decides what `tile-slides` leaves beside those patches."""
+def patches_report(
+    map_key: str, slide: Slide, config: TileConfig, export: dict[str, Any] | None
+) -> dict[str, Any]:
+    """All that decides what `tile-slides` leaves beside those patches; `export` is the recipe of those exported."""
     return {
         "format": REPORT_FORMAT,
         "map_key": map_key,
         "mpp_overridden": slide.mpp_overridden,
         "max_unreadable": config.max_unreadable,
-        "export": export,
+        "export": export or False,
     }
 
 

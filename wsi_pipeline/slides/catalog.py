@@ -49,6 +49,9 @@ class SlideEntry:
     patient: str = ""
     """Whose slide it is, or of which block; empty where that is not known."""
 
+    of_patient: tuple[int, int] = (0, 1)
+    """Which of its patient's slides in the list it is, counted from 0, and how many these are."""
+
     def __str__(self) -> str:
         return str(self.path)
 
@@ -99,7 +102,7 @@ def list_slides(
     )
     if patient_pattern:
         found = (_of_patient(entry, patient_pattern) for entry in found)
-    return SlideList(_without_namesakes(found), passed_over)
+    return SlideList(_counted_by_patient(_without_namesakes(found)), passed_over)
 
 
 def slides_directly_in(folder: Path) -> SlideList:
@@ -129,6 +132,19 @@ def _of_patient(entry: SlideEntry, pattern: re.Pattern[str]) -> SlideEntry:
     if entry.patient or not (match := pattern.search(entry.name)):
         return entry
     return replace(entry, patient=(match[1] if pattern.groups else match[0]) or "")
+
+
+def _counted_by_patient(entries: list[SlideEntry]) -> list[SlideEntry]:
+    """The entries, each with its place among those of its patient that are to be worked on."""
+    counts = Counter(entry.patient for entry in entries if entry.patient and not entry.refused)
+    seen: Counter[str] = Counter()
+    counted = []
+    for entry in entries:
+        if counts[entry.patient] and not entry.refused:
+            entry = replace(entry, of_patient=(seen[entry.patient], counts[entry.patient]))
+            seen[entry.patient] += 1
+        counted.append(entry)
+    return counted
 
 
 def _without_namesakes(found: Iterable[SlideEntry]) -> list[SlideEntry]:

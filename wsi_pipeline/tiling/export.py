@@ -1,20 +1,40 @@
-"""Patches written as PNGs, in the IDC set's folders."""
+"""A slide's patches written out: as PNGs in folders of their labels, as the IDC set names them, or as shards."""
 
 import logging
-from collections.abc import Callable, Sequence
+import tarfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import groupby
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from wsi_pipeline.base.files import OutPath, names, sync_tree, write_json, write_many
+from wsi_pipeline.base.files import (
+    OutPath,
+    folders,
+    names,
+    new_file,
+    remove,
+    sync_tree,
+    write_json,
+    write_many,
+)
 from wsi_pipeline.base.images import png_bytes
 from wsi_pipeline.slides.slide import Slide
-from wsi_pipeline.tiling.export_info import EXPORT_FILE, ExportInfo
-from wsi_pipeline.tiling.grid import Plan
-from wsi_pipeline.tiling.patches import patch_positions, read_blocks
+from wsi_pipeline.tiling.export_draw import FIRST_INDEX
+from wsi_pipeline.tiling.export_info import EXPORT_FILE, ExportInfo, read_export
+from wsi_pipeline.tiling.export_shards import add_sample, samples_in, shard_name
+from wsi_pipeline.tiling.grid import Block, Plan
+from wsi_pipeline.tiling.patch_labels import NO_LABEL
+from wsi_pipeline.tiling.patches import part_of, patch_positions, read_blocks
 
 log = logging.getLogger(__name__)
+
+# Row and column of a patch on the grid.
+Cell: TypeAlias = tuple[int, int]
+Progress: TypeAlias = Callable[[int, int], None]
 
 # Threads that decode ahead of the PNG writer.
 EXPORT_THREADS = 2
@@ -31,69 +51,170 @@ def write_patches(
     labels: NDArray[np.int8] | None,
     folder: OutPath,
     info: ExportInfo,
-    progress: Callable[[int, int], None] | None,
+    progress: Progress | None,
+    chosen: NDArray[np.bool_] | None = None,
 ) -> int:
-    """Write each patch as PNG in the IDC set's layout; gives the number that could not be decoded.
+    """Write the chosen patches (none: all that are planned) into `folder`, in the format that `info` names.
 
-    The names are <0|1>/<slide>_x<x0>_y<y0>_class<0|1>.png with level-0 pixels, or unlabelled/<slide>_x.._y...png
-    where a patch has no label: `labels` are int8 [n] of the kept patches, 1, 0, or -1 for none; None: none has.
-    `info` is written beside them first, as export.json, and its scale into each PNG.
-    Blocks whose patches all lie in `folder` already are passed over: they are of a run that was broken off. Raises
-    OutputError.
+    Gives the number that could not be decoded. `labels` are int8 [n] of the kept patches, 1, 0, or -1 for none; None:
+    none has. As PNGs they lie at <0|1>/<slide>_x<x0>_y<y0>_class<0|1>.png with level-0 pixels, or at
+    unlabelled/<slide>_x.._y...png; in the IDC set's layout, `folder` being the patient's, at
+    <0|1>/<patient>_idx5_x<x>_y<y>_class<0|1>.png, with pixels of the patches' own scale, counted from 1.
+    `info` is written beside them first, as export.json, and its scale into each PNG; of shards again at the end, with
+    a list of them. Where `folder` holds an export of other options, it is removed first; what an export of these left
+    when it was broken off is kept. Raises OutputError.
     """
-    grid = plan.grid
+    chosen = plan.scored if chosen is None else chosen & plan.scored
+    _make_way(folder, info)
+    if info.format == "shards":
+        return _write_shards(slide, plan, labels, folder, info, progress, chosen)
     write_json(folder / EXPORT_FILE, info.as_json())
-    places = _png_places(slide.name, plan, labels)
-    todo = plan.scored.copy()  # a patch on the rim of two blocks is written once
-    total, unreadable = int(todo.sum()), 0
+    places = _png_places(info, plan, labels)
     there = {f"{label}/{name}" for label in LABEL_FOLDERS for name in names(folder / label)}
-    blocks = []
-    for block in plan.blocks():
-        if all(places[row, column] in there for column, row in block.patches.tolist()):
-            todo[block.patches[:, 1], block.patches[:, 0]] = False
-        else:
-            blocks.append(block)
-    if progress:
-        progress(total - int(todo.sum()), total)
-    for block, cut in read_blocks(blocks, grid, grid.reader(slide), EXPORT_THREADS):
-        files: dict[str, bytes] = {}
-        for (column, row), rgb, readable in zip(block.patches, cut.rgb, cut.readable, strict=True):
-            if not todo[row, column]:
-                continue
-            todo[row, column] = False
-            if readable:
-                files[places[row, column]] = png_bytes(Image.fromarray(rgb), info.mpp)
-            else:
-                unreadable += 1
-        log.debug("done block %d, %d", block.cells.x, block.cells.y)
-        slide.check_unchanged()
+    todo = chosen.copy()
+    for cell, place in places.items():
+        if place in there:
+            todo[cell] = False
+    unreadable = 0
+    for patches in _read(slide, plan, todo, int(chosen.sum()), progress):
+        files = {
+            places[cell]: png_bytes(Image.fromarray(rgb), info.mpp)
+            for cell, rgb in patches
+            if rgb is not None
+        }
+        unreadable += len(patches) - len(files)
         write_many(folder, files)
-        if progress:
-            progress(total - int(todo.sum()), total)
     sync_tree(folder)
     return unreadable
 
 
-def count_exported(folder: OutPath) -> int:
-    """The patches that lie in `folder` as PNG."""
-    return sum(len(names(folder / label)) for label in LABEL_FOLDERS)
+def _write_shards(
+    slide: Slide,
+    plan: Plan,
+    labels: NDArray[np.int8] | None,
+    folder: OutPath,
+    info: ExportInfo,
+    progress: Progress | None,
+    chosen: NDArray[np.bool_],
+) -> int:
+    write_json(folder / EXPORT_FILE, replace(info, shards=None).as_json())
+    shard_of = _numbered(plan, chosen) // int(info.options["shard_patches"])  # [rows, columns]
+    every = [int(number) for number in np.unique(shard_of[chosen])]
+    there = names(folder)
+    done = [number for number in every if shard_name(info.slide, number) in there]
+    todo = chosen & ~np.isin(shard_of, done)
+    row_of = np.full(plan.kept.shape, -1)
+    row_of[plan.kept] = np.arange(plan.kept.sum())
+    x0, y0, _ = patch_positions(plan)
+    blocks = _read(slide, plan, todo, int(chosen.sum()), progress)
+    readable = ((cell, rgb) for patches in blocks for cell, rgb in patches if rgb is not None)
+    for number, patches_of in groupby(readable, lambda patch: int(shard_of[patch[0]])):
+        with (
+            new_file(folder / shard_name(info.slide, number)) as file,
+            tarfile.open(fileobj=file, mode="w") as tar,
+        ):
+            for cell, rgb in patches_of:
+                row = row_of[cell]
+                label = NO_LABEL if labels is None else int(labels[row])
+                add_sample(tar, info, (int(x0[row]), int(y0[row])), label, rgb)
+    written = [shard_name(info.slide, number) for number in every]
+    there = names(folder)  # a shard none of whose patches could be decoded was never begun
+    shards = tuple((name, samples_in(folder / name)) for name in written if name in there)
+    write_json(folder / EXPORT_FILE, replace(info, shards=shards).as_json())
+    sync_tree(folder)
+    return int(chosen.sum()) - sum(count for _, count in shards)
+
+
+def _make_way(folder: OutPath, info: ExportInfo) -> None:
+    """Remove what is of other options in the slide's folder of exports, of which `folder` is one."""
+    is_plain = info.format == "png" and info.options.get("unlabelled", True) and "seed" not in info.options
+    for name in folders(folder.parent):
+        there, is_this = read_export(folder.parent / name), name == folder.name
+        if (
+            there is None
+        ):  # somebody else's, or without its export.json, which only a plain export can do without
+            keep = is_plain or not is_this
+        else:
+            keep = is_this and (there.options == info.options or (is_plain and not there.options))
+        if not keep:
+            log.warning("%s: an export of other options is removed", folder.parent / name)
+            remove(folder.parent / name)
+
+
+def _read(
+    slide: Slide, plan: Plan, todo: NDArray[np.bool_], total: int, progress: Progress | None
+) -> Iterator[list[tuple[Cell, NDArray[np.uint8] | None]]]:
+    """A block's patches at a time, of the cells in `todo`, each once: uint8 [patch_px, patch_px, 3], or none where
+    it cannot be decoded. Always in the same order, whatever is left out."""
+    grid = plan.grid
+    done = total - int(todo.sum())
+    if progress:
+        progress(done, total)
+    for block, cut in read_blocks(_claimed(plan, todo), grid, grid.reader(slide), EXPORT_THREADS):
+        slide.check_unchanged()
+        yield [
+            ((row, column), rgb if readable else None)
+            for (column, row), rgb, readable in zip(
+                block.patches.tolist(), cut.rgb, cut.readable, strict=True
+            )
+        ]
+        log.debug("done block %d, %d", block.cells.x, block.cells.y)
+        done += len(block.patches)
+        if progress:
+            progress(done, total)
+
+
+def _claimed(plan: Plan, wanted: NDArray[np.bool_]) -> Iterator[Block]:
+    """The blocks of the wanted patches, with these alone; a patch on the rim of two is of the first."""
+    left = wanted.copy()
+    for block in plan.blocks():
+        columns, rows = block.patches.T
+        mine = left[rows, columns]
+        left[rows, columns] = False
+        if mine.all():
+            yield block
+        elif mine.any():
+            yield part_of(block, mine, plan.grid)
+
+
+def _numbered(plan: Plan, chosen: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """int64 [rows, columns]: when each chosen patch is read, counted from 0; 0 of the others."""
+    numbers, count = np.zeros(chosen.shape, np.int64), 0
+    for block in _claimed(plan, chosen):
+        columns, rows = block.patches.T
+        numbers[rows, columns] = np.arange(count, count + len(block.patches))
+        count += len(block.patches)
+    return numbers
+
+
+def count_exported(folder: OutPath, info: ExportInfo) -> int:
+    """The patches that lie in `folder`, as `info`, its export.json, says they are kept."""
+    if info.format != "shards":
+        return sum(len(names(folder / label)) for label in LABEL_FOLDERS)
+    there = names(folder)
+    return sum(count for name, count in info.shards or () if name in there)
 
 
 def export_names(
-    name: str, plan: Plan, labels: NDArray[np.int8] | None, cells: Sequence[tuple[int, int]]
+    info: ExportInfo, plan: Plan, labels: NDArray[np.int8] | None, cells: Sequence[Cell]
 ) -> tuple[str, ...]:
-    """Where the patches of these rows and columns go, <label>/<name>.png, as `write_patches` names them."""
-    places = _png_places(name, plan, labels)
+    """Where the patches of these cells go, <label>/<name>.png, as `write_patches` names them."""
+    places = _png_places(info, plan, labels)
     return tuple(places[cell] for cell in cells)
 
 
-def _png_places(name: str, plan: Plan, labels: NDArray[np.int8] | None) -> dict[tuple[int, int], str]:
+def _png_places(info: ExportInfo, plan: Plan, labels: NDArray[np.int8] | None) -> Mapping[Cell, str]:
     """Where each kept patch's PNG goes, by the patch's row and column."""
     x0, y0, _ = patch_positions(plan)
-    places = {}
+    stride, places = plan.grid.stride_px, {}
     for i, (row, column) in enumerate(np.argwhere(plan.kept).tolist()):
         is_labelled = labels is not None and labels[i] >= 0
         label = str(labels[i]) if labels is not None and is_labelled else UNLABELLED
         suffix = f"_class{label}" if is_labelled else ""
-        places[row, column] = f"{label}/{name}_x{x0[i]}_y{y0[i]}{suffix}.png"
+        if info.format == "idc":
+            index = FIRST_INDEX + info.options["slide_of_patient"][0]
+            name = f"{info.patient or info.slide}_idx{index}_x{column * stride + 1}_y{row * stride + 1}"
+        else:
+            name = f"{info.slide}_x{x0[i]}_y{y0[i]}"
+        places[row, column] = f"{label}/{name}{suffix}.png"
     return places

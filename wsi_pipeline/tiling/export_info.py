@@ -4,11 +4,12 @@ Without it a folder of PNGs is of any scale, and nobody notices when a model tak
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from wsi_pipeline.base.errors import DataError
+from wsi_pipeline.base.files import OutPath, read_whole
 from wsi_pipeline.base.images import png_scale
 from wsi_pipeline.slides.scale import PLAUSIBLE_MPP
 
@@ -39,6 +40,20 @@ class ExportInfo:
     od_patches: int
     # Which these are, <label>/<name>.png beside this file; paths of them, once it is read.
     sample: tuple[str, ...] = ()
+    # Whose slide it is; empty where that is not known.
+    patient: str = ""
+    # How the patches were chosen and are kept (export_draw.export_recipe); nothing in files of earlier versions.
+    options: dict[str, Any] = field(default_factory=dict)
+    # How many of each label were chosen (those that cannot be decoded are not written), and how many left out.
+    patches: dict[str, int] = field(default_factory=dict)
+    left_out: dict[str, int] = field(default_factory=dict)
+    # Of shards: name and number of patches of each; none before all are there, and of other formats.
+    shards: tuple[tuple[str, int], ...] | None = None
+
+    @property
+    def format(self) -> str:
+        """How the patches are kept: png, idc or shards."""
+        return str(self.options.get("format", "png"))
 
     def as_json(self) -> dict[str, Any]:
         """As the file has it."""
@@ -50,6 +65,11 @@ class ExportInfo:
             "stride_px": self.stride_px,
             "mpp": self.mpp,
             "stain": {"od_mean": self.od_mean, "patches": self.od_patches, "sample": list(self.sample)},
+            "patient": self.patient,
+            "options": self.options,
+            "patches": self.patches,
+            "left_out": self.left_out,
+            "shards": None if self.shards is None else [list(shard) for shard in self.shards],
         }
 
 
@@ -62,6 +82,14 @@ def export_of(folder: Path) -> ExportInfo | None:
         if (path := place / EXPORT_FILE).is_file() and (info := _read(path)):
             return info
     return None
+
+
+def read_export(folder: OutPath) -> ExportInfo | None:
+    """What the export.json in that very folder says; none where there is none, or it is damaged: to be made again."""
+    try:
+        return _read(folder / EXPORT_FILE)
+    except DataError:
+        return None
 
 
 def scale_in(picture: Path) -> tuple[float, int] | None:
@@ -80,10 +108,10 @@ def same_scale(mpp: float, other: float) -> bool:
     return abs(mpp / other - 1) <= SAME_SCALE
 
 
-def _read(path: Path) -> ExportInfo | None:
-    """What the file says; none where it is another program's."""
+def _read(path: OutPath) -> ExportInfo | None:
+    """What the file says; none where it is another program's, or not there."""
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(read_whole(path).decode())
         if not isinstance(values, dict) or values.get("kind") != KIND:
             return None
         if values["format"] != FORMAT:
@@ -99,12 +127,19 @@ def _read(path: Path) -> ExportInfo | None:
             (red, green, blue) if mean else None,
             int(values["stain"]["patches"]),
             tuple(str(path.parent / name) for name in values["stain"].get("sample", ())),
+            str(values.get("patient", "")),
+            dict(values.get("options", {})),
+            {str(name): int(count) for name, count in values.get("patches", {}).items()},
+            {str(name): int(count) for name, count in values.get("left_out", {}).items()},
+            None if values.get("shards") is None else tuple((str(n), int(k)) for n, k in values["shards"]),
         )
         if min(info.patch_px, info.mpp) <= 0:
             raise ValueError(
                 f"found patches of {info.patch_px} px at {info.mpp:g} um/px, expected more than 0"
             )
-    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise DataError(
             f"{path}: does not say what the patches beside it are ({error!r}); export them again with "
             "tile-slides --export, by this version"

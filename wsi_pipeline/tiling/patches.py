@@ -83,10 +83,13 @@ def split_block(block: Block, grid: Grid) -> list[tuple[NDArray[np.intp], Block]
     parts = split_into_rectangles(block.patches)
     if len(parts) == 1:
         return [(parts[0], block)]
-    return [
-        (part, replace(block, patches=block.patches[part], read_box=_common_box(block.patches[part], grid)))
-        for part in parts
-    ]
+    return [(part, part_of(block, part, grid)) for part in parts]
+
+
+def part_of(block: Block, which: NDArray[np.intp] | NDArray[np.bool_], grid: Grid) -> Block:
+    """The block with some of its patches alone, read no further than they reach."""
+    patches = block.patches[which]
+    return replace(block, patches=patches, read_box=_common_box(patches, grid))
 
 
 def cut_patches(pixels: Pixels, block: Block, grid: Grid) -> CutPatches:

@@ -5,14 +5,15 @@
 - IDC folders, as the public set has them: `<patient>/<0|1>/<patient>_idx5_x<x>_y<y>_class<0|1>.png`.
 - Array pair: `X.npy`, uint8 [N, S, S, 3], and `Y.npy`, N labels.
 - Class folders: `<train|val|test>/<class>/**/<image>`, or `<class>/**/<image>`; images of any size.
-- Exports of `tile-slides --export`: `<slide>/export/<slide>/<0|1|unlabelled>/<slide>_x<x>_y<y>[_class<0|1>].png`.
+- Exports of `tile-slides --export`: `<slide>/export/<slide>/<0|1|unlabelled>/<slide>_x<x>_y<y>[_class<0|1>].png`; with
+  `--export-format idc` IDC folders, `<slide>/export/<patient>/...`; with `shards` `<slide>/export/<slide>/*.tar`.
 """
 
 import csv
 import hashlib
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -26,6 +27,9 @@ from wsi_pipeline.base.errors import DataError
 from wsi_pipeline.base.images import SUFFIXES, read_image
 from wsi_pipeline.learning.datasets.listing import UNLABELLED, By, Listing
 from wsi_pipeline.learning.datasets.scale import scale_of_files
+from wsi_pipeline.learning.datasets.shards import LAYOUT as SHARDS
+from wsi_pipeline.learning.datasets.shards import Sample, samples_of
+from wsi_pipeline.tiling.export_info import ExportInfo, read_export
 
 SHEET_COLUMNS = 40
 PARTS = {
@@ -68,6 +72,8 @@ def list_images(
     if any(name.lower() in PARTS for name in inside):
         return _list_classes(folder, tuple(positive_classes), with_parts=True)
     labelled = [folder / name / label for name in inside for label in inside[name] if label in _EXPORT_LABELS]
+    if any(_is_shard_set(folder / name) for name in inside):
+        return _list_exports(folder, [folder])
     if labelled:
         first = next((entry.name for place in labelled for entry in _images(place)), "")
         if _EXPORT_NAME.fullmatch(first) and not _IDC_NAME.fullmatch(first):
@@ -127,41 +133,87 @@ def _list_sheets(folder: Path) -> Listing:
 
 
 def _list_idc(folder: Path) -> Listing:
-    def found() -> Iterator[tuple[Path, str, int, str]]:
-        for patient in _folders(folder):
-            for label in ("0", "1"):
-                for entry in _images(folder / patient.name / label):
-                    name = _IDC_NAME.fullmatch(entry.name)
-                    if name is None or (name["patient"], name["label"]) != (patient.name, label):
-                        raise DataError(
-                            f"{entry.path}: expected the name {patient.name}_idx5_x<x>_y<y>_class{label}.png "
-                            f"in the folder {patient.name}/{label}"
-                        )
-                    yield Path(entry.path), patient.name, int(label), ""
+    files = (file for patient in _folders(folder) for file in _idc_files(Path(patient.path)))
+    return _of_files("IDC folders", folder, files, "patient")
 
-    return _of_files("IDC folders", folder, found(), "patient")
+
+def _idc_files(patient: Path) -> Iterator[tuple[Path, str, int, str]]:
+    for label in ("0", "1"):
+        for entry in _images(patient / label):
+            name = _IDC_NAME.fullmatch(entry.name)
+            if name is None or (name["patient"], name["label"]) != (patient.name, label):
+                raise DataError(
+                    f"{entry.path}: expected the name {patient.name}_idx5_x<x>_y<y>_class{label}.png "
+                    f"in the folder {patient.name}/{label}"
+                )
+            yield Path(entry.path), patient.name, int(label), ""
 
 
 def _list_exports(folder: Path, exports: list[Path]) -> Listing:
-    def found() -> Iterator[tuple[Path, str, int, str]]:
-        for export in exports:
-            for slide in _folders(export):
-                for name in _subfolders(export / slide.name):
-                    if name not in _EXPORT_LABELS:
-                        raise DataError(
-                            f"{slide.path}/{name}: expected folders 0, 1 or unlabelled, as tile-slides writes"
-                        )
-                    for entry in _images(export / slide.name / name):
-                        parts = _EXPORT_NAME.fullmatch(entry.name)
-                        label = parts and (parts["label"] or "unlabelled")
-                        if parts is None or (parts["slide"], label) != (slide.name, name):
-                            raise DataError(
-                                f"{entry.path}: expected a name {slide.name}_x<x>_y<y>_class<0|1>.png, "
-                                "as tile-slides writes"
-                            )
-                        yield Path(entry.path), slide.name, _EXPORT_LABELS[name], ""
+    """Exports of slides, all in one format; by patient where each says whose slide it is."""
+    places = [Path(slide.path) for export in exports for slide in _folders(export)]
+    infos = {place: info for place in places if (info := read_export(place))}
+    formats = {infos[place].format if place in infos else "png" for place in places}
+    if len(formats) > 1:
+        raise DataError(
+            f"{folder}: found exports of several formats ({', '.join(sorted(formats))}), expected one; export all "
+            "slides alike"
+        )
+    by: By = (
+        "patient" if places and all(place in infos and infos[place].patient for place in places) else "slide"
+    )
+    if formats == {"shards"}:
+        return _list_shards(folder, infos, by)
+    if formats == {"idc"}:
+        return _of_files("IDC folders of tile-slides", folder, _exported_idc(places), by)
+    return _of_files("patches of tile-slides", folder, _exported_pngs(places, infos, by), by)
 
-    return _of_files("patches of tile-slides", folder, found(), "slide")
+
+def _exported_idc(places: list[Path]) -> Iterator[tuple[Path, str, int, str]]:
+    for place in places:
+        yield from _idc_files(place)
+
+
+def _exported_pngs(
+    places: list[Path], infos: Mapping[Path, ExportInfo], by: By
+) -> Iterator[tuple[Path, str, int, str]]:
+    for place in places:
+        for name in _subfolders(place):
+            if name not in _EXPORT_LABELS:
+                raise DataError(f"{place}/{name}: expected folders 0, 1 or unlabelled, as tile-slides writes")
+            for entry in _images(place / name):
+                parts = _EXPORT_NAME.fullmatch(entry.name)
+                label = parts and (parts["label"] or "unlabelled")
+                if parts is None or (parts["slide"], label) != (place.name, name):
+                    raise DataError(
+                        f"{entry.path}: expected a name {place.name}_x<x>_y<y>_class<0|1>.png, as tile-slides writes"
+                    )
+                patient = infos[place].patient if by == "patient" else place.name
+                yield Path(entry.path), patient, _EXPORT_LABELS[name], ""
+
+
+def _list_shards(folder: Path, infos: Mapping[Path, ExportInfo], by: By) -> Listing:
+    samples: list[Sample] = []
+    patients: list[str] = []
+    for place, info in infos.items():
+        own = samples_of(place, info)
+        samples += own
+        patients += [info.patient if by == "patient" else info.slide] * len(own)
+    if not samples:
+        raise DataError(f"{folder}: found {SHARDS} without patches; name another folder")
+    shards = list(dict.fromkeys(sample.shard for sample in samples))
+    return Listing(
+        SHARDS,
+        folder,
+        tuple(f"{sample.shard.relative_to(folder).as_posix()}/{sample.key}" for sample in samples),
+        np.array([sample.label for sample in samples], np.int8),
+        np.array(patients),
+        by,
+        np.full(len(samples), ""),
+        lambda index: samples[index].read(),
+        _fingerprint(folder, shards),
+        scale_of_files(folder, [sample.shard for sample in samples]),
+    )
 
 
 def _list_classes(folder: Path, positive: tuple[str, ...], with_parts: bool) -> Listing:
@@ -271,10 +323,6 @@ def _of_files(layout: str, folder: Path, found: Iterator[tuple[Path, str, int, s
         )
     paths = [path for path, _, _, _ in items]
     names = tuple(path.relative_to(folder).as_posix() for path in paths)
-    fingerprint = hashlib.sha256()
-    for path, name in zip(paths, names, strict=True):
-        state = path.stat()
-        fingerprint.update(f"{name}\0{state.st_size}\0{state.st_mtime_ns}\n".encode())
     return Listing(
         layout,
         folder,
@@ -284,15 +332,29 @@ def _of_files(layout: str, folder: Path, found: Iterator[tuple[Path, str, int, s
         by,
         np.array([part for _, _, _, part in items]),
         lambda index: read_image(paths[index]),
-        fingerprint.hexdigest(),
+        _fingerprint(folder, paths),
         scale_of_files(folder, paths),
     )
+
+
+def _fingerprint(folder: Path, paths: Iterable[Path]) -> str:
+    """Changes with any file's name, size or time."""
+    fingerprint = hashlib.sha256()
+    for path in paths:
+        name, state = path.relative_to(folder).as_posix(), path.stat()
+        fingerprint.update(f"{name}\0{state.st_size}\0{state.st_mtime_ns}\n".encode())
+    return fingerprint.hexdigest()
 
 
 def _export_folders(folder: Path) -> list[Path]:
     """The folders `export` of a run folder, or of all run folders in `folder`."""
     places = [folder / "export", *(Path(entry.path) / "export" for entry in _folders(folder))]
     return [place for place in places if place.is_dir()]
+
+
+def _is_shard_set(folder: Path) -> bool:
+    info = read_export(folder)
+    return info is not None and info.format == "shards"
 
 
 def _folders(folder: Path) -> list[os.DirEntry[str]]:

@@ -1,6 +1,9 @@
 """Who is trained on and who is evaluated on: by patient wherever a set knows patients."""
 
+import csv
 import logging
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
@@ -27,6 +30,11 @@ class SplitOptions:
 
     val_patients: tuple[str, ...] = ()
     """Patients to evaluate on, by name; all others are trained on. Set, it replaces the two above."""
+
+    patients_csv: str = ""
+    """A CSV file with the columns `patient` and `split`, a line a patient, that takes the place of the set's own
+    subsets: `train` and `val` above say which values of `split` are which side; patients of any other value are left
+    out. Of a set by slide, the column `patient` has the slides' names."""
 
     val_share: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Above 0, this share of the patients (of a set without patients: of each class's images), drawn by `val_seed`, is
@@ -61,7 +69,9 @@ def split_sides(listing: Listing, split: SplitOptions) -> tuple[Indices, Indices
     labelled = listing.labels != UNLABELLED
     if not labelled.all():
         log.info("left out %d images without a label", int((~labelled).sum()))
-    if split.val_patients:
+    if split.patients_csv:
+        train, val = _sides_of_csv(listing, labelled, split)
+    elif split.val_patients:
         if missing := set(split.val_patients) - set(listing.patients[labelled]):
             raise DataError(
                 f"{listing.folder}: found no patch of the val_patients {', '.join(sorted(missing))}; "
@@ -90,6 +100,86 @@ def check_no_leak(train_patients: set[str], val_patients: set[str], by: str = "p
             f"found {len(both)} {by}s on both sides of the split ({names}), expected none: "
             "split by patient, or the numbers are too good"
         )
+
+
+def _sides_of_csv(
+    listing: Listing, labelled: NDArray[np.bool_], split: SplitOptions
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Which images are trained on and which are evaluated on, by the CSV of patients."""
+    path = Path(split.patients_csv)
+    if split.val_patients or split.val_share:
+        raise DataError(
+            f"split: found patients_csv ({path}) beside val_patients or val_share, expected one of them; leave the "
+            "other out"
+        )
+    if listing.by == "image":
+        raise DataError(
+            f"{listing.folder}: found {listing.layout} that name no patients, as patients_csv ({path}) needs; set "
+            "patient_pattern under split in the config, or use val_share"
+        )
+    side_of = read_patients(path)
+    here = set(listing.patients[labelled].tolist())
+    if missing := sorted(here - set(side_of)):
+        raise DataError(
+            f"{path}: found no line of {len(missing)} {listing.by}s whose patches lie in {listing.folder} "
+            f"({_some(missing)}); add a line for each, with a split such as 'none' for those to be left out"
+        )
+    if unknown := sorted(set(side_of) - here):
+        raise DataError(
+            f"{path}: found {len(unknown)} patients of whom {listing.folder} has no labelled patch ({_some(unknown)}), "
+            f"expected names such as {_some(sorted(here))}; correct or remove their lines"
+        )
+    if others := {name: side for name, side in side_of.items() if side not in {*split.train, *split.val}}:
+        log.info(
+            "%s: left out %d %ss whose split is neither of train (%s) nor of val (%s): %s",
+            *(path, len(others), listing.by, ", ".join(split.train), ", ".join(split.val)),
+            _some(sorted(set(others.values()))),
+        )
+    of_each = np.array([side_of.get(name, "") for name in listing.patients.tolist()])
+    train, val = np.isin(of_each, split.train), np.isin(of_each, split.val)
+    if not (labelled & val).any():
+        raise DataError(
+            f"{path}: found the splits {_some(sorted(set(side_of.values())))}, none of which is in val "
+            f"({', '.join(split.val) or 'empty'}); correct the file, or val under split in the config"
+        )
+    return train, val
+
+
+def read_patients(path: Path) -> dict[str, str]:
+    """The split of each patient in a CSV with the columns patient and split.
+
+    Raises DataError where it cannot be read, lacks a column or a value, or has a patient in two splits.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            columns, rows = reader.fieldnames or [], list(reader)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(
+            f"{path}: cannot be read as a CSV of patients ({error}); expected the columns patient and split"
+        ) from error
+    if not {"patient", "split"} <= set(columns):
+        raise DataError(
+            f"{path}: found the columns {', '.join(columns) or 'none'}, expected patient and split; name them so in "
+            "its first line"
+        )
+    side_of: dict[str, str] = {}
+    for number, row in enumerate(rows, 2):
+        patient, side = (row["patient"] or "").strip(), (row["split"] or "").strip()
+        if not patient or not side:
+            raise DataError(
+                f"{path}: line {number}: found patient '{patient}' and split '{side}', expected both; fill them in"
+            )
+        if side_of.setdefault(patient, side) != side:
+            raise DataError(
+                f"{path}: line {number}: found the patient {patient} in '{side}' and before in '{side_of[patient]}', "
+                "expected one split; a patient on two sides makes the numbers too good: keep one of the lines"
+            )
+    return side_of
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
 
 
 def _drawn(listing: Listing, pool: NDArray[np.bool_], split: SplitOptions) -> NDArray[np.bool_]:

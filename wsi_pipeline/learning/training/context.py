@@ -22,6 +22,7 @@ from wsi_pipeline.base.options import Field, options, options_to_dict
 from wsi_pipeline.inference.classifier import Classifier
 from wsi_pipeline.learning.datasets import SplitOptions, check_no_leak
 from wsi_pipeline.learning.datasets.labelled_slides import LabelledSlide, find_labelled_slides, score_slide
+from wsi_pipeline.learning.datasets.split import read_patients
 from wsi_pipeline.learning.evaluation import metrics
 from wsi_pipeline.models.context import (
     ContextCard,
@@ -285,22 +286,23 @@ def split_slides(
 ) -> tuple[list[str], list[str]]:
     """The names of the slides to train on and of those to evaluate on.
 
-    Raises DataError when the manifest cannot be read or does not know a slide, or a side is empty.
+    Raises DataError when the manifest, or patients_csv of the split, cannot be read or does not know a slide, or a
+    side is empty.
     """
-    if split.val_patients or manifest is None:
+    if split.patients_csv and (split.val_patients or manifest):
+        raise DataError(
+            f"split: found patients_csv ({split.patients_csv}) beside val_patients or --manifest, expected one of "
+            "them; leave the others out"
+        )
+    known = Path(split.patients_csv) if split.patients_csv else manifest
+    if known is None or split.val_patients:
         train = [name for name in names if name not in split.val_patients]
         val = [name for name in names if name in split.val_patients]
     else:
-        try:
-            with manifest.open(newline="") as file:
-                sides = {row["patient"]: row["split"] for row in csv.DictReader(file)}
-        except (OSError, KeyError) as error:
-            raise DataError(
-                f"{manifest}: expected a CSV with the columns patient and split ({error!r})"
-            ) from error
+        sides = read_patients(known) if split.patients_csv else _sides_of(known)
         if unknown := [name for name in names if name not in sides]:
             raise DataError(
-                f"{manifest}: found no patient {', '.join(unknown[:5])}; name slides by their patient"
+                f"{known}: found no patient {', '.join(unknown[:5])}; name slides by their patient"
             )
         train = [name for name in names if sides[name] in split.train]
         val = [name for name in names if sides[name] in split.val]
@@ -308,9 +310,19 @@ def split_slides(
     if len(train) < 2 or not val:
         raise DataError(
             f"found {len(train)} slides to train on and {len(val)} to evaluate on, expected 2 and 1 at least; "
-            f"give --manifest, or split.val_patients in the config"
+            f"give --manifest, or split.val_patients or split.patients_csv in the config"
         )
     return train, val
+
+
+def _sides_of(manifest: Path) -> dict[str, str]:
+    try:
+        with manifest.open(newline="") as file:
+            return {row["patient"]: row["split"] for row in csv.DictReader(file)}
+    except (OSError, KeyError) as error:
+        raise DataError(
+            f"{manifest}: expected a CSV with the columns patient and split ({error!r})"
+        ) from error
 
 
 def _cells(slides: Sequence[LabelledSlide], values: Callable[[LabelledSlide], NDArray[Any]]) -> NDArray[Any]:
