@@ -92,7 +92,7 @@ def test_a_patient_may_be_listed_twice_on_one_side(folder):
 
 def test_a_csv_beside_another_split_or_of_a_set_without_patients_is_refused(folder, tmp_path):
     text = "patient,split\n11,train\n12,val\n13,val\n14,train\n"
-    with pytest.raises(DataError, match="found patients_csv .* beside val_patients or val_share"):
+    with pytest.raises(DataError, match=r"found patients_csv .* beside val_patients or val_share"):
         sides(folder, text, val_share=0.2)
     pair = tmp_path / "pair"
     pair.mkdir()
