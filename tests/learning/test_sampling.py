@@ -8,7 +8,8 @@ import torch
 from test_train import OPTIONS
 
 from wsi_pipeline.learning.datasets import LabelledPatches
-from wsi_pipeline.learning.training.sampling import class_weights, epoch_batches, limited
+from wsi_pipeline.learning.datasets.slide_epochs import limited
+from wsi_pipeline.learning.training.sampling import class_weights, epoch_batches
 
 # One IDC patch in ten; one patient of 900 patches, one of 100.
 SIDE = LabelledPatches(

@@ -1,7 +1,10 @@
 """Patches read from slides while a network trains: each once, of storage tiles decoded once, as the seed says."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -11,11 +14,14 @@ import pytest
 import shapely
 import tifffile
 import torch
+import yaml
 from conftest import write_slide
 from safetensors.torch import load_file
 from test_train import CPU, NOTHING, OPTIONS
 
 from wsi_pipeline.base.errors import ConfigError, DataError, ScaleError
+from wsi_pipeline.base.options import options_to_dict
+from wsi_pipeline.cli import evaluate_model
 from wsi_pipeline.learning.datasets.sharing import OneReader
 from wsi_pipeline.learning.datasets.slide_epochs import batches_of, in_memory, plan_epoch
 from wsi_pipeline.learning.datasets.split import SplitOptions
@@ -187,6 +193,64 @@ def test_a_training_from_slides_learns_repeats_itself_and_goes_on_where_it_stopp
         "patches": int(held_out.sum()),
         "idc": int(patches.labels[held_out].sum()),
     }
+
+
+def test_a_model_is_evaluated_on_the_slides_themselves_as_its_training_was(cut, tmp_path, capsys, caplog):
+    weights = train(SLIDES, cut, tmp_path / "run", CPU)
+    card = load_model(weights).card
+    arguments = ["--model", str(weights), "--data", str(cut), "--patches-from", "slides", "--device", "cpu"]
+    assert evaluate_model.main([*arguments, "--out", str(tmp_path / "val")]) == 0
+    found = json.loads((tmp_path / "val/metrics.json").read_text())
+    for name in ("auroc", "f1", "balanced_accuracy", "ece"):
+        assert found["patches"][name]["value"] == pytest.approx(card.metrics["val"][name], abs=1e-4)
+    assert evaluate_model.main([*arguments, "--split", "all", "--out", str(tmp_path / "all")]) == 0
+    everybody = json.loads((tmp_path / "all/metrics.json").read_text())["patients"]
+    assert {row["patient"] for row in everybody} == {"a", "b", "c"}
+    few = replace(SLIDES, reading=replace(READING, val_patches=40), epochs=1)
+    fewer = train(few, cut, tmp_path / "few", CPU)
+    arguments[1] = str(fewer)
+    caplog.clear()
+    assert evaluate_model.main([*arguments, "--out", str(tmp_path / "fewer")]) == 0
+    assert "of which 40 are drawn and read" in caplog.text
+    found = json.loads((tmp_path / "fewer/metrics.json").read_text())
+    assert found["patches"]["auroc"]["value"] == pytest.approx(
+        load_model(fewer).card.metrics["val"]["auroc"], abs=1e-4
+    )
+
+
+@pytest.mark.slow  # two processes that import torch
+def test_two_processes_under_torchrun_train_from_slides_and_repeat_themselves(cut, tmp_path):
+    config = tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump(options_to_dict(SLIDES)))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += [
+        "-m",
+        "wsi_pipeline.cli.train_model",
+        "--config",
+        str(config),
+        "--data",
+        str(cut),
+        "--device",
+        "cpu",
+    ]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    for name in ("one", "two"):
+        run = subprocess.run(
+            [*command, "--out", str(tmp_path / name)],
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment,
+            timeout=150,
+            check=False,
+        )
+        assert run.returncode == 0, run.stderr
+        assert run.stderr.count("epoch 2: loss") == 1  # the first process alone speaks
+    (one, two) = (next((tmp_path / name).glob("*.safetensors")) for name in ("one", "two"))
+    tensors = [load_file(path) for path in (one, two)]
+    assert all(torch.equal(tensors[0][name], tensors[1][name]) for name in tensors[0])
+    card, patches = load_model(one).card, all_slides(cut, SplitOptions(), READING)
+    assert card.training["train"]["patches"] == int((patches.slide != 2).sum())
+    assert card.metrics["val"]["auroc"] > 0.9
 
 
 def test_what_cannot_be_trained_on_is_refused_with_a_line(cut, tmp_path):

@@ -10,6 +10,7 @@ from wsi_pipeline.cli.common import ALL_DONE, SOME_FAILED, command_parser, run_c
 
 EXAMPLE = """  evaluate-model --model idc_default --data idc --out evaluation
   evaluate-model --model runs/mine/mine.safetensors --data patches --split all --out evaluation
+  evaluate-model --model runs/mine/mine.safetensors --data tiles --patches-from slides --out evaluation
   evaluate-model --data idc --slides slides --out evaluation
   evaluate-model --data idc --robustness --out evaluation
   evaluate-model --model runs/new/new.safetensors --against idc_default --data idc --out evaluation
@@ -32,6 +33,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="a shipped model, or a .safetensors with its card (default: %(default)s)",
     )
     parser.add_argument("--data", required=True, type=Path, metavar="DIR", help="labelled patches")
+    parser.add_argument(
+        "--patches-from",
+        choices=["files", "slides"],
+        default="files",
+        help="what --data is: files, images or arrays of patches; slides, what tile-slides --annotations left in its "
+        "--out, whose patches are read from the slides (default: %(default)s)",
+    )
     parser.add_argument(
         "--split",
         choices=["val", "train", "all"],
@@ -91,9 +99,10 @@ def _run(args: argparse.Namespace) -> int:
     from wsi_pipeline.inference.device import choose_device  # torch: seconds, once it is needed
     from wsi_pipeline.learning.datasets import load_side
     from wsi_pipeline.learning.datasets.labelled_slides import find_labelled_slides
+    from wsi_pipeline.learning.datasets.slide_epochs import load_tiled_side
     from wsi_pipeline.learning.evaluation.comparison import check_same_patches, comparison_of, in_words
     from wsi_pipeline.learning.evaluation.page import write_evaluation
-    from wsi_pipeline.learning.evaluation.patches import evaluate_patches, plain, split_of
+    from wsi_pipeline.learning.evaluation.patches import evaluate_patches, plain, reading_of, split_of
     from wsi_pipeline.learning.evaluation.robustness import measure_robustness, robustness_metrics, sampled
     from wsi_pipeline.learning.evaluation.slides import EvaluateConfig, evaluate_slide
     from wsi_pipeline.models.model import load_model
@@ -107,7 +116,11 @@ def _run(args: argparse.Namespace) -> int:
     card, old = model.card, load_model(args.against) if args.against else None
     if old:
         check_same_patches(card, old.card)
-    side = load_side(args.data, card.patch_px, args.split, split_of(card), mpp=card.mpp)
+    if args.patches_from == "slides":
+        reading, seed = reading_of(card)
+        side = load_tiled_side(args.data, card.patch_px, args.split, split_of(card), reading, card.mpp, seed)
+    else:
+        side = load_side(args.data, card.patch_px, args.split, split_of(card), mpp=card.mpp)
     check_writable(args.out)
     evaluated = evaluate_patches(model, side, device)
     comparison = comparison_of(evaluated, evaluate_patches(old, side, device)) if old else None

@@ -13,6 +13,8 @@ from collections import Counter
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,8 +24,15 @@ from wsi_pipeline.base.errors import DataError
 from wsi_pipeline.base.geometry import Box
 from wsi_pipeline.learning.datasets.cache import cache_folder
 from wsi_pipeline.learning.datasets.load import LabelledPatches
+from wsi_pipeline.learning.datasets.scale import check_scale
 from wsi_pipeline.learning.datasets.sharing import ONE_READER, Readers, shared_zeros
-from wsi_pipeline.learning.datasets.tiled_slides import SlidePatches
+from wsi_pipeline.learning.datasets.split import SplitOptions
+from wsi_pipeline.learning.datasets.tiled_slides import (
+    SlidePatches,
+    SlideReadOptions,
+    all_slides,
+    split_slides,
+)
 from wsi_pipeline.models.card import Stain
 from wsi_pipeline.models.stain import Tables, normalise_stain, patch_densities, stain_tables
 from wsi_pipeline.slides.slide import PlaneReader, Slide
@@ -31,6 +40,8 @@ from wsi_pipeline.tiling.grid import Block, Grid
 from wsi_pipeline.tiling.patches import load_blocks, read_patches
 
 log = logging.getLogger(__name__)
+
+Side = TypeVar("Side", LabelledPatches, SlidePatches)
 
 MOST_THREADS = 8
 # A slide's sample is taken from so many places of it at least.
@@ -316,6 +327,47 @@ def in_memory(patches: SlidePatches, readers: Readers = ONE_READER) -> LabelledP
         pixels, patches.labels, patches.patients, patches.by, patches.names(), patches.scale
     )
     return kept if whole.all() else kept.taken(np.flatnonzero(whole))
+
+
+def limited(side: Side, count: int | None, seed: int) -> Side:
+    """At most `count` of the patches, drawn by the seed, their order and the classes' shares kept."""
+    if count is None or count >= len(side):
+        return side
+    rng = np.random.default_rng(seed)
+    picked = []
+    idc = min(max(round(count * float(side.labels.mean())), 1), count - 1)
+    for label, share in ((0, count - idc), (1, idc)):
+        among = np.flatnonzero(side.labels == label)
+        picked.append(rng.choice(among, min(share, len(among)), replace=False))
+    some = np.sort(np.concatenate(picked))
+    return side.taken(some)
+
+
+def load_tiled_side(
+    folder: Path,
+    patch_px: int,
+    side: str,
+    split: SplitOptions,
+    reading: SlideReadOptions,
+    mpp: float,
+    seed: int,
+) -> LabelledPatches:
+    """The patches of one side, as `load_side` gives them, of slides that `tile-slides` cut into `folder`.
+
+    More than `val_patches` of `reading` are not read: so many are drawn, by `seed`, as a training draws those that it
+    evaluates on. Raises as `split_slides` and `in_memory`; ScaleError where they are not of `mpp` um per pixel.
+    """
+    if side == "all":
+        patches = all_slides(folder, split, reading)
+    else:
+        patches = split_slides(folder, split, reading)[("train", "val").index(side)]
+    check_scale(patches.scale, folder, patch_px, mpp, squeeze=False, whose="model")
+    if len(patches) > reading.val_patches:
+        log.warning(
+            "%s: found %d %s patches, of which %d are drawn and read (reading.val_patches of the model's card)",
+            *(folder, len(patches), "labelled" if side == "all" else side, reading.val_patches),
+        )
+    return in_memory(limited(patches, reading.val_patches, seed))
 
 
 def sample_of(patches: SlidePatches, seed: int) -> SlidePatches:

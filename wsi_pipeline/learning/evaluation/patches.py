@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from wsi_pipeline.base.options import options_from_dict
 from wsi_pipeline.learning.datasets import LabelledPatches, SplitOptions
 from wsi_pipeline.learning.datasets.scale import scale_in_words
+from wsi_pipeline.learning.datasets.tiled_slides import SlideReadOptions
 from wsi_pipeline.learning.evaluation import metrics
 from wsi_pipeline.learning.evaluation.bootstrap import (
     DRAWS,
@@ -93,6 +94,13 @@ def split_of(card: "ModelCard") -> SplitOptions:
     """How the card's training split its patients; the defaults where the card does not say."""
     config = card.training.get("config", {})
     return options_from_dict(SplitOptions, config.get("split", {}), f"the card of '{card.name}', split")
+
+
+def reading_of(card: "ModelCard") -> tuple[SlideReadOptions, int]:
+    """How the card's training read patches from slides, and its seed; the defaults where the card does not say."""
+    config = card.training.get("config", {})
+    where = f"the card of '{card.name}', reading"
+    return options_from_dict(SlideReadOptions, config.get("reading", {}), where), int(config.get("seed", 0))
 
 
 def metrics_of(evaluated: EvaluatedPatches, draws: int = DRAWS, seed: int = 0) -> dict[str, Any]:

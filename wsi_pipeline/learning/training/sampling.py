@@ -1,7 +1,6 @@
 """Which patches a training sees, in which order."""
 
 from collections.abc import Iterator
-from typing import TypeVar
 
 import numpy as np
 import torch
@@ -10,8 +9,6 @@ from numpy.typing import NDArray
 from wsi_pipeline.learning.datasets import LabelledPatches
 from wsi_pipeline.learning.datasets.tiled_slides import SlidePatches
 from wsi_pipeline.learning.training.options import TrainOptions
-
-Side = TypeVar("Side", LabelledPatches, SlidePatches)
 
 
 def epoch_batches(
@@ -69,17 +66,3 @@ def class_weights(labels: NDArray[np.integer], classes: int) -> torch.Tensor:
     """float32 [classes]: what each class weighs in the loss, so that all weigh the same and 1 on average."""
     counts = np.bincount(labels, minlength=classes)
     return torch.from_numpy(len(labels) / (classes * np.maximum(counts, 1))).float()
-
-
-def limited(side: Side, count: int | None, seed: int) -> Side:
-    """At most `count` of the patches, drawn by the seed, their order and the classes' shares kept."""
-    if count is None or count >= len(side):
-        return side
-    rng = np.random.default_rng(seed)
-    picked = []
-    idc = min(max(round(count * float(side.labels.mean())), 1), count - 1)
-    for label, share in ((0, count - idc), (1, idc)):
-        among = np.flatnonzero(side.labels == label)
-        picked.append(rng.choice(among, min(share, len(among)), replace=False))
-    some = np.sort(np.concatenate(picked))
-    return side.taken(some)

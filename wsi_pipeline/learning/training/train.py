@@ -27,6 +27,7 @@ from wsi_pipeline.learning.datasets.sharing import Readers, shared_zeros
 from wsi_pipeline.learning.datasets.slide_epochs import (
     batches_of,
     in_memory,
+    limited,
     plan_epoch,
     sample_of,
     with_normalised_stain,
@@ -61,7 +62,7 @@ from wsi_pipeline.learning.training.optimiser import (
 from wsi_pipeline.learning.training.options import TrainOptions as TrainOptions
 from wsi_pipeline.learning.training.options import load_train_options as load_train_options
 from wsi_pipeline.learning.training.pretrained import load_average, pretrained_files
-from wsi_pipeline.learning.training.sampling import class_weights, draw_weights, epoch_batches, limited
+from wsi_pipeline.learning.training.sampling import class_weights, draw_weights, epoch_batches
 from wsi_pipeline.models.architectures.slide_condition import LEAST_PATCHES, SlideConditioned
 from wsi_pipeline.models.card import ModelCard, Stain
 from wsi_pipeline.models.cost import network_cost
