@@ -218,6 +218,20 @@ def test_a_model_is_evaluated_on_the_slides_themselves_as_its_training_was(cut, 
     )
 
 
+@pytest.mark.parametrize("method", ["macenko", "reinhard"])
+def test_a_network_trained_on_normalised_colours_is_evaluated_on_the_same(cut, tmp_path, method):
+    options = replace(SLIDES, stain_method=method, stain_normalisation=1.0)
+    weights = train(options, cut, tmp_path / "run", CPU)
+    card = load_model(weights).card
+    assert (card.stain_method, len(card.stain.reference)) == (method, 8 if method == "macenko" else 6)
+    assert card.metrics["val"]["auroc"] > 0.9
+    arguments = ["--model", str(weights), "--data", str(cut), "--patches-from", "slides", "--device", "cpu"]
+    assert evaluate_model.main([*arguments, "--out", str(tmp_path / "page")]) == 0
+    found = json.loads((tmp_path / "page/metrics.json").read_text())["patches"]
+    for name in ("auroc", "f1", "ece"):
+        assert found[name]["value"] == pytest.approx(card.metrics["val"][name], abs=1e-4)
+
+
 @pytest.mark.slow  # two processes that import torch
 def test_two_processes_under_torchrun_train_from_slides_and_repeat_themselves(cut, tmp_path):
     config = tmp_path / "config.yaml"

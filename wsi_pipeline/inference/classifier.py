@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from wsi_pipeline.base.errors import ModelError
+from wsi_pipeline.base.errors import DataError, ModelError
 from wsi_pipeline.inference.engines.batching import Pending
 from wsi_pipeline.inference.engines.options import ClassifyOptions as ClassifyOptions
-from wsi_pipeline.models.stain import normalise_stain, stain_tables
+from wsi_pipeline.models.stain import colours_of, normalise_stain, stain_tables
+from wsi_pipeline.models.stain_methods import ColourTable
 
 if TYPE_CHECKING:  # torch takes seconds to import: it waits until something is classified
     from concurrent.futures import Future
@@ -72,6 +73,11 @@ class Member:
         """What the network is given of the slide at hand."""
         self.distance: float | None = None
         """How far the slide lies from those trained on, 1 being as far as they go; None: unknown."""
+        self.colours: ColourTable | None = None
+        """What brings the slide's colours to the training data's before any engine sees them, where its card asks for
+        Macenko's or Reinhard's method."""
+        self.left_as_is = ""
+        """Why the slide's stain is not normalised by such a method; empty where it is, or none is asked for."""
         self._engines = Engines(model, device, options)
         self._others: dict[str, Engines] = {}
         """Engines of precisions that the options do not lead to, by that precision, kept from slide to slide."""
@@ -97,7 +103,13 @@ class Member:
         from wsi_pipeline.models.slide_input import SlideInput
 
         card, adapted = self.model.card, copy(self)
-        tables = stain_tables(densities, card.stain, card.stain_normalisation)
+        tables, adapted.colours, adapted.left_as_is = None, None, ""
+        if card.stain_method == "gain" or not card.stain_normalisation:
+            tables = stain_tables(densities, card.stain, card.stain_normalisation)
+        else:
+            adapted._find_colours(sample)
+        if sample is not None:
+            sample = normalise_stain(sample, adapted.colours)
         if head is None and sample is not None:
             head, adapted.distance = self._head_of(normalise_stain(sample, tables))
         adapted.slide = SlideInput(tables, head)
@@ -111,8 +123,22 @@ class Member:
 
         told = self.adapted(densities, sample, None)
         told._sample, told._chosen = self._sample, self._chosen
-        told.slide = SlideInput(None, told.slide.head)
+        told.slide, told.colours = SlideInput(None, told.slide.head), None
         return told
+
+    def _find_colours(self, sample: NDArray[np.uint8] | None) -> None:
+        """How the slide of these patches is normalised by a method that is asked of pixels, or why it is not."""
+        card = self.model.card
+        if sample is None or not len(sample):
+            self.left_as_is = "no patch of the slide is at hand to measure it on"
+            return
+        try:
+            found = colours_of(sample, card.stain, card.stain_normalisation, card.stain_method)
+        except DataError as error:
+            self.left_as_is = str(error)
+            return
+        assert isinstance(found, ColourTable)
+        self.colours = found
 
     def _head_of(self, patches: NDArray[np.uint8]) -> "tuple[SlideHead | None, float | None]":
         """The last layer for the slide of these patches, stain-normalised, and its distance from those trained on.
@@ -146,7 +172,7 @@ class Member:
 
     def start(self, patches: NDArray[np.uint8]) -> Pending:
         """Begin on uint8 patches [n, patch_px, patch_px, 3]."""
-        return self.chosen.runner.start(patches, self.slide)
+        return self.chosen.runner.start(normalise_stain(patches, self.colours), self.slide)
 
     def scores(self, patches: NDArray[np.uint8]) -> NDArray[np.float32]:
         """float32 [n], 0 to 1, of uint8 patches [n, patch_px, patch_px, 3]."""
@@ -200,6 +226,8 @@ class Classifier:
         """Its engines, each with what it is given of the slide, where all take whole blocks on a GPU; else none."""
         from wsi_pipeline.inference.engines.cuda_engine import CudaEngine
 
+        if any(member.colours for member in self.members):  # such a table is of the host
+            return []
         engines = [(member.chosen.runner.engine, member.slide) for member in self.members]
         found = [(engine, slide) for engine, slide in engines if isinstance(engine, CudaEngine)]
         return found if len(found) == len(engines) else []

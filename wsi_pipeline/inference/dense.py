@@ -51,7 +51,7 @@ class DenseScorer:
         places = block.patches - block.patches.min(axis=0)  # [n, 2] column and row in the block
         each = []
         for member, form in zip(self.members, self.forms, strict=True):
-            rgb = normalise_stain(pixels.rgb, member.slide.tables)
+            rgb = normalise_stain(normalise_stain(pixels.rgb, member.colours), member.slide.tables)
             scores = np.full(len(places), np.nan, np.float32)
             for chosen in _pieces(places, ~lost, self.grid):
                 scores[chosen] = all_numbers(self._piece(member, form, rgb, places[chosen]))

@@ -1,5 +1,6 @@
 """Probabilities of single patches and of pictures: each brought to the scale of the model's card, or refused."""
 
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
@@ -13,7 +14,13 @@ from wsi_pipeline.base.errors import DataError, ScaleError, UsageError, WsiError
 from wsi_pipeline.base.images import MOST_PIXELS, read_image
 from wsi_pipeline.inference.classifier import Classifier
 from wsi_pipeline.inference.stain_check import StainCheck, check_stain
-from wsi_pipeline.models.stain import FULLY_COUNTED, normalise_stain, patch_densities, stain_tables
+from wsi_pipeline.models.stain import (
+    FULLY_COUNTED,
+    colours_of,
+    normalise_stain,
+    patch_densities,
+    stain_tables,
+)
 from wsi_pipeline.slides.resample import resample
 from wsi_pipeline.slides.scale import PLAUSIBLE_MPP
 from wsi_pipeline.tiling.export_info import EXPORT_FILE, ExportInfo, export_of, same_scale, scale_in
@@ -28,6 +35,8 @@ DECODING_THREADS = 4
 MAX_ENLARGED = GridOptions().max_upsampling
 How = Literal["patch", "tiled", "squeezed"]
 # On what a picture's stain was measured.
+log = logging.getLogger(__name__)
+
 OF_SLIDE, BY_ITSELF, AS_IT_IS = f"of the slide ({EXPORT_FILE})", "of the picture by itself", "left as it is"
 
 
@@ -317,7 +326,9 @@ def _score(
         # The pixels have served: a batch of thousands of pictures should not keep them.
         cut = replace(cut, patches=cut.patches[:0])
         share_above = float((own >= card.threshold).mean())
-        stain_from = stain.measured if stain else BY_ITSELF
+        needs_pixels = card.stain_method != "gain"
+        known = stain if stain and not (needs_pixels and stain.sample is None) else None
+        stain_from = known.measured if known else BY_ITSELF
         if not card.stain_normalisation:
             stain_from = AS_IT_IS
         yield ImageScore(path, cut, own, share_above, densities, stain_check, stain_from)
@@ -348,8 +359,17 @@ def _scores(
 def _as_taken(cut: CutImage, card: "ModelCard", stain: SharedStain | None) -> NDArray[np.uint8]:
     # A picture alone is a slide of its own: of one patch, hardly anything is known of its stain, and hardly anything
     # changes.
-    densities = stain.densities if stain else patch_densities(cut.patches)
-    return normalise_stain(cut.patches, stain_tables(densities, card.stain, card.stain_normalisation))
+    if card.stain_method == "gain" or not card.stain_normalisation:
+        densities = stain.densities if stain else patch_densities(cut.patches)
+        return normalise_stain(cut.patches, stain_tables(densities, card.stain, card.stain_normalisation))
+    sample = stain.sample if stain and stain.sample is not None else cut.patches
+    try:
+        return normalise_stain(
+            cut.patches, colours_of(sample, card.stain, card.stain_normalisation, card.stain_method)
+        )
+    except DataError as error:
+        log.warning("the stain of a picture is left as it is: %s", error)
+        return cut.patches
 
 
 def image_info(score: ImageScore) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from typing import Annotated, Any
 from wsi_pipeline.base.options import Field, options
 from wsi_pipeline.models.architectures.registry import build_network as build_network
 from wsi_pipeline.models.context import ContextCard, LogOddsShift, Temperature
+from wsi_pipeline.models.stain_methods import StainMethod, of_numbers
 
 Rgb = tuple[float, float, float]
 # A network of larger patches than this is none of ours: it would fill the memory.
@@ -23,6 +24,9 @@ class Stain:
 
     od_patient_std: Rgb = (0.0, 0.0, 0.0)
     """Standard deviation, over patients, of each patient's own mean: how far a usual slide lies off."""
+
+    reference: tuple[float, ...] = ()
+    """What Macenko's or Reinhard's method found in the training patches (models/stain_methods.py); none of the gain."""
 
 
 @options
@@ -81,6 +85,9 @@ class ModelCard:
     """How far each slide's stain is brought to that before the network sees it (stain.py): 0 not at all, 1 all the
     way."""
 
+    stain_method: StainMethod = "gain"
+    """How: each channel's density multiplied (gain), or by Macenko's or Reinhard's method (models/stain_methods.py)."""
+
     licence: str = ""
     """Under which the weights may be used."""
 
@@ -96,5 +103,7 @@ class ModelCard:
     def __post_init__(self) -> None:
         if min(self.std) <= 0:
             raise ValueError(f"found std {self.std}, expected more than 0: RGB are divided by it")
+        if self.stain_method != "gain" and self.stain_normalisation:
+            of_numbers(self.stain_method, self.stain.reference)
         if "idc" not in self.classes:
             raise ValueError(f"no class 'idc' among {self.classes}")

@@ -2,9 +2,11 @@
 
 Laboratories and scanners stain and light differently; within a slide that is the same everywhere. So the slide's mean
 optical density (Beer-Lambert: -log10 of the light let through) is measured once, and each channel's density is
-multiplied towards the training mean. Only part of the way: how dense a slide is also says what is on it.
+multiplied towards the training mean. Only part of the way: how dense a slide is also says what is on it. A card may ask
+for Macenko's or Reinhard's method instead (stain_methods.py).
 """
 
+import logging
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -12,8 +14,19 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from wsi_pipeline.base.errors import DataError
+from wsi_pipeline.models.stain_methods import (
+    ColourTable,
+    StainMethod,
+    colour_table,
+    find_stains,
+    of_numbers,
+)
+
 if TYPE_CHECKING:  # model.py takes torch along
     from wsi_pipeline.models.card import ModelCard, Stain
+
+log = logging.getLogger(__name__)
 
 DENSITY = -np.log10((np.arange(256) + 1) / 256).astype(np.float32)
 # A mean over so few patches is half of it chance: it is trusted by half.
@@ -23,6 +36,8 @@ FULLY_COUNTED = 64
 MAX_GAIN = 2.0
 
 Tables = NDArray[np.uint8]
+# What normalises a slide's pixels: a table a channel, or one of colours.
+Normaliser = Tables | ColourTable
 
 
 def stain_gain(
@@ -45,6 +60,8 @@ def stain_gain(
 
 def stain_gain_of(card: "ModelCard", densities: NDArray[np.floating]) -> list[float] | None:
     """The gain of a slide of these densities under a card, R, G, B, for the summary."""
+    if card.stain_method != "gain":
+        return None
     gain = stain_gain(densities, card.stain, card.stain_normalisation)
     return None if gain is None else [round(float(value), 4) for value in gain]
 
@@ -62,10 +79,28 @@ def tables_of(gain: NDArray[np.float64]) -> Tables:
     return new
 
 
-def normalise_stain(patches: NDArray[np.uint8], tables: Tables | None) -> NDArray[np.uint8]:
+def colours_of(
+    sample: NDArray[np.uint8], stain: "Stain", strength: float, method: StainMethod
+) -> Normaliser | None:
+    """How a slide, of which these are patches, uint8 [n, S, S, 3], is normalised; None where it is left as it is.
+
+    `sample` may be of many patches: no more than 64 are looked at by Macenko's and Reinhard's methods, evenly taken.
+    Raises DataError where Macenko's method finds too little tissue.
+    """
+    if strength == 0 or not len(sample):
+        return None
+    if method == "gain":
+        return stain_tables(patch_densities(sample), stain, strength)
+    some = sample[np.linspace(0, len(sample) - 1, min(FULLY_COUNTED, len(sample))).astype(int)]
+    return colour_table(find_stains(method, some), of_numbers(method, stain.reference), strength)
+
+
+def normalise_stain(patches: NDArray[np.uint8], tables: Normaliser | None) -> NDArray[np.uint8]:
     """The patches, uint8 [..., 3], by those tables; the very same where there are none."""
     if tables is None or not patches.size:
         return patches
+    if isinstance(tables, ColourTable):
+        return tables.applied(patches)
     # Pillow looks up in bytes: twice as fast as numpy, which makes an index of each.
     row = patches.shape[-2]
     image = Image.frombuffer(
@@ -75,16 +110,27 @@ def normalise_stain(patches: NDArray[np.uint8], tables: Tables | None) -> NDArra
 
 
 def normalise_stain_by_patient(
-    pixels: NDArray[np.uint8], patients: NDArray[np.str_], stain: "Stain", strength: float
+    pixels: NDArray[np.uint8],
+    patients: NDArray[np.str_],
+    stain: "Stain",
+    strength: float,
+    method: StainMethod = "gain",
 ) -> NDArray[np.uint8]:
-    """Labelled patches, uint8 [N, S, S, 3], each by the tables of its patient's."""
+    """Labelled patches, uint8 [N, S, S, 3], each by the tables of its patient's.
+
+    The log names patients whose stain cannot be told, and who are left as they are.
+    """
     if strength == 0:
         return pixels
     new = np.empty_like(pixels)
     for patient in np.unique(patients):
         rows = np.flatnonzero(patients == patient)
-        densities = np.stack([DENSITY[p].mean(axis=(0, 1), dtype=float) for p in pixels[rows]])  # [n, 3]
-        new[rows] = normalise_stain(pixels[rows], stain_tables(densities, stain, strength))
+        try:
+            tables = colours_of(pixels[rows], stain, strength, method)
+        except DataError as error:
+            log.warning("%s: stain left as it is: %s", patient, error)
+            tables = None
+        new[rows] = normalise_stain(pixels[rows], tables)
     return new
 
 
@@ -92,7 +138,9 @@ def as_the_card_wants(
     pixels: NDArray[np.uint8], patients: NDArray[np.str_], card: "ModelCard"
 ) -> NDArray[np.uint8]:
     """Labelled patches, uint8 [N, S, S, 3], as the card's network takes them."""
-    return normalise_stain_by_patient(pixels, patients, card.stain, card.stain_normalisation)
+    return normalise_stain_by_patient(
+        pixels, patients, card.stain, card.stain_normalisation, card.stain_method
+    )
 
 
 def patch_densities(patches: Iterable[NDArray[np.uint8]]) -> NDArray[np.float64]:

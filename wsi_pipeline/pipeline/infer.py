@@ -368,6 +368,8 @@ def _map_warnings(finished: FinishedMap, computed: dict[str, Any]) -> list[str]:
             f"the slide looks unlike the model's training slides (its patches lie {far:.1f} times as far off as the "
             f"farthest usual one of them); its probabilities were never measured on such slides"
         )
+    if why := next(filter(None, computed.get("stain_left_as_is", [])), ""):
+        warnings.append(f"the slide's stain was not normalised as the model's card asks: {why}")
     if lost := finished.counts["cells"]["unreadable"]:
         warnings.append(f"{lost} cells of the map could not be decoded and are not scored")
     return [*warnings, *finished.choice.warnings]
@@ -385,6 +387,7 @@ def _computed(classifier: Classifier, stain: _SlideStain) -> dict[str, Any]:
         },
         "stain": asdict(stain.check) if stain.check else None,
         "stain_gain": [stain_gain_of(model.card, stain.densities) for model in classifier.models],
+        "stain_left_as_is": [member.left_as_is for member in classifier.members],
         "sampled_patches": len(stain.sample),
         "distance": [member.distance for member in classifier.members],
         "heads": [head_values(member.slide.head) for member in classifier.members],

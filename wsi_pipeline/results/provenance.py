@@ -132,6 +132,9 @@ def card_info(card: "ModelCard") -> dict[str, Any]:
     """The fields of a card that decide a map."""
     left_out = {"name", *CARD_DECIDES_NOTHING, *CARD_DECIDES_REPORT}
     values = options_to_dict(card)
+    if card.stain_method == "gain":  # maps are named as they were before there were other methods
+        left_out.add("stain_method")
+        del values["stain"]["reference"]
     return {field.name: values[field.name] for field in fields(card) if field.name not in left_out}
 
 

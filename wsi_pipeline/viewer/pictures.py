@@ -115,6 +115,10 @@ class Predictor:
         if stain and len(heads) == len(classifier.members):
             densities = np.tile(np.asarray(stain["od_mean"], float), (int(stain["patches"]), 1))
             adapted = classifier.adapted(densities, None, [head_of_values(values) for values in heads])
+            if any(member.left_as_is for member in adapted.members):
+                warnings.append(
+                    "the stain of this place is not normalised as the map's was; its value may differ"
+                )
         else:
             warnings.append("the model hears nothing of this slide: the run was of another model")
         with self._lock:

@@ -34,7 +34,8 @@ from wsi_pipeline.learning.datasets.tiled_slides import (
     split_slides,
 )
 from wsi_pipeline.models.card import Stain
-from wsi_pipeline.models.stain import Tables, normalise_stain, patch_densities, stain_tables
+from wsi_pipeline.models.stain import Normaliser, colours_of, normalise_stain
+from wsi_pipeline.models.stain_methods import StainMethod
 from wsi_pipeline.slides.slide import PlaneReader, Slide
 from wsi_pipeline.tiling.grid import Block, Grid
 from wsi_pipeline.tiling.patches import load_blocks, read_patches
@@ -386,15 +387,23 @@ def sample_of(patches: SlidePatches, seed: int) -> SlidePatches:
 
 
 def with_normalised_stain(
-    patches: SlidePatches, sample: LabelledPatches, stain: Stain, strength: float
+    patches: SlidePatches,
+    sample: LabelledPatches,
+    stain: Stain,
+    strength: float,
+    method: StainMethod = "gain",
 ) -> SlidePatches:
     """The patches, of which each slide's stain is brought towards `stain` once they are read, by that of `sample`."""
     if not strength:
         return patches
-    of_patient: dict[str, Tables | None] = {}
+    of_patient: dict[str, Normaliser | None] = {}
     for patient in np.unique(sample.patients).tolist():
-        densities = patch_densities(sample.pixels[sample.patients == patient])
-        of_patient[patient] = stain_tables(densities, stain, strength)
+        own = sample.pixels[sample.patients == patient]
+        try:
+            of_patient[patient] = colours_of(own, stain, strength, method)
+        except DataError as error:
+            log.warning("%s: stain left as it is: %s", patient, error)
+            of_patient[patient] = None
     return replace(patches, tables=tuple(of_patient[slide.patient] for slide in patches.slides))
 
 

@@ -19,7 +19,7 @@ from wsi_pipeline.base.options import Field, options, options_from_dict
 from wsi_pipeline.learning.datasets.listing import UNLABELLED, By, Listing, named_by_pattern
 from wsi_pipeline.learning.datasets.scale import DataScale
 from wsi_pipeline.learning.datasets.split import SplitOptions, split_sides
-from wsi_pipeline.models.stain import Tables
+from wsi_pipeline.models.stain import Normaliser
 from wsi_pipeline.results.run_folder import read_summary
 from wsi_pipeline.results.store import STORE_NAME, SlideStore
 from wsi_pipeline.slides.slide import PlaneReader, Slide, open_slide
@@ -101,7 +101,7 @@ class SlidePatches:
     reading: SlideReadOptions = field(default_factory=SlideReadOptions)
     skip_unreadable: bool = False
     # By the slide's place in `slides`: how its stain is normalised once it is read.
-    tables: tuple[Tables | None, ...] = ()
+    tables: tuple[Normaliser | None, ...] = ()
 
     def __len__(self) -> int:
         return len(self.labels)

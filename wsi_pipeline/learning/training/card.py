@@ -25,11 +25,14 @@ from wsi_pipeline.models.architectures.inputs import IMAGENET_MEAN, IMAGENET_STD
 from wsi_pipeline.models.card import ModelCard, Rgb, Stain
 from wsi_pipeline.models.cost import Cost
 from wsi_pipeline.models.stain import patch_densities
+from wsi_pipeline.models.stain_methods import StainMethod, as_numbers, find_stains
 
 CLASSES = ("not_idc", "idc")
 IDC = CLASSES.index("idc")  # the label, and its place among the classes
 # Of so many validation patches one is put through the network in bfloat16 as well.
 BF16_STEP = 8
+# Of so many training patches the reference of Macenko's or Reinhard's method is measured.
+REFERENCE_PATCHES = 2048
 
 
 def blank_card(
@@ -62,6 +65,7 @@ def blank_card(
         std=std,
         stain=stain,
         stain_normalisation=options.stain_normalisation,
+        stain_method=options.stain_method,
         training={
             "data": options.data,
             # What the split keeps apart: patient, or slide or image where the set knows no patients.
@@ -178,8 +182,12 @@ def _channel_statistics(pixels: NDArray[np.uint8], readers: Readers) -> tuple[Rg
     return (means[0], means[1], means[2]), (stds[0], stds[1], stds[2])
 
 
-def stain_of(side: LabelledPatches, readers: Readers = ONE_READER) -> Stain:
-    """What the patches look like, for the card; each reader measures its share."""
+def stain_of(side: LabelledPatches, readers: Readers = ONE_READER, method: StainMethod = "gain") -> Stain:
+    """What the patches look like, for the card; each reader measures its share.
+
+    Macenko's and Reinhard's methods are asked of REFERENCE_PATCHES of them at most, by all readers alike. Raises
+    DataError where these hold too little tissue.
+    """
     mine = patch_densities(side.pixels[share_of(len(side), readers)])
     means = np.concatenate(readers.all_say(mine))  # [N, 3]
     patients = np.stack([means[side.patients == p].mean(axis=0) for p in np.unique(side.patients)])
@@ -187,7 +195,18 @@ def stain_of(side: LabelledPatches, readers: Readers = ONE_READER) -> Stain:
         od_mean=_rgb(means.mean(axis=0)),
         od_std=_rgb(means.std(axis=0)),
         od_patient_std=_rgb(patients.std(axis=0)),
+        reference=() if method == "gain" else as_numbers(find_stains(method, _spread_over(side))),
     )
+
+
+def _spread_over(side: LabelledPatches) -> NDArray[np.uint8]:
+    """As many patches of each patient, evenly taken, REFERENCE_PATCHES together at most."""
+    names = np.unique(side.patients)
+    each = max(1, REFERENCE_PATCHES // len(names))
+    of_patients = [np.flatnonzero(side.patients == name) for name in names]
+    rows = [own[np.linspace(0, len(own) - 1, min(each, len(own))).astype(int)] for own in of_patients]
+    chosen: NDArray[np.uint8] = side.pixels[np.concatenate(rows)]
+    return chosen
 
 
 def _rgb(values: NDArray[np.floating[Any]]) -> Rgb:

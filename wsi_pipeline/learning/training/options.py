@@ -13,6 +13,7 @@ from wsi_pipeline.learning.datasets import SplitOptions
 from wsi_pipeline.learning.datasets.tiled_slides import SlideReadOptions
 from wsi_pipeline.learning.training.augment import AugmentOptions
 from wsi_pipeline.learning.training.looks import LookOptions
+from wsi_pipeline.models.stain_methods import StainMethod
 
 # The key under which a config says what `tune-model` may put in a value's place.
 TUNE = "tune"
@@ -74,6 +75,10 @@ class TrainOptions:
     stain_normalisation: Annotated[float, Field(ge=0, le=1)] = 0.0
     """How far each patient's stain is brought to the training mean (models/stain.py): 0 not at all, 1 all the way. Maps
     do the same with each slide's. Needs data that names patients or slides."""
+
+    stain_method: StainMethod = "gain"
+    """By what: gain multiplies each channel's optical density; macenko brings the two stains, reinhard the colours, to
+    those of the training patches (models/stain_methods.py)."""
 
     patches_from: Literal["files", "slides"] = "files"
     """What `--data` is. files: images or arrays of patches, decoded once into a cache. slides: what `tile-slides

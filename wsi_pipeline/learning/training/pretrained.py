@@ -54,6 +54,7 @@ def start_from(name_or_path: str) -> dict[str, Any]:
         "mpp": card.mpp,
         "normalisation": "pretrained",
         "stain_normalisation": card.stain_normalisation,
+        "stain_method": card.stain_method,
     }
 
 

@@ -352,11 +352,13 @@ def set_up(
     sample = None
     if isinstance(train_side, SlidePatches):
         sample = in_memory(sample_of(train_side, options.seed), group.readers)
-        stain = stain_of(sample, group.readers)
-        train_side = with_normalised_stain(train_side, sample, stain, options.stain_normalisation)
+        stain = stain_of(sample, group.readers, options.stain_method)
+        train_side = with_normalised_stain(
+            train_side, sample, stain, options.stain_normalisation, options.stain_method
+        )
         sample = _normalise_stain(sample, stain, options, group.readers)
     else:
-        stain = stain_of(train_side, group.readers)
+        stain = stain_of(train_side, group.readers, options.stain_method)
         train_side = _normalise_stain(train_side, stain, options, group.readers)
     val_side = _normalise_stain(val_side, stain, options, group.readers)
     torch.manual_seed(options.seed)
@@ -417,7 +419,9 @@ def _normalise_stain(
     pixels = shared_zeros(side.pixels.shape, cache_folder(), readers)
     for patient in np.unique(side.patients)[readers.rank :: readers.count]:
         rows = np.flatnonzero(side.patients == patient)
-        pixels[rows] = normalise_stain_by_patient(side.pixels[rows], side.patients[rows], stain, strength)
+        pixels[rows] = normalise_stain_by_patient(
+            side.pixels[rows], side.patients[rows], stain, strength, options.stain_method
+        )
     readers.all_say(None)
     return replace(side, pixels=pixels)
 
