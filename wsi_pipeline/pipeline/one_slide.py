@@ -82,7 +82,7 @@ def tile_slide(
     """Plan the slide's patches that hold tissue, as `tile-slides` does; gives the result, in OUT/<slide name>.
 
     annotations: a folder of GeoJSON outlines, <slide name>.geojson, that label the patches.
-    export: write each patch as a PNG too, under `export` in the run folder.
+    export: write patches too, as `export` of the config says, under `export` in the run folder; by default each as PNG.
 
     The rest is as of `infer_slide`; the default config is tile_40x, patches of 50 x 50 px at 0.25 um/px. `progress` is
     called while patches are exported.
