@@ -26,7 +26,7 @@ from urllib.request import urlopen
 import numpy as np
 
 from scripts.bench.tiled_slide import densest_square, write_tiled_slide
-from scripts.bench.viewer_frames import frames
+from scripts.bench.viewer_frames import BROWSERS, frames, frames_table
 from scripts.bench.viewer_load import Answer, Shown, pan_together, show_once
 from scripts.doc_sections import put_section
 
@@ -150,8 +150,12 @@ def measure(out: Path, viewers: int, steps: int, in_browser: bool) -> str:
         f"| ... at {SLIDES} | {all_of_them:.0f} MB |",
     ]
     if in_browser:
-        with served(out) as server:
-            lines += frames(server.address, names[0])
+        found = {}
+        for started, flags in BROWSERS.items():
+            # A server of its own for each: the first time is one of nothing kept.
+            with served(out) as server:
+                found[started] = frames(server.address, names[0], flags)
+        lines += frames_table(found)
     return "\n".join(lines)
 
 

@@ -1,18 +1,19 @@
 """How smoothly the page of view-slides moves in a browser, for measure_viewer.py. Needs Chromium and playwright."""
 
+import os
 import shutil
 from typing import Any
 
 import numpy as np
 
 SIZE = {"width": 1600, "height": 1000}
-# No GPU is asked for: what a machine without one shows.
-FLAGS = [
-    "--no-sandbox",
-    "--use-angle=swiftshader",
-    "--enable-unsafe-swiftshader",
-    "--disable-accelerated-2d-canvas",
-]
+# Without --no-sandbox Chromium does not start as root. The others ask for drawing by software throughout.
+AS_IT_STARTS = ["--no-sandbox"] if os.geteuid() == 0 else []
+BY_SOFTWARE = ["--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--disable-accelerated-2d-canvas"]
+BROWSERS = {
+    "as playwright starts it": AS_IT_STARTS,
+    f"with `{' '.join(BY_SOFTWARE)}`": [*AS_IT_STARTS, *BY_SOFTWARE],
+}
 PANS, MOVES = 4, 45
 SMOOTH_MS = 1000 / 30
 COUNT = (
@@ -21,13 +22,24 @@ COUNT = (
 WHOLE = "() => [...document.querySelectorAll('.osd')].every(e => e.dataset.tiles === 'whole')"
 
 
-def frames(address: str, name: str) -> list[str]:
-    """Lines of a table: how long the page takes to show a slide, and its frames while somebody pans."""
+def frames_table(found: dict[str, dict[str, str]]) -> list[str]:
+    """Lines of a table from what `frames` found in each way of starting Chromium."""
+    rows = next(iter(found.values()))
+    return [
+        "",
+        f"| in headless Chromium | {' | '.join(found)} |",
+        "| --- |" + " --- |" * len(found),
+        *(f"| {what} | {' | '.join(of[what] for of in found.values())} |" for what in rows),
+    ]
+
+
+def frames(address: str, name: str, flags: list[str]) -> dict[str, str]:
+    """How long the page takes to show a slide, and its frames while somebody pans, in a Chromium with the flags."""
     from playwright.sync_api import sync_playwright
 
-    lines = ["", "| in Chromium, drawing without a GPU | |", "| --- | --- |"]
+    found = {}
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=FLAGS)
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=flags)
         page = browser.new_page(viewport=SIZE)
         for when in ("the first time", "again"):
             page.goto("about:blank")
@@ -35,18 +47,18 @@ def frames(address: str, name: str) -> list[str]:
             page.locator(".osd").wait_for()
             page.wait_for_function(WHOLE)
             took = page.evaluate("() => performance.now()")
-            lines.append(f"| from the address to slide and map whole, {when} | {took / 1000:.2f} s |")
+            found[f"from the address to slide and map whole, {when}"] = f"{took / 1000:.2f} s"
         for magnification in ("10x", "40x"):
             page.get_by_role("button", name=magnification, exact=True).click()
             page.wait_for_function(WHOLE)
             for what, direction in (("over new tissue", 1), ("back over the same", -1)):
                 times = _pan(page, direction)
-                lines.append(
-                    f"| panning at {magnification} {what} | {1000 / times.mean():.0f} frames a second, "
-                    f"{np.mean(times <= SMOOTH_MS * 1.1):.0%} of them within {SMOOTH_MS:.0f} ms |"
+                found[f"panning at {magnification} {what}"] = (
+                    f"{1000 / times.mean():.0f} frames a second, "
+                    f"{np.mean(times <= SMOOTH_MS * 1.1):.0%} of them within {SMOOTH_MS:.0f} ms"
                 )
         browser.close()
-    return lines
+    return found
 
 
 def _pan(page: Any, direction: int) -> np.ndarray:

@@ -476,6 +476,24 @@ def test_a_grade_is_computed_from_what_is_entered_and_counted(site: Site, page: 
     assert "mitotic_count,2" in Path(download.value.path()).read_text()
 
 
+@pytest.mark.parametrize(("screen", "counted"), [((1200, 760), 2), ((3840, 2160), 0)])
+def test_a_mark_is_taken_back_from_further_off_where_marks_are_drawn_larger(
+    site: Site, page: Any, fresh: None, screen: tuple[int, int], counted: int
+) -> None:
+    page.set_viewport_size({"width": screen[0], "height": screen[1]})
+    go(page, "whole", tab="grading")
+    page.keyboard.press("f")
+    page.get_by_role("heading", name="Field 1").wait_for()
+    page.wait_for_timeout(200)
+    page.get_by_role("button", name="Count by clicking").click()
+    box = page.locator(".osd").bounding_box()
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    page.mouse.click(x, y)
+    page.get_by_label("Mitoses counted").get_by_text("1", exact=True).wait_for()
+    page.mouse.click(x + 15, y)
+    page.get_by_label("Mitoses counted").get_by_text(str(counted), exact=True).wait_for()
+
+
 # --- the other pages --------------------------------------------------------------------------------------------
 
 

@@ -3,10 +3,11 @@ import type OpenSeadragon from "openseadragon";
 import { useEffect } from "preact/hooks";
 import type { Point } from "../types";
 import { areaOf, contains } from "./geometry";
+import { enlarged } from "./scale";
 import type { Stage } from "./stage";
 import type { Workspace } from "./workspace";
 
-// A click this near to a mark, in points of the screen, is on it.
+// A click this near to a mark, in points of the screen, is on it; marks are drawn larger on a large screen.
 const NEAR = 12;
 
 /** The field that a mitosis at the place belongs to: the chosen one if it holds the place, else any that does. */
@@ -22,7 +23,7 @@ function toggleMitosis(space: Workspace, stage: Stage, place: Point): void {
   for (const field of space.view.fields) {
     const index = space.grades.of(field.id).mitoses.findIndex((mark) => {
       const [markX, markY] = stage.toScreen(mark);
-      return Math.hypot(markX - x, markY - y) <= NEAR;
+      return Math.hypot(markX - x, markY - y) <= NEAR * enlarged();
     });
     if (index >= 0) {
       void space.grades.removeMitosis(field.id, index);
