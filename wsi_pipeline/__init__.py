@@ -57,6 +57,7 @@ if _typing.TYPE_CHECKING:
     from wsi_pipeline.slides.slide import open_slide as open_slide
     from wsi_pipeline.tiling.artefacts import ArtefactOptions as ArtefactOptions
     from wsi_pipeline.tiling.cell_status import Status as Status
+    from wsi_pipeline.tiling.export_draw import ExportOptions as ExportOptions
     from wsi_pipeline.tiling.grid import GridOptions as GridOptions
     from wsi_pipeline.tiling.tissue import TissueOptions as TissueOptions
 
@@ -76,6 +77,7 @@ _NAMES = {
     "slides.slide": "Slide open_slide",
     "tiling.artefacts": "ArtefactOptions",
     "tiling.cell_status": "Status",
+    "tiling.export_draw": "ExportOptions",
     "tiling.grid": "GridOptions",
     "tiling.tissue": "TissueOptions",
 }

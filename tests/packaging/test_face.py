@@ -27,7 +27,14 @@ VALUES = {
     "Status",
 }
 OPTIONS = {
-    *("AnnotationOptions", "ArtefactOptions", "ClassifyOptions", "DelineateOptions", "FieldOptions"),
+    *(
+        "AnnotationOptions",
+        "ArtefactOptions",
+        "ClassifyOptions",
+        "DelineateOptions",
+        "ExportOptions",
+        "FieldOptions",
+    ),
     *("GridOptions", "InferConfig", "TileConfig", "TileGridOptions", "TissueOptions"),
 }
 
