@@ -98,6 +98,23 @@ def test_what_was_found_goes_through_a_card_unchanged(method):
         of_numbers(method, (1.0, 2.0))
 
 
+@pytest.mark.parametrize(
+    ("method", "numbers", "reason"),
+    [
+        ("macenko", (0.0,) * 8, "expected unit vectors"),
+        ("macenko", (1e308,) * 8, "expected unit vectors"),
+        ("macenko", (0.6, 0.6, 0.8, 0.8, 0.0, 0.0, 1.0, 1.0), "expected two that differ"),
+        ("macenko", (0.6, 0.0, 0.8, 0.6, 0.0, 0.8, 1.0, -1.0), "expected above 0, at most 20"),
+        ("macenko", (0.6, 0.0, 0.8, 0.6, 0.0, 0.8, 1.0, 1e300), "expected above 0, at most 20"),
+        ("reinhard", (50.0, 0.0, 0.0, 0.0, 1.0, 1.0), "deviations above 0, at most 128"),
+        ("reinhard", (50.0, 1e9, 0.0, 1.0, 1.0, 1.0), "expected L within 0 and 100"),
+    ],
+)
+def test_a_reference_that_no_tissue_has_is_refused(method, numbers, reason):
+    with pytest.raises(ValueError, match=reason):
+        of_numbers(method, numbers)
+
+
 def test_glass_alone_has_no_two_stains():
     with pytest.raises(DataError, match="found 0 pixels of stained tissue, expected 500 at least"):
         find_stains("macenko", np.full((50, 50, 3), 240, np.uint8))

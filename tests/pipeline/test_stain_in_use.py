@@ -101,7 +101,8 @@ def test_a_map_is_of_colours_measured_on_the_slides_own_sample_and_resumes_to_th
 
 
 def others_of(card: ModelCard) -> list[ModelCard]:
-    moved = tuple(value * 1.01 for value in card.stain.reference)
+    *rest, last = card.stain.reference
+    moved = (*rest, last * 1.01)
     return [
         replace(card, stain_normalisation=0.5),
         replace(card, stain=replace(card.stain, reference=moved)),

@@ -30,6 +30,8 @@ Pixels: TypeAlias = NDArray[np.uint8]
 GLASS, LEAST_DENSITY, EXTREME, MOST = 240.0, 0.15, 1.0, 99.0
 # So few pixels of tissue say nothing of two stains.
 LEAST_PIXELS = 500
+# A card's reference: stains are of length 1 but for rounding, less alike than this cosine; and no density is higher.
+ROUNDING, MOST_ALIKE, MOST_DENSITY = 1e-3, 0.9999, 20.0
 # Colours along each side of the table.
 TABLE_SIDE = 33
 # Slides whose stain differs by more are something else than H&E.
@@ -122,14 +124,39 @@ def as_numbers(found: Found) -> tuple[float, ...]:
 
 
 def of_numbers(method: PixelMethod, numbers: Sequence[float]) -> Found:
-    """What `as_numbers` made plain. Raises ValueError where these are not as many numbers as the method has."""
+    """What `as_numbers` made plain.
+
+    Raises ValueError where these are not as many numbers as the method has, or none that it can find in pixels: stains
+    of length 1 that differ, amounts and deviations above 0, colours within CIELAB.
+    """
     wanted = 8 if method == "macenko" else 6
     if len(numbers) != wanted:
         raise ValueError(f"found {len(numbers)} numbers of {method}'s reference, expected {wanted}")
     values = np.array(numbers, float)
     if method == "macenko":
-        return TwoStains(values[:6].reshape(3, 2), values[6:])
-    return LabSpread(values[:3], values[3:])
+        stains = TwoStains(values[:6].reshape(3, 2), values[6:])
+        lengths = np.hypot.reduce(stains.directions, axis=0)
+        if not np.abs(lengths - 1).max() <= ROUNDING:
+            raise ValueError(
+                f"found the stains {values[:6].tolist()} of macenko's reference, expected unit vectors"
+            )
+        if stains.directions.prod(axis=1).sum() > MOST_ALIKE:
+            raise ValueError(
+                f"found the stains {values[:6].tolist()} of macenko's reference, expected two that differ"
+            )
+        if not ((values[6:] > 0) & (values[6:] <= MOST_DENSITY)).all():
+            raise ValueError(
+                f"found the amounts {values[6:].tolist()} of macenko's reference, expected above 0, at most "
+                f"{MOST_DENSITY:g}"
+            )
+        return stains
+    mean, std = values[:3], values[3:]
+    if not 0 <= mean[0] <= 100 or np.abs(mean[1:]).max() > 128 or not ((std > 0) & (std <= 128)).all():
+        raise ValueError(
+            f"found mean {mean.tolist()} and deviation {std.tolist()} of reinhard's reference, expected L within 0 and "
+            "100, a and b within -128 and 128, deviations above 0, at most 128"
+        )
+    return LabSpread(mean, std)
 
 
 def _restained(
