@@ -1,13 +1,15 @@
 """Slides that the tests make, and where the shared ones lie."""
 
+import json
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
+import shapely
 import tifffile
 from hypothesis import settings
 from numpy.typing import NDArray
@@ -43,6 +45,20 @@ def shared() -> Path:
     if not (SHARED / "data").is_dir():
         pytest.skip("needs the shared data folder beside the checkout (../shared), which is not here")
     return SHARED
+
+
+def write_outlines(slide: Path, areas: Iterable[tuple[shapely.Polygon, str]]) -> None:
+    """Areas of the slide, in level-0 pixels, and their classes, beside it as GeoJSON."""
+    features = [
+        {
+            "type": "Feature",
+            "geometry": shapely.geometry.mapping(area),
+            "properties": {"classification": {"name": name}},
+        }
+        for area, name in areas
+    ]
+    collection = {"type": "FeatureCollection", "features": features}
+    slide.with_suffix(".geojson").write_text(json.dumps(collection))
 
 
 def write_slide(

@@ -18,12 +18,13 @@ import multiprocessing
 import resource
 import signal
 import sys
+import tarfile
 import tempfile
 import time
 import traceback
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -41,6 +42,7 @@ from wsi_pipeline.base.geometry import Box, Plane, Size
 from wsi_pipeline.base.images import read_image
 from wsi_pipeline.jobs.locks import parse_lock
 from wsi_pipeline.learning.datasets.layouts import list_images
+from wsi_pipeline.learning.datasets.shards import samples_of
 from wsi_pipeline.models.model import SHIPPED, load_model
 from wsi_pipeline.pipeline.config import TileConfig, load_config
 from wsi_pipeline.results.run_folder import read_summary
@@ -49,7 +51,8 @@ from wsi_pipeline.slides.annotations.masks import read_mask
 from wsi_pipeline.slides.catalog import list_slides
 from wsi_pipeline.slides.readers.dicom import SLIDE_CLASS
 from wsi_pipeline.slides.slide import open_slide
-from wsi_pipeline.tiling.export_info import export_of
+from wsi_pipeline.tiling.export_info import ExportInfo, export_of
+from wsi_pipeline.tiling.export_shards import add_sample
 from wsi_pipeline.viewer.grading_sheet import GradingSheet
 from wsi_pipeline.viewer.review import Review
 
@@ -77,6 +80,7 @@ WORDS = {
     "yaml": [b"*a", b"&a ", b"<<: ", b"!!python/object:os.system ", b": ", b"- ", b"? ", b"1e400", b"0x", b"!!binary "],
     "card": [b"1e308", b"[[", b"true", b'"unet"', b"4096", b"-0.0", b'"classes": [],'],
     "export": [b"1e308", b"[[", b"true", b"{}", b"[]"],
+    "shard": [b"ustar", b"0000", b"7777777", b"\x80\0\0\0", b"x", b"L", b"S", b".cls", b".png", b"9"],
     "summary": [b"[[[[", b"{}", b"[]"],
     "lock": [b"1e999", b"{}", b"[]"],
     "safetensors": [b"F64", b"BF16", b"[0,", b"-1,", b"99999999999"],
@@ -304,6 +308,20 @@ def _read_pair(path: Path) -> object:
     return list_images(path.parent)
 
 
+def _read_shard(path: Path) -> None:
+    info = replace(SHARD_INFO, shards=((path.name, 3),))
+    for sample in samples_of(path.parent, info):
+        sample.read()
+
+
+def _shards() -> list[bytes]:
+    file, rgb = io.BytesIO(), np.asarray(Image.effect_noise((50, 50), 80).convert("RGB"))
+    with tarfile.open(fileobj=file, mode="w") as tar:
+        for label in (0, 1, -1):
+            add_sample(tar, SHARD_INFO, (50 * label, 0), label, rgb)
+    return [file.getvalue()]
+
+
 def _arrays() -> list[bytes]:
     file = io.BytesIO()
     np.save(file, np.zeros((8, 50, 50, 3), np.uint8))
@@ -395,6 +413,7 @@ EXPORT = (
     b'{"kind": "patches of tile-slides", "format": 1, "slide": {"name": "a", "fingerprint": "b"}, "patch_px": 50, '
     b'"stride_px": 50, "mpp": 4.0, "stain": {"od_mean": [0.1, 0.2, 0.1], "patches": 7, "sample": ["a.png"]}}'
 )
+SHARD_INFO = ExportInfo("a", "b", 50, 50, 4.0, None, 0)
 LOCK = b'{"host": "a", "pid": 1, "boot": "b", "started": 1, "beat": 3}'
 REVIEW = b"".join(
     json.dumps({"revision": n + 1, "time": "2026-01-01T00:00:00+00:00", "reviewer": "a", **change}).encode()
@@ -435,6 +454,7 @@ READERS = {
     "card": Reader(_read_card, "a.json", lambda: [(SHIPPED / "idc_default.json").read_bytes()]),
     "safetensors": Reader(_read_weights, "a.safetensors", lambda: [(SHIPPED / "idc_default.safetensors").read_bytes()]),
     "export": Reader(lambda path: export_of(path.parent), "export.json", lambda: [EXPORT, DEEP]),
+    "shard": Reader(_read_shard, "a-000000.tar", _shards),
     "summary": Reader(lambda path: read_summary(path.parent), "summary.json", lambda: [EXPORT, DEEP]),
     "lock": Reader(lambda path: parse_lock(path.read_text("utf-8", "replace")), "a.lock", lambda: [LOCK, DEEP]),
     "tiff": Reader(_read_slide, "a.tiff", _slides),

@@ -2,18 +2,20 @@
 
 import io
 import json
+import shutil
 import tarfile
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
 import shapely
 import webdataset
-from conftest import noise, write_slide
+from conftest import noise, write_outlines, write_slide
 from PIL import Image
 
-from wsi_pipeline.base.errors import DataError
+from wsi_pipeline.base.errors import DataError, OutputError
 from wsi_pipeline.cli import tile_slides
 from wsi_pipeline.learning.datasets import SplitOptions, load_split
 from wsi_pipeline.learning.datasets.layouts import list_images
@@ -22,7 +24,7 @@ from wsi_pipeline.pipeline.config import TileConfig, TileGridOptions
 from wsi_pipeline.pipeline.run import RunOptions
 from wsi_pipeline.pipeline.tile import tile_slide
 from wsi_pipeline.slides.catalog import SlideEntry
-from wsi_pipeline.tiling.export_draw import ExportOptions
+from wsi_pipeline.tiling.export_draw import ExportFormat, ExportOptions
 from wsi_pipeline.tiling.export_info import read_export
 
 GRID = TileGridOptions(patch_px=20, mpp=0.5, min_tissue=0.5, block_px=256)
@@ -35,16 +37,9 @@ def write(folder: Path, name: str, seed: int) -> Path:
     rgb = (noise(HEIGHT, WIDTH, seed) // 2 + (70, 20, 60)).astype(np.uint8)
     rgb[:40] = 242
     path = write_slide(folder / f"{name}.tiff", rgb, factors=(1, 4), tile=64)
-    areas = ((shapely.box(0, 0, 200, HEIGHT), "IDC"), (shapely.box(300, 0, WIDTH, HEIGHT), "Normal"))
-    features = [
-        {
-            "type": "Feature",
-            "geometry": shapely.geometry.mapping(area),
-            "properties": {"classification": {"name": name}},
-        }
-        for area, name in areas
-    ]
-    path.with_suffix(".geojson").write_text(json.dumps({"type": "FeatureCollection", "features": features}))
+    write_outlines(
+        path, ((shapely.box(0, 0, 200, HEIGHT), "IDC"), (shapely.box(300, 0, WIDTH, HEIGHT), "Normal"))
+    )
     return path
 
 
@@ -232,6 +227,47 @@ def test_damaged_shards_and_mixed_formats_are_refused_in_a_line(slides, tmp_path
     tile_slide(entry, tmp_path / "out", TileConfig(grid=GRID), slides, export=True)
     with pytest.raises(DataError, match=r"found exports of several formats \(png, shards\), expected one"):
         list_images(tmp_path / "out")
+
+
+def test_shards_that_lead_elsewhere_or_hold_something_else_are_refused(slides, tmp_path):
+    export(slides, tmp_path / "out", format="shards")
+    place = tmp_path / "out/b/export/b"
+    shard, said = place / "b-000000.tar", json.loads((place / "export.json").read_text())
+    kept = shard.read_bytes()
+    with tarfile.open(shard, "w") as tar:
+        member = tarfile.TarInfo("b_x0_y0.cls")
+        member.size = 100
+        tar.addfile(member, io.BytesIO(b"1" * 100))
+    with pytest.raises(DataError, match="found the label '11111111', expected 0 or 1"):
+        list_images(tmp_path / "out")
+    shard.write_bytes(kept)
+    shutil.copy(shard, tmp_path / "elsewhere.tar")
+    said["shards"] = [["../../../../elsewhere.tar", said["shards"][0][1]]]
+    (place / "export.json").write_text(json.dumps(said))
+    with pytest.raises(
+        DataError, match=r"found the shard '.*elsewhere.tar', expected the name of a file beside it"
+    ):
+        list_images(tmp_path / "out")
+
+
+def test_what_is_not_an_export_is_never_removed_for_one(slides, tmp_path):
+    entry = SlideEntry(slides / "b.tiff", "b", patient="18")
+    tile_slide(entry, tmp_path / "out", TileConfig(grid=GRID), slides)
+    for name in ("b", "mine"):
+        (tmp_path / "out/b/export" / name).mkdir(parents=True)
+        (tmp_path / "out/b/export" / name / "notes.txt").write_text("mine")
+    config = TileConfig(grid=GRID, export=ExportOptions(format="shards"))
+    with pytest.raises(OutputError, match=r"found files without an export.json .*move them elsewhere"):
+        tile_slide(entry, tmp_path / "out", config, slides, export=True)
+    assert (tmp_path / "out/b/export/b/notes.txt").read_text() == "mine"
+    (tmp_path / "out/b/export/b/notes.txt").unlink()
+    tile_slide(entry, tmp_path / "out", config, slides, export=True)
+    assert (tmp_path / "out/b/export/b/b-000000.tar").exists()
+    assert (tmp_path / "out/b/export/mine/notes.txt").read_text() == "mine"
+
+
+def test_the_command_offers_every_format():
+    assert get_args(ExportFormat) == tile_slides.FORMATS
 
 
 def test_the_command_says_what_was_left_out(slides, tmp_path, capfd):

@@ -15,7 +15,7 @@ import shapely
 import tifffile
 import torch
 import yaml
-from conftest import write_slide
+from conftest import write_outlines, write_slide
 from safetensors.torch import load_file
 from test_train import CPU, NOTHING, OPTIONS
 
@@ -66,15 +66,7 @@ def draw(path: Path, seed: int, **options: object) -> Path:
 
 def outline(path: Path) -> None:
     areas = ((shapely.box(0, 0, WIDTH // 3, HEIGHT), "Tumor"), (shapely.box(500, 100, WIDTH, 620), "Stroma"))
-    features = [
-        {
-            "type": "Feature",
-            "geometry": shapely.geometry.mapping(area),
-            "properties": {"classification": {"name": name}},
-        }
-        for area, name in areas
-    ]
-    path.with_suffix(".geojson").write_text(json.dumps({"type": "FeatureCollection", "features": features}))
+    write_outlines(path, areas)
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from wsi_pipeline.base.errors import OutputError
 from wsi_pipeline.base.files import (
     OutPath,
     folders,
@@ -126,19 +127,24 @@ def _write_shards(
 
 
 def _make_way(folder: OutPath, info: ExportInfo) -> None:
-    """Remove what is of other options in the slide's folder of exports, of which `folder` is one."""
+    """Remove what is of other options in the slide's folder of exports, of which `folder` is one.
+
+    What no export.json describes is not ours to remove: beside `folder` it stays, in it OutputError is raised, unless
+    the export is a plain one, which earlier versions wrote without.
+    """
     is_plain = info.format == "png" and info.options.get("unlabelled", True) and "seed" not in info.options
     for name in folders(folder.parent):
-        there, is_this = read_export(folder.parent / name), name == folder.name
-        if (
-            there is None
-        ):  # somebody else's, or without its export.json, which only a plain export can do without
-            keep = is_plain or not is_this
-        else:
-            keep = is_this and (there.options == info.options or (is_plain and not there.options))
-        if not keep:
-            log.warning("%s: an export of other options is removed", folder.parent / name)
-            remove(folder.parent / name)
+        place, is_this = folder.parent / name, name == folder.name
+        there = read_export(place)
+        if there is None:
+            if is_this and not is_plain and (names(place) or folders(place)):
+                raise OutputError(
+                    f"{place}: found files without an {EXPORT_FILE} that says what they are, expected an export or "
+                    "nothing; move them elsewhere"
+                )
+        elif not is_this or (there.options != info.options and not (is_plain and not there.options)):
+            log.warning("%s: an export of other options is removed", place)
+            remove(place)
 
 
 def _read(

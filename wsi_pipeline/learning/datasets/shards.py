@@ -14,6 +14,8 @@ from wsi_pipeline.models.card import MOST_PATCH_PX
 from wsi_pipeline.tiling.export_info import EXPORT_FILE, ExportInfo
 
 LAYOUT = "shards of tile-slides"
+# No PNG of a patch is larger than twice its pixels.
+MOST_BYTES = 6 * MOST_PATCH_PX**2
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,10 @@ def samples_of(folder: Path, info: ExportInfo) -> list[Sample]:
         )
     samples: list[Sample] = []
     for name, count in info.shards:
+        if Path(name).name != name:  # no file of another folder
+            raise DataError(
+                f"{folder / EXPORT_FILE}: found the shard '{name}', expected the name of a file beside it; export again"
+            )
         found = _samples_in(folder / name)
         if len(found) != count:
             raise DataError(
@@ -68,6 +74,10 @@ def _samples_in(shard: Path) -> list[Sample]:
             for member in tar:
                 key, _, kind = member.name.partition(".")
                 if kind == "png":
+                    if member.size > MOST_BYTES:
+                        raise ValueError(
+                            f"{member.name}: found {member.size:,} bytes, expected {MOST_BYTES:,} at most"
+                        )
                     found[key] = member.offset_data, member.size
                 elif kind == "cls":
                     labels[key] = _label(tar, member)
@@ -83,7 +93,7 @@ def _samples_in(shard: Path) -> list[Sample]:
 
 def _label(tar: tarfile.TarFile, member: tarfile.TarInfo) -> int:
     file = tar.extractfile(member)
-    text = file.read().decode() if file else ""
+    text = file.read(8).decode() if file else ""
     if text not in ("0", "1"):
         raise ValueError(f"{member.name}: found the label {text!r}, expected 0 or 1")
     return int(text)
