@@ -89,7 +89,7 @@ def main() -> int:
             rows[name].append(f"{share:.0%}")
             print(f"{picture}, {len(patches)} patches, {name}: {share:.1%} IDC", flush=True)
     if args.into:
-        put_section(args.into, "stains", page(rows, len(val), len(core), args))
+        put_section(args.into, "stains", page(rows, val, len(core)))
     return 0
 
 
@@ -213,12 +213,13 @@ def share_of_idc(model: Model, patches: Pixels) -> float:
     return float((found.probability >= card.threshold).mean())
 
 
-def page(rows: dict[str, list[str]], patches: int, core: int, args: argparse.Namespace) -> str:
+def page(rows: dict[str, list[str]], val: LabelledPatches, core: int) -> str:
     """The section of the page."""
     lines = [
         "## Stain normalisation",
         "",
-        f"The shipped network, trained with the gain at 0.7, on {patches:,} patches of the 29 validation patients "
+        f"The shipped network, trained with the gain at 0.7, on {len(val):,} patches of the "
+        f"{len(set(val.patients))} validation patients "
         f"({VALIDATION} of each at most): AUROC and cross-fitted F1, as scanned, and after the density of each of a "
         "patient's channels was multiplied by a factor whose logarithm has this spread. Then AUROC on "
         f"{core} patches of a core biopsy of another laboratory (outlines drawn by eye); and the share of patches "

@@ -445,14 +445,19 @@ def test_changes_that_cannot_be_read_are_named_on_their_slide(site: Site, page: 
     page.get_by_text("2 lines of this slide's grading.jsonl cannot be read").wait_for()
 
 
-def test_a_grade_is_computed_from_what_is_entered_and_counted(site: Site, page: Any, fresh: None) -> None:
+def count_in_the_first_field(page: Any) -> tuple[float, float]:
+    """Begin to count mitoses there; gives its middle on the screen."""
     go(page, "whole", tab="grading")
     page.keyboard.press("f")
     page.get_by_role("heading", name="Field 1").wait_for()
     page.wait_for_timeout(200)
     page.get_by_role("button", name="Count by clicking").click()
     box = page.locator(".osd").bounding_box()
-    middle = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    return box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+
+
+def test_a_grade_is_computed_from_what_is_entered_and_counted(site: Site, page: Any, fresh: None) -> None:
+    middle = count_in_the_first_field(page)
     for i, (x, y) in enumerate([(0, 0), (60, 40), (-50, 30)]):
         page.mouse.click(middle[0] + x, middle[1] + y)
         page.get_by_label("Mitoses counted").get_by_text(str(i + 1), exact=True).wait_for()
@@ -481,13 +486,7 @@ def test_a_mark_is_taken_back_from_further_off_where_marks_are_drawn_larger(
     site: Site, page: Any, fresh: None, screen: tuple[int, int], counted: int
 ) -> None:
     page.set_viewport_size({"width": screen[0], "height": screen[1]})
-    go(page, "whole", tab="grading")
-    page.keyboard.press("f")
-    page.get_by_role("heading", name="Field 1").wait_for()
-    page.wait_for_timeout(200)
-    page.get_by_role("button", name="Count by clicking").click()
-    box = page.locator(".osd").bounding_box()
-    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    x, y = count_in_the_first_field(page)
     page.mouse.click(x, y)
     page.get_by_label("Mitoses counted").get_by_text("1", exact=True).wait_for()
     page.mouse.click(x + 15, y)

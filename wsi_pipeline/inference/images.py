@@ -29,14 +29,14 @@ from wsi_pipeline.tiling.grid import GridOptions
 if TYPE_CHECKING:  # model.py takes torch along
     from wsi_pipeline.models.card import ModelCard, Stain
 
+log = logging.getLogger(__name__)
+
 # Files decoded and scored together: fills batches, bounds memory.
 FILES_AT_ONCE = 256
 DECODING_THREADS = 4
 MAX_ENLARGED = GridOptions().max_upsampling
 How = Literal["patch", "tiled", "squeezed"]
 # On what a picture's stain was measured.
-log = logging.getLogger(__name__)
-
 OF_SLIDE, BY_ITSELF, AS_IT_IS = f"of the slide ({EXPORT_FILE})", "of the picture by itself", "left as it is"
 
 

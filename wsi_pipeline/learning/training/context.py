@@ -4,7 +4,6 @@ Everything that is chosen (calibration, threshold) is chosen by cross-validation
 the validation patients are evaluated and nothing else.
 """
 
-import csv
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -299,7 +298,7 @@ def split_slides(
         train = [name for name in names if name not in split.val_patients]
         val = [name for name in names if name in split.val_patients]
     else:
-        sides = read_patients(known) if split.patients_csv else _sides_of(known)
+        sides = read_patients(known)
         if unknown := [name for name in names if name not in sides]:
             raise DataError(
                 f"{known}: found no patient {', '.join(unknown[:5])}; name slides by their patient"
@@ -313,16 +312,6 @@ def split_slides(
             f"give --manifest, or split.val_patients or split.patients_csv in the config"
         )
     return train, val
-
-
-def _sides_of(manifest: Path) -> dict[str, str]:
-    try:
-        with manifest.open(newline="") as file:
-            return {row["patient"]: row["split"] for row in csv.DictReader(file)}
-    except (OSError, KeyError) as error:
-        raise DataError(
-            f"{manifest}: expected a CSV with the columns patient and split ({error!r})"
-        ) from error
 
 
 def _cells(slides: Sequence[LabelledSlide], values: Callable[[LabelledSlide], NDArray[Any]]) -> NDArray[Any]:
