@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from scripts.doc_sections import kept_section
+from scripts.doc_sections import kept_sections
 from wsi_pipeline.base.errors import RecipeError
 from wsi_pipeline.inference.classifier import Classifier
 from wsi_pipeline.inference.device import choose_device
@@ -70,10 +70,6 @@ class Mapped:
     regions_mm2: float
 
 
-# Of the page, those that other scripts write; they stay.
-SECTIONS = ("folds", "adaptation", "comparison", "splits", "outlines")
-
-
 def main() -> int:
     """Run the measurements; gives the exit code."""
     parser = argparse.ArgumentParser(
@@ -97,13 +93,13 @@ def main() -> int:
     for path in sorted(slides.glob("*.tiff")):
         mapped.append(map_mount(path, args.work / "maps", config, classifier))
         print(f"{path.stem}: {len(mapped[-1].labels)} labelled patches", flush=True)
-    compared = [kept_section(args.out, name) for name in SECTIONS]
+    others = kept_sections(args.out)  # what other scripts wrote stays
     model = classifier.models[0]
     side = load_side(args.data / "idc", model.card.patch_px, "val", split_of(model.card), mpp=model.card.mpp)
     some = sampled(side, MOST_PATCHES, seed=0)
     rows = measure_robustness(model, some, classifier.device, len(some))
     text = page([m for m in mapped if m.patient in val], mapped, classifier, rows, len(some))
-    args.out.write_text("\n".join([text, *filter(None, compared)]), encoding="utf-8")
+    args.out.write_text("\n".join([text, *others]), encoding="utf-8")
     print(f"written: {args.out}")
     return 0
 

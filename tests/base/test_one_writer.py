@@ -41,6 +41,10 @@ def _writes(call: ast.Call) -> bool:
     name = function.rpartition(".")[2]
     is_method = isinstance(call.func, ast.Attribute)
     if name == "open":
+        if any(
+            keyword.arg == "fileobj" and ast.unparse(keyword.value) in OPENED for keyword in call.keywords
+        ):
+            return False  # into a file that the one writer opened
         values = [*call.args, *(keyword.value for keyword in call.keywords)]
         texts = [value.value for value in values if isinstance(value, ast.Constant)]
         flags = " ".join(map(ast.unparse, values)) if function == "os.open" else ""
@@ -77,6 +81,8 @@ def _is_writing_mode(value: object) -> bool:
         "np.lib.format.open_memmap(path, 'w+', np.uint8, shape)",
         "part.rename(path)",
         "image.save(path)",
+        "tarfile.open(path, 'w')",
+        "tarfile.open(fileobj=beside, mode='w')",
     ],
 )
 def test_the_rule_knows_a_file_that_is_opened_to_write(source: str) -> None:
@@ -95,6 +101,7 @@ def test_the_rule_knows_a_file_that_is_opened_to_write(source: str) -> None:
         "np.save(file, values)",
         "torch.save(state, file)",
         "os.open(path, os.O_RDONLY)",
+        "tarfile.open(fileobj=file, mode='w')",
     ],
 )
 def test_the_rule_leaves_what_only_reads_or_goes_by_the_one_writer(source: str) -> None:

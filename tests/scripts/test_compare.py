@@ -7,23 +7,8 @@ import numpy as np
 import pytest
 from test_datasets import GROUPS, PX, write_sheets
 
-from scripts.doc_sections import kept_section, put_section
 from scripts.results import compare, compare_table
 from wsi_pipeline.learning.datasets import LabelledPatches, SplitOptions, load_split
-
-
-def test_a_section_is_put_once_and_then_replaced_and_the_rest_left_alone(tmp_path: Path) -> None:
-    page = tmp_path / "results.md"
-    page.write_text("# Results\n\nMeasured.\n")
-    put_section(page, "one", "## One\n")
-    put_section(page, "two", "## Two\n")
-    put_section(page, "one", "## One, again \\1\n")
-    text = page.read_text()
-    assert text.startswith("# Results\n\nMeasured.\n")
-    assert text.index("## One, again \\1") < text.index("## Two")
-    assert "## One\n" not in text
-    assert kept_section(page, "two") in text
-    assert kept_section(page, "three") == ""
 
 
 def test_a_leaking_split_passes_for_one_by_patient_and_judges_the_same_patches(tmp_path: Path) -> None:
