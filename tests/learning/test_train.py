@@ -21,7 +21,7 @@ from test_datasets import GROUPS, write_sheets
 
 from wsi_pipeline.base.errors import ConfigError, ModelError, RecipeError, TrainingError
 from wsi_pipeline.base.options import options_to_dict
-from wsi_pipeline.cli import train_model
+from wsi_pipeline.cli import models, train_model
 from wsi_pipeline.cli.train_model import main
 from wsi_pipeline.learning.datasets import SplitOptions
 from wsi_pipeline.learning.training.augment import AugmentOptions, augmented, draw_views
@@ -439,7 +439,9 @@ def test_glass_stays_white_when_only_the_strength_of_stains_changes():
     assert torch.allclose(out, glass.float(), atol=0.01)
 
 
-def test_a_training_goes_on_from_a_model_and_the_card_keeps_the_whole_lineage(data, tmp_path):
+def test_a_training_goes_on_from_a_model_and_the_card_keeps_the_whole_lineage(
+    data, tmp_path, monkeypatch, capsys
+):
     first = train(replace(OPTIONS, epochs=4, data="the first set"), data, tmp_path / "first", CPU)
     config = tmp_path / "again.yaml"
     config.write_text(
@@ -455,7 +457,7 @@ def test_a_training_goes_on_from_a_model_and_the_card_keeps_the_whole_lineage(da
         )
     )
 
-    def go_on(model: Path, name: str) -> ModelCard:
+    def go_on(model: Path | str, name: str) -> ModelCard:
         arguments = ["--config", config, "--data", data, "--out", tmp_path / name, "--from", model]
         assert train_model.main([str(each) for each in [*arguments, "--device", "cpu"]]) == 0
         return load_model(tmp_path / name / "again.safetensors").card
@@ -469,6 +471,16 @@ def test_a_training_goes_on_from_a_model_and_the_card_keeps_the_whole_lineage(da
     third = go_on(tmp_path / "second" / "again.safetensors", "third")
     assert third.training["pretrained"][0]["data"] == "corrections"
     assert third.training["pretrained"][0]["pretrained"][0]["data"] == "the first set"
+    assert "registered" not in third.training["pretrained"][0]
+    monkeypatch.setenv("WSI_MODELS", str(tmp_path / "registry"))
+    assert models.main(["add", str(first), "tiny@1.0", "--approved-by", "Dr. A"]) == 0
+    of_version = go_on("tiny@1.0", "fourth")
+    assert of_version.training["pretrained"][0]["registered"] == "tiny@1.0"
+    assert of_version.training["pretrained"][0]["sha256"] == old.weights_sha256
+    assert of_version.training["config"]["pretrained"] == "tiny@1.0"
+    assert models.main(["show", str(tmp_path / "fourth" / "again.safetensors")]) == 0
+    assert "began from" in (spoken := capsys.readouterr().out)
+    assert "tiny@1.0" in spoken
 
 
 def test_normalisation_of_pretrained_wants_one_file_with_a_card(data, tmp_path):

@@ -3,14 +3,20 @@
 from pathlib import Path
 
 import pytest
+from conftest import write_slide
+from test_infer import section
 from torch import nn
 
+import wsi_pipeline as wp
 from wsi_pipeline.base.errors import ModelError
 from wsi_pipeline.cli import models as command
-from wsi_pipeline.learning.training.pretrained import start_from
+from wsi_pipeline.learning.training.pretrained import pretrained_files, start_from
 from wsi_pipeline.models.architectures.registry import build_network
 from wsi_pipeline.models.card import ModelCard
 from wsi_pipeline.models.model import load_model, save_model
+from wsi_pipeline.pipeline.export import exported_map
+from wsi_pipeline.results.exports.pdf import report_info_of
+from wsi_pipeline.results.figures.report_words import info_rows
 
 
 @pytest.fixture
@@ -40,7 +46,33 @@ def test_a_model_is_found_by_name_and_version_wherever_a_model_is_taken(registry
     new, old = load_model("mine@1.1"), load_model("mine@1.0")
     assert new.card.metrics["val"]["auroc"] == 0.875
     assert new.sha256 != old.sha256
-    assert Path(str(start_from("mine@1.1")["pretrained"])) == registry / "mine/1.1/model.safetensors"
+    assert pretrained_files(start_from("mine@1.1")["pretrained"]) == [registry / "mine/1.1/model.safetensors"]
+
+
+def test_the_version_stands_in_summary_report_and_pdf_and_decides_them_but_not_the_map(
+    registry: Path, tmp_path: Path
+) -> None:
+    slide = write_slide(tmp_path / "a.tiff", section(), mpp=(4.0, 4.0), factors=(1, 4))
+    by_file = registry.parent / "1.0.safetensors"
+
+    def mapped(model: str | Path) -> tuple[dict, list[tuple[str, str]]]:
+        result = wp.infer_slide(slide, tmp_path / "out", model=model, device="cpu")
+        exported = exported_map(result, ("pdf",))
+        rows = info_rows(report_info_of(exported), exported.finished)
+        assert (result.folder / "report.pdf").stat().st_size > 10_000
+        return result.summary, rows
+
+    before, rows = mapped(by_file)
+    assert before["registered"] == [None]
+    assert "Registry" not in dict(rows)
+    named, rows = mapped("mine@1.0")
+    assert named["registered"] == ["mine@1.0"]
+    assert dict(rows)["Registry"] == "mine@1.0"
+    assert dict(rows)["Model"] == f"mine ({named['map_recipe']['models'][0]['sha256'][:12]})"
+    assert named["map_key"] == before["map_key"]
+    assert named["report_key"] != before["report_key"]
+    again, _ = mapped(by_file)
+    assert (again["report_key"], again["registered"]) == (before["report_key"], [None])
 
 
 def test_what_was_approved_never_changes(registry: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -124,7 +124,10 @@ def _found(folder: Path, text: str) -> "tuple[ModelCard, Entry | None]":
 def _facts(card: "ModelCard", entry: "Entry | None") -> dict[str, str]:
     """What people ask of a model, in words and numbers."""
     training = card.training
-    began = [str(each.get("name") or each.get("file")) for each in training.get("pretrained", [])]
+    began = [
+        str(each.get("registered") or each.get("name") or each.get("file"))
+        for each in training.get("pretrained", [])
+    ]
     return {
         "card's name": card.name,
         "approved": f"{entry.approved} by {entry.approved_by}" if entry else "not in the registry",

@@ -41,6 +41,8 @@ class Model:
     sha256: str
     # The context step that travels with it, if its card names one.
     context: ContextStep | None = None
+    # NAME@VERSION of the registry, where it was asked for by that; it decides no map.
+    registered: str = ""
 
 
 def load_model(name_or_path: str | Path) -> Model:
@@ -88,7 +90,8 @@ def load_model(name_or_path: str | Path) -> Model:
             f"{problem}; correct the card's architecture_options or take its own weights"
         ) from error
     network = network.float().to(memory_format=torch.channels_last).eval().requires_grad_(False)  # type: ignore[call-overload]
-    return Model(card, network, hashlib.sha256(weights + card_text).hexdigest(), context)
+    registered = str(name_or_path) if is_registered_name(name_or_path) else ""
+    return Model(card, network, hashlib.sha256(weights + card_text).hexdigest(), context, registered)
 
 
 def load_models(names_or_paths: Sequence[str | Path | Model]) -> tuple[Model, ...]:

@@ -134,13 +134,16 @@ def map_report(map_key: str, slide: Slide, config: InferConfig, shown: ShownMap)
     """All that decides what is drawn and counted from that map."""
     options = {name: value for name, value in options_to_dict(config).items() if name in DECIDES_REPORT}
     del options["delineate"]["threshold"]  # the one that counts follows: the config's, or the cards'
-    return {
+    recipe = {
         "format": REPORT_FORMAT,
         "map_key": map_key,
         "mpp_overridden": slide.mpp_overridden,
         "threshold": shown.threshold,
         "options": options,
     }
+    if any(shown.registered):  # without, reports are named as they were before pages said such names
+        recipe["registered"] = list(shown.registered)
+    return recipe
 
 
 def wanted_patches(slide: Slide, config: TileConfig, annotations: str | None) -> Wanted:

@@ -229,6 +229,7 @@ def _draw_report(job: _Job, store: SlideStore, watch: Stopwatch, drawn_again: st
     summary |= _map_info(models, finished, computed, config)
     summary |= region_info(finished.regions, overview.tissue_mm2(slide.mpp), slide.mpp)
     summary["model_words"] = model_words(models)
+    summary["registered"] = [model.registered or None for model in models]
     summary["inside"] = inside_info(job.inside, slide.mpp)
     summary["heatmap_png"] = heatmap_place(finished, slide.size0, slide.mpp)
     with watch("export"):

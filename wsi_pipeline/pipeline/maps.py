@@ -29,6 +29,8 @@ class ShownMap:
     step: ContextStep | None
     threshold: float
     warnings: tuple[str, ...] = ()
+    registered: tuple[str, ...] = ()
+    """By model, NAME@VERSION of the registry, by which it was asked for; empty where it was not."""
 
 
 def choose_map(models: "Sequence[Model]", config: InferConfig) -> ShownMap:
@@ -40,11 +42,11 @@ def choose_map(models: "Sequence[Model]", config: InferConfig) -> ShownMap:
     Patches with gaps between them are shown alone, with a warning: their neighbours are not where those were
     that the step was trained on. `config.grid` is settled, as `grid_for_model` does.
     """
+    registered = tuple(model.registered for model in models)
     if len(models) > 1:
         cards = [model.card.threshold for model in models]
-        return ShownMap(
-            MEAN_OF_MODELS.format(len(models)), None, config.delineate.threshold or sum(cards) / len(cards)
-        )
+        threshold = config.delineate.threshold or sum(cards) / len(cards)
+        return ShownMap(MEAN_OF_MODELS.format(len(models)), None, threshold, registered=registered)
     (model,) = models
     grid, step, warnings = config.grid, model.context if config.context else None, []
     if step and grid.stride_px and grid.patch_px and grid.stride_px > grid.patch_px:
@@ -55,7 +57,7 @@ def choose_map(models: "Sequence[Model]", config: InferConfig) -> ShownMap:
         )
     own = step.card.threshold if step else model.card.threshold
     threshold = own if config.delineate.threshold is None else config.delineate.threshold
-    return ShownMap(IN_CONTEXT if step else PATCH_BY_PATCH, step, threshold, tuple(warnings))
+    return ShownMap(IN_CONTEXT if step else PATCH_BY_PATCH, step, threshold, tuple(warnings), registered)
 
 
 def grid_for_model(grid: GridOptions, patch_px: int, mpp: float) -> GridOptions:

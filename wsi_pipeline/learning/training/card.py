@@ -20,10 +20,11 @@ from wsi_pipeline.learning.datasets.tiled_slides import SlidePatches
 from wsi_pipeline.learning.evaluation import metrics
 from wsi_pipeline.learning.training.distillation import describe_teachers
 from wsi_pipeline.learning.training.options import TrainOptions
-from wsi_pipeline.learning.training.pretrained import card_beside, pretrained_files
+from wsi_pipeline.learning.training.pretrained import card_beside, pretrained_files, pretrained_names
 from wsi_pipeline.models.architectures.inputs import IMAGENET_MEAN, IMAGENET_STD
 from wsi_pipeline.models.card import ModelCard, Rgb, Stain
 from wsi_pipeline.models.cost import Cost
+from wsi_pipeline.models.registered import is_registered_name
 from wsi_pipeline.models.stain import patch_densities
 from wsi_pipeline.models.stain_methods import StainMethod, as_numbers, find_stains
 
@@ -51,7 +52,7 @@ def blank_card(
     measured = train if isinstance(train, LabelledPatches) else sample
     assert measured is not None
     mean, std = _normalisation(options, measured, readers)
-    config, files = options_to_dict(options), pretrained_files(options.pretrained)
+    config, began = options_to_dict(options), _began_from(options)
     for text in ("data", "licence", "intended_use", "limits"):  # these have their own place on the card
         del config[text]
     return ModelCard(
@@ -81,7 +82,7 @@ def blank_card(
         }
         | ({"measured_on": len(sample)} if sample else {})
         | ({"teachers": describe_teachers(options)} if options.teachers else {})
-        | ({"pretrained": [_described(file) for file in files]} if files else {}),
+        | ({"pretrained": began} if began else {}),
         licence=options.licence,
         intended_use=options.intended_use,
         limits=options.limits,
@@ -211,6 +212,15 @@ def _spread_over(side: LabelledPatches) -> NDArray[np.uint8]:
 
 def _rgb(values: NDArray[np.floating[Any]]) -> Rgb:
     return float(values[0]), float(values[1]), float(values[2])
+
+
+def _began_from(options: TrainOptions) -> list[dict[str, Any]]:
+    """The weights that training began from, each described; of a model of the registry NAME@VERSION too."""
+    names, files = pretrained_names(options.pretrained), pretrained_files(options.pretrained)
+    return [
+        _described(file) | ({"registered": name} if is_registered_name(name) else {})
+        for name, file in zip(names, files, strict=True)
+    ]
 
 
 def _described(weights: Path) -> dict[str, Any]:

@@ -29,12 +29,16 @@ _OLD_DENSENET = re.compile(r"(.*denselayer\d+\.(?:norm|relu|conv))\.((?:[12])\..
 
 def pretrained_files(pretrained: str | Sequence[str] | None) -> list[Path]:
     """The files that the option names; the name of a shipped model is its file, NAME@VERSION that of the registry."""
-    named = [pretrained] if isinstance(pretrained, str) else pretrained or ()
     shipped = {path.stem: path for path in SHIPPED.glob("*.safetensors")}
     return [
         registered_weights(name) if is_registered_name(name) else shipped.get(name, Path(name))
-        for name in named
+        for name in pretrained_names(pretrained)
     ]
+
+
+def pretrained_names(pretrained: str | Sequence[str] | None) -> list[str]:
+    """What the option says, one by one: names and files, in the order of `pretrained_files`."""
+    return [pretrained] if isinstance(pretrained, str) else list(pretrained or ())
 
 
 def card_beside(weights: Path) -> ModelCard:
@@ -47,7 +51,8 @@ def start_from(name_or_path: str) -> dict[str, Any]:
     (weights,) = pretrained_files(name_or_path)
     card = load_model(weights).card
     return {
-        "pretrained": str(weights),
+        # By its name and version, which the new model's card keeps.
+        "pretrained": name_or_path if is_registered_name(name_or_path) else str(weights),
         "architecture": card.architecture,
         "architecture_options": card.architecture_options,
         "patch_px": card.patch_px,

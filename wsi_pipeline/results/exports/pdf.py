@@ -46,6 +46,7 @@ def report_info_of(exported: ExportedMap) -> ReportInfo:
         mpp0=exported.mpp0,
         mpp_overridden=summary["mpp_overridden"],
         models=[(model["name"], model["sha256"]) for model in summary["map_recipe"]["models"]],
+        registered=summary.get("registered", ()),
         patch_px=summary["patch_px"],
         patch_mpp=summary["patch_mpp"],
         tissue_mm2=summary["tissue_mm2"],

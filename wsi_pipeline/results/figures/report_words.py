@@ -51,6 +51,9 @@ class ReportInfo:
     limits: str = ""
     """What the model is not for, as its card says."""
 
+    registered: Sequence[str | None] = ()
+    """By model, NAME@VERSION of the registry, where it was asked for by that; of none: nothing for any."""
+
 
 def inside_text(inside: dict[str, Any] | None) -> str:
     """What `inside_info` gave, in words; empty where the whole slide was mapped."""
@@ -75,6 +78,7 @@ def info_rows(info: ReportInfo, finished: FinishedMap) -> list[tuple[str, str]]:
         ),
         ("Scale", f"{mpp_x:.4g} x {mpp_y:.4g} µm per pixel, {source}"),
         *zip(labels, models, strict=True),
+        *([("Registry", _registry_text(info.registered))] if any(info.registered) else []),
         ("Map", finished.kind),
         ("Patches", f"{info.patch_px} px at {info.patch_mpp:g} µm per pixel: {patch_um:g} µm a side"),
         ("Scored", f"{cells['scored']:,} {_cells_text(info, finished)}"),
@@ -96,6 +100,11 @@ def info_rows(info: ReportInfo, finished: FinishedMap) -> list[tuple[str, str]]:
     if finished.uncertainty:
         rows.append(("Uncertainty", _uncertainty_text(finished.uncertainty)))
     return rows
+
+
+def _registry_text(registered: Sequence[str | None]) -> str:
+    """Versions in the order of the models; of those not of the registry a dash."""
+    return ", ".join(version or "–" for version in registered)
 
 
 def _cells_text(info: ReportInfo, finished: FinishedMap) -> str:

@@ -63,6 +63,7 @@ def _report_info(
         mpp0=slide.mpp,
         mpp_overridden=slide.mpp_overridden,
         models=[(model.card.name, model.sha256) for model in models],
+        registered=[model.registered for model in models],
         patch_px=overview.plan.grid.patch_px,
         patch_mpp=patch_mpp(slide, overview.plan),
         tissue_mm2=overview.tissue_mm2(slide.mpp),
