@@ -50,7 +50,7 @@ class TestFindArtefacts:
     def test_stained_tissue_is_never_rejected(self, stains, glass):
         quality = find(tissue_of(stains, glass))
         assert not quality.rejected.any()
-        assert quality.areas_mm2 == {"pen": 0, "red": 0, "dark": 0}
+        assert quality.areas_mm2 == {"pen": 0, "red": 0, "dark": 0, "blur": 0}
 
     @laws
     @given(
@@ -68,7 +68,7 @@ class TestFindArtefacts:
         assert quality.rejected[STROKE].all()
         assert quality.rejected[38:48, 58:132].all()
         assert quality.rejected.sum() == 10 * 74
-        assert quality.areas_mm2 == {"pen": pytest.approx(740 * 64 / 1e6), "red": 0, "dark": 0}
+        assert quality.areas_mm2 == {"pen": pytest.approx(740 * 64 / 1e6), "red": 0, "dark": 0, "blur": 0}
 
     @pytest.mark.parametrize("colour", [(200, 30, 40), (201, 67, 78), (160, 10, 20)])
     def test_red_ink_and_clotted_blood_are_rejected(self, colour):
@@ -76,7 +76,7 @@ class TestFindArtefacts:
         rgb[STROKE] = colour
         quality = find(rgb)
         assert quality.rejected[STROKE].all()
-        assert quality.areas_mm2 == {"pen": 0, "red": pytest.approx(740 * 64 / 1e6), "dark": 0}
+        assert quality.areas_mm2 == {"pen": 0, "red": pytest.approx(740 * 64 / 1e6), "dark": 0, "blur": 0}
 
     @pytest.mark.parametrize("level", [0, 20, 60])
     def test_black_dirt_on_tissue_is_rejected(self, level):
@@ -84,7 +84,7 @@ class TestFindArtefacts:
         rgb[STROKE] = level
         quality = find(rgb)
         assert quality.rejected[STROKE].all()
-        assert quality.areas_mm2 == {"pen": 0, "red": 0, "dark": pytest.approx(740 * 64 / 1e6)}
+        assert quality.areas_mm2 == {"pen": 0, "red": 0, "dark": pytest.approx(740 * 64 / 1e6), "blur": 0}
 
     def test_only_tissue_is_rejected(self):
         rgb = tissue_of({"eosin": 0.4})
@@ -98,9 +98,10 @@ class TestFindArtefacts:
         rgb = tissue_of({"eosin": 0.4})
         rgb[STROKE] = INKS["blue"]
         rgb[80:90, 60:70] = 0
-        assert find(rgb, check_pen=False).areas_mm2.keys() == {"red", "dark"}
-        assert find(rgb, check_dark=False).areas_mm2.keys() == {"pen", "red"}
-        nothing = find(rgb, check_pen=False, check_red=False, check_dark=False)
+        assert find(rgb, check_pen=False).areas_mm2.keys() == {"red", "dark", "blur"}
+        assert find(rgb, check_dark=False).areas_mm2.keys() == {"pen", "red", "blur"}
+        assert find(rgb, check_blur=False).areas_mm2.keys() == {"pen", "red", "dark"}
+        nothing = find(rgb, check_pen=False, check_red=False, check_dark=False, check_blur=False)
         assert not nothing.rejected.any()
         assert nothing.areas_mm2 == {}
 
@@ -124,6 +125,7 @@ class TestRealSlides:
         runpy.run_path(str(SHARED / "data/make_idc.py"))["write_slides"](tmp_path, [patient])
         rgb = np.asarray(Image.open(tmp_path / f"{patient}.tiff").reduce(2))
         carcinoma = np.asarray(Image.open(tmp_path / f"{patient}_labels.png"))[::2, ::2] == 1
-        quality = find(rgb, np.ones(rgb.shape[:2], bool))
+        quality = find(rgb, find_tissue(rgb, PLANE, MPP, TissueOptions()).mask)
         assert quality.areas_mm2[reason] > 0.1
+        assert quality.areas_mm2["blur"] == 0
         assert not (quality.rejected & carcinoma).any()

@@ -1,12 +1,12 @@
-"""What is tissue but should not be scored, as far as one low-power plane shows: ink, clotted blood, black dirt.
+"""What is tissue but should not be scored, as far as one low-power plane shows: ink, clotted blood, black dirt, blur.
 
-All are found by optical density relative to the glass, as tissue is (tissue.py). Haematoxylin, eosin and DAB
-absorb green at least as strongly as red (Ruifrok and Johnston 2001); blue and green inks absorb red. Red ink and
-clotted blood absorb blue nearly as strongly as green and hardly any red, as no mixture of these stains does. And
-what is stained is never both dark and grey; black ink, pigment and dirt are.
+Blur is found by what it leaves of fine detail (blur.py). All else is found by optical density relative to the glass,
+as tissue is (tissue.py). Haematoxylin, eosin and DAB absorb green at least as strongly as red (Ruifrok and Johnston
+2001); blue and green inks absorb red. Red ink and clotted blood absorb blue nearly as strongly as green and hardly any
+red, as no mixture of these stains does. And what is stained is never both dark and grey; black ink, pigment and dirt
+are.
 
-Left out, because at this scale they cannot be distinguished from tissue that must be scored: folds (as dark as
-dense carcinoma beside them) and blur (docs/tissue.md has the measurements).
+Folds are left out: at this scale they are as dark as dense carcinoma beside them (docs/tissue.md).
 """
 
 from dataclasses import dataclass
@@ -20,6 +20,7 @@ from scipy import ndimage
 from wsi_pipeline.base.geometry import Plane
 from wsi_pipeline.base.options import Field, options
 from wsi_pipeline.base.types import Mask, RgbImage
+from wsi_pipeline.tiling.blur import find_blur
 from wsi_pipeline.tiling.tissue import Glass, channel_od, strips, without_small
 
 
@@ -56,6 +57,16 @@ class ArtefactOptions:
     """Largest spread of optical density between channels, relative to its mean, that is still grey: the
     greyest mixture of DAB and haematoxylin has 0.27."""
 
+    check_blur: bool = True
+    """Reject tissue that is out of focus by more than such a plane's pixel."""
+
+    min_sharpness: Annotated[float, Field(gt=0)] = 0.95
+    """Least ratio of fine detail to coarse, over a window: in focus tissue has 1.15 and more at 8 um per pixel, and
+    blurred by a Gaussian of 8 um 0.8 in the median."""
+
+    sharpness_um: Annotated[float, Field(gt=0)] = 400.0
+    """Side of the windows: the smallest area out of focus that is found. Smaller windows tell less surely."""
+
     min_spot_um2: Annotated[float, Field(ge=0)] = 1_000.0
     """Smaller spots stay: a patch is not spoilt by a speck of 30 um."""
 
@@ -65,7 +76,7 @@ class ArtefactOptions:
 
 @dataclass(frozen=True)
 class Artefacts:
-    """Tissue not to be scored, on `plane`, and how much of it there is for each reason ('pen', 'red', 'dark').
+    """Tissue not to be scored, on `plane`, and how much of it there is for each reason: 'pen', 'red', 'dark', 'blur'.
 
     Tissue with two reasons counts under both; a check switched off has no entry.
     """
@@ -106,14 +117,19 @@ def find_artefacts(
             spread = np.maximum(np.maximum(red, green), blue) - np.minimum(np.minimum(red, green), blue)
             found["dark"][rows] &= (mean > options.min_dark_od) & (spread <= options.max_grey_share * mean)
 
+    spoilt_by = {
+        reason: _with_margin(without_small(spots, options.min_spot_um2 / (mpp[0] * mpp[1])), mpp, options)
+        & tissue
+        for reason, spots in found.items()
+    }
     rejected = np.zeros_like(tissue)
-    areas_mm2, spoilt_by = {}, {}
-    for reason, spots in found.items():
-        spoilt = _with_margin(without_small(spots, options.min_spot_um2 / (mpp[0] * mpp[1])), mpp, options)
-        spoilt &= tissue
+    for spoilt in spoilt_by.values():
         rejected |= spoilt
-        spoilt_by[reason] = spoilt
-        areas_mm2[reason] = int(spoilt.sum()) * mpp[0] * mpp[1] / 1e6
+    if options.check_blur:  # not of ink and dirt, whose rims are sharp
+        blurred = find_blur(rgb, mpp, tissue & ~rejected, options.min_sharpness, options.sharpness_um)
+        rejected |= blurred
+        spoilt_by["blur"] = blurred
+    areas_mm2 = {reason: int(spots.sum()) * mpp[0] * mpp[1] / 1e6 for reason, spots in spoilt_by.items()}
     return Artefacts(rejected, plane, areas_mm2, spoilt_by)
 
 

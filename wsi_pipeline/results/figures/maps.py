@@ -64,6 +64,7 @@ SPOILT = {
     "pen": (ORANGE, "blue or green ink"),
     "red": (YELLOW, "red ink or clotted blood"),
     "dark": (GREEN, "black ink, pigment or dirt"),
+    "blur": (BLACK, "out of focus"),
 }
 # and what lies where no patch is scored.
 PASSED_OVER = {
