@@ -1,6 +1,9 @@
 """Packages of other people's models: the numbers that their files give by hand, or a refusal that says why."""
 
 import json
+import pickle
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +58,15 @@ def package(folder: Path, size: int | None = 48, classes: tuple[str, ...] = CLAS
     traced = torch.jit.trace(network(len(classes)), torch.zeros(1, 3, size or 70, size or 70))
     torch.jit.save(traced, folder / "torchscript_model.pt")
     return folder
+
+
+def rewrite(place: Path, changed: Callable[[str, bytes], bytes], packing: int = zipfile.ZIP_STORED) -> None:
+    """Each file of the archive as `changed` gives it of its name and content."""
+    with zipfile.ZipFile(place) as archive:
+        files = {name: changed(name, archive.read(name)) for name in archive.namelist()}
+    with zipfile.ZipFile(place, "w", packing) as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
 
 
 def patches(count: int = 20) -> np.ndarray:
@@ -183,22 +195,12 @@ def test_a_pickle_of_python_objects_is_refused_and_never_run(tmp_path: Path) -> 
 
 
 def test_a_pickle_hidden_in_torchscript_is_not_run(tmp_path: Path) -> None:
-    import io
-    import pickle
-    import zipfile
-
     folder = package(tmp_path / "p")
-    place = folder / "torchscript_model.pt"
-    with zipfile.ZipFile(place) as archive:
-        files = {name: archive.read(name) for name in archive.namelist()}
-    for name in files:
-        if name.endswith(("data.pkl", "constants.pkl")):
-            files[name] = pickle.dumps(Trap(tmp_path / "trace"), protocol=2)
-    packed = io.BytesIO()
-    with zipfile.ZipFile(packed, "w", zipfile.ZIP_STORED) as archive:
-        for name, content in files.items():
-            archive.writestr(name, content)
-    place.write_bytes(packed.getvalue())
+    trap = pickle.dumps(Trap(tmp_path / "trace"), protocol=2)
+    rewrite(
+        folder / "torchscript_model.pt",
+        lambda name, content: trap if name.endswith(("data.pkl", "constants.pkl")) else content,
+    )
     with pytest.raises(ModelError, match="cannot be read as TorchScript"):
         load_model(folder)
     assert not (tmp_path / "trace").exists()
@@ -210,10 +212,137 @@ class Saving(nn.Module):
         return x.mean((2, 3))
 
 
-def test_a_network_that_writes_files_is_refused(tmp_path: Path) -> None:
+@torch.jit.interface
+class Step(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        pass  # TorchScript asks for it
+
+
+class SavingStep(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        torch.save(x, "trace.pt")
+        return x
+
+
+class SavingBehindAnInterface(nn.Module):
+    """The graph of its own forward names no operator that saves."""
+
+    step: Step
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.step = SavingStep()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.step.forward(x).mean((2, 3))
+
+
+class SavingAsItIsLoaded(nn.Module):
+    @torch.jit.export
+    def __getstate__(self) -> tuple[torch.Tensor, bool]:
+        return torch.zeros(3), self.training
+
+    @torch.jit.export
+    def __setstate__(self, state: tuple[torch.Tensor, bool]) -> None:
+        torch.save(state[0], "trace.pt")
+        self.training = state[1]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.mean((2, 3))
+
+
+class Reading(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.mean((2, 3)) + torch.from_file("/dev/zero", False, 3)
+
+
+@pytest.mark.parametrize("network_class", [Saving, SavingBehindAnInterface, SavingAsItIsLoaded, Reading])
+def test_a_network_that_touches_files_is_refused_before_it_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, network_class: type[nn.Module]
+) -> None:
+    monkeypatch.chdir(tmp_path)
     folder = package(tmp_path / "p")
-    torch.jit.save(torch.jit.script(Saving()), folder / "torchscript_model.pt")
+    torch.jit.save(torch.jit.script(network_class()), folder / "torchscript_model.pt")
     with pytest.raises(ModelError, match="touches no files"):
+        load_model(folder)
+    assert not (tmp_path / "trace.pt").exists()
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "torch.save(x, 'trace.pt')",
+        "torch . # a note\n    save(x, 'trace.pt')",
+        "(x).save('trace.pt')",
+        "getattr(torch, 'sa' 've')(x, 'trace.pt')",
+        "ops.debugprims.load_tensor('trace.pt', [1], [1])",
+        "__torch__.torch.classes.c10d.Store",
+    ],
+)
+def test_code_that_names_such_an_operator_in_any_way_is_refused(tmp_path: Path, code: str) -> None:
+    folder = package(tmp_path / "p")
+    rewrite(
+        folder / "torchscript_model.pt",
+        lambda name, content: content + f"\n    {code}\n".encode() if name.endswith(".py") else content,
+    )
+    with pytest.raises(ModelError, match="touches no files"):
+        load_model(folder)
+
+
+def test_a_network_packed_to_fill_the_memory_is_refused(tmp_path: Path) -> None:
+    folder = package(tmp_path / "p")
+    rewrite(
+        folder / "torchscript_model.pt",
+        lambda name, content: content + bytes(100_000_000) if name.endswith("constants.pkl") else content,
+        zipfile.ZIP_DEFLATED,
+    )
+    with pytest.raises(ModelError, match="packed into"):
+        load_model(folder)
+
+
+NAN, INF = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize(
+    ("size", "mean", "std"),
+    [
+        (48, [NAN] * 3, list(STD)),
+        (48, list(MEAN), [0.1, NAN, 0.1]),
+        (48, list(MEAN), [INF] * 3),
+        (48, list(MEAN), [1e-300] * 3),
+        (48, [1e300] * 3, list(STD)),
+        (48, [10**400] * 3, list(STD)),
+        (0, list(MEAN), list(STD)),
+        (True, list(MEAN), list(STD)),
+        ([], list(MEAN), list(STD)),
+        (10**6, list(MEAN), list(STD)),
+    ],
+)
+def test_a_preparation_that_makes_nonsense_of_every_patch_is_refused(
+    tmp_path: Path, size: Any, mean: list[float], std: list[float]
+) -> None:
+    steps = [
+        {"name": "Resize", "arguments": {"size": size}},
+        {"name": "ToTensor"},
+        {"name": "Normalize", "arguments": {"mean": mean, "std": std}},
+    ]
+    with pytest.raises(ModelError, match="its transform is not understood"):
+        load_model(package(tmp_path / "p", transform=steps))
+
+
+def test_a_network_that_gives_no_numbers_is_refused(tmp_path: Path) -> None:
+    folder, broken = package(tmp_path / "p"), network()
+    with torch.no_grad():
+        next(broken.parameters()).fill_(NAN)
+    torch.jit.save(torch.jit.trace(broken, torch.zeros(1, 3, 48, 48)), folder / "torchscript_model.pt")
+    with pytest.raises(ModelError, match="values that are no numbers"):
+        load_model(folder)
+
+
+def test_a_config_that_is_too_deep_is_refused(tmp_path: Path) -> None:
+    folder = package(tmp_path / "p")
+    (folder / "config.json").write_text("[" * 100_000)
+    with pytest.raises(ModelError, match="expected the config of a package"):
         load_model(folder)
 
 

@@ -1,14 +1,12 @@
 """Other people's models: packages as WSInfer's zoo has them, a folder with config.json and torchscript_model.pt.
 
-The package says scale, patch size, classes, resizing and normalisation. TorchScript is read by torch's own reader,
-which builds tensors and code of its own language: no pickle of Python objects is ever executed, and a file that is one
-is refused.
+The package says scale, patch size, classes, resizing and normalisation. Its network is TorchScript (torchscript.py):
+no pickle of Python objects is ever executed, and a file that is one is refused.
 """
 
 import hashlib
-import io
 import json
-import zipfile
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,14 +19,13 @@ from wsi_pipeline.base.errors import ConfigError, ModelError
 from wsi_pipeline.base.options import Field, options, options_from_dict
 from wsi_pipeline.models.architectures.inputs import OneOutput
 from wsi_pipeline.models.card import MOST_PATCH_PX, ModelCard, Rgb
+from wsi_pipeline.models.torchscript import load_torchscript, short
 
 CONFIG, WEIGHTS = "config.json", "torchscript_model.pt"
 # Between the package's folder and the class to map, where it is to be named: FOLDER#CLASS.
 CLASS_MARK = "#"
 # Classes that are mapped without being named, where a package has one of them.
 TUMOUR = ("idc", "tumor", "tumour", "cancer", "carcinoma")
-# Operators of TorchScript that touch files; a network needs none.
-FORBIDDEN = ("aten::save", "aten::from_file", "prim::rpc_async", "prim::rpc_sync", "prim::rpc_remote")
 # A batch is taken in parts of so many pixels, as activations of large patches fill the memory.
 _PIXELS_A_PART = 2**22
 
@@ -47,7 +44,7 @@ class PackageConfig:
 
     spec_version: str
     architecture: str
-    num_classes: Annotated[int, Field(gt=0)]
+    num_classes: Annotated[int, Field(gt=0, le=1000)]
     class_names: tuple[str, ...]
     name: str
     patch_size_pixels: Annotated[int, Field(gt=0, le=MOST_PATCH_PX)]
@@ -119,13 +116,13 @@ def load_package(folder: Path, mapped: str = "") -> tuple[ModelCard, nn.Module, 
         config = options_from_dict(
             PackageConfig, _without_notes(json.loads(config_text)), str(folder / CONFIG)
         )
-    except (ValueError, ConfigError) as error:
+    except (ValueError, RecursionError, ConfigError) as error:
         raise ModelError(
             f"{folder / CONFIG}: expected the config of a package of WSInfer's zoo (spec_version 1.0): {error}"
         ) from error
     weights = _read(folder / WEIGHTS)
     network: nn.Module = PackageNetwork(
-        _load_torchscript(weights, folder / WEIGHTS), _preparation(config, folder)
+        load_torchscript(weights, folder / WEIGHTS), _preparation(config, folder)
     )
     chosen = _mapped_class(config, mapped, folder)
     classes = tuple("idc" if i == chosen else _other(name) for i, name in enumerate(config.class_names))
@@ -166,7 +163,7 @@ def _mapped_class(config: PackageConfig, mapped: str, folder: Path) -> int:
     found = [i for i, name in enumerate(names) if name in wanted]
     if len(found) == 1:
         return found[0]
-    listed = ", ".join(config.class_names)
+    listed = ", ".join(config.class_names)[:300]
     problem = f"has no class '{mapped}'" if mapped else "does not say which of its classes is to be mapped"
     raise ModelError(
         f"{folder}: {problem}; found {listed}; name one: --model {folder}{CLASS_MARK}{config.class_names[-1]}"
@@ -195,9 +192,11 @@ def _preparation(config: PackageConfig, folder: Path) -> Preparation:
         ]
         if unknown:
             raise ValueError(f"unknown arguments {', '.join(unknown)}")
-        if len(mean) != 3 or len(std) != 3 or min(std) <= 0 or not (side is None or isinstance(side, int)):
-            raise ValueError(f"size {side}, mean {mean}, std {std}")
-    except (KeyError, TypeError, ValueError) as error:
+        if len(mean) != 3 or len(std) != 3 or not all(map(_is_usual, (*mean, *std))) or min(std) <= 0:
+            raise ValueError(f"mean {mean}, std {std}")
+        if side is not None and (type(side) is not int or not 0 < side <= MOST_PATCH_PX):
+            raise ValueError(f"size {side}, of 1 to {MOST_PATCH_PX} px")
+    except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
         raise ModelError(
             f"{folder / CONFIG}: its transform is not understood ({error!r}); expected Resize with one size, and "
             "Normalize with three values of mean and std"
@@ -205,44 +204,28 @@ def _preparation(config: PackageConfig, folder: Path) -> Preparation:
     return Preparation(side, (mean[0], mean[1], mean[2]), (std[0], std[1], std[2]))
 
 
-def _load_torchscript(weights: bytes, path: Path) -> nn.Module:
-    """The network; raises ModelError for what is no TorchScript, before anything of it is read."""
-    try:
-        with zipfile.ZipFile(io.BytesIO(weights)) as archive:
-            inside = {name.partition("/")[2] for name in archive.namelist()}
-    except zipfile.BadZipFile as error:
-        raise ModelError(
-            f"{path}: expected TorchScript (torch.jit.save), which is a zip archive: {error}"
-        ) from error
-    if "constants.pkl" not in inside or not any(name.startswith("code/") for name in inside):
-        raise ModelError(
-            f"{path}: found a pickle of Python objects, which can run any program when it is loaded; expected "
-            "TorchScript: save it with torch.jit.save(torch.jit.trace(network, example), path)"
-        )
-    try:
-        network: nn.Module = torch.jit.load(io.BytesIO(weights), map_location="cpu")  # type: ignore[no-untyped-call]
-    except (RuntimeError, ValueError) as error:
-        raise ModelError(f"{path}: cannot be read as TorchScript: {_short(error)}; get it again") from error
-    graph = str(getattr(network.eval(), "inlined_graph", ""))
-    if found := [name for name in FORBIDDEN if name in graph]:
-        raise ModelError(
-            f"{path}: found {', '.join(found)} in its code; expected a network that touches no files"
-        )
-    return network
+def _is_usual(value: float) -> bool:
+    """Whether RGB on the scale 0 to 1 can have such a mean or deviation, and float32 hold what comes of it."""
+    return math.isfinite(value) and (value == 0 or 1e-6 < abs(value) < 1e6)
 
 
 def _check_output(network: nn.Module, card: ModelCard, folder: Path) -> None:
-    """Raises ModelError where one grey patch does not give a number for each class."""
+    """Raises ModelError where one grey patch does not give a number, and a finite one, for each class."""
     patch = torch.full((1, 3, card.patch_px, card.patch_px), 0.7)
     try:
         with torch.inference_mode():
             logits = network(patch)
-    except RuntimeError as error:
-        raise ModelError(f"{folder}: its network cannot be run on a patch: {_short(error)}") from error
+    except Exception as error:  # whatever the package's own code raises
+        raise ModelError(f"{folder}: its network cannot be run on a patch: {short(error)}") from error
     shape = tuple(getattr(logits, "shape", ()))
     if shape != (1, len(card.classes)):
         raise ModelError(
             f"{folder}: its network gave {shape} of one patch; expected (1, {len(card.classes)})"
+        )
+    if not logits.isfinite().all():
+        raise ModelError(
+            f"{folder}: its network gave values that are no numbers of a grey patch, expected logits; are its weights "
+            "damaged, or its mean and std?"
         )
 
 
@@ -260,7 +243,3 @@ def _read(path: Path) -> bytes:
         raise ModelError(
             f"{path}: cannot be read ({error.strerror}); a package is a folder with {CONFIG} and {WEIGHTS}"
         ) from error
-
-
-def _short(error: BaseException) -> str:
-    return " ".join(str(error).split())[-300:]
