@@ -1,5 +1,6 @@
 """Networks of ONNX files, computed by OpenVINO on the CPU in float32."""
 
+import io
 import threading
 from math import prod
 from pathlib import Path
@@ -11,10 +12,12 @@ from numpy.typing import NDArray
 from torch import nn
 
 from wsi_pipeline.base.errors import ModelError
-from wsi_pipeline.models.onnx_file import external_files
+from wsi_pipeline.models.onnx_file import OnnxFile
 
 # Patches that are computed at once on a thread, where the file leaves that free, and pixels of them.
 BATCH, PIXELS_A_BATCH = 16, 2**20
+# Of those that the file asks for.
+MOST_PIXELS_A_BATCH = 2**25
 # Values between two layers, of one patch: as many as a first layer of 256 channels has, or this.
 MOST_VALUES, MOST_CHANNELS = 2**24, 256
 
@@ -22,33 +25,29 @@ MOST_VALUES, MOST_CHANNELS = 2**24, 256
 class OnnxNetwork(nn.Module):
     """The network of an ONNX file: what it gives of prepared patches.
 
-    On the CPU whatever the device: patches go there and their values back. Each thread computes a batch of fixed size,
-    filled up with zeros, so that how many threads there are does not change a bit.
+    On the CPU whatever the device: patches go there and their values back. Batches are of one size, filled up with
+    zeros, so that how many threads there are does not change a bit.
     """
 
-    def __init__(self, path: Path, side: int, output: str | None = None):
-        """`side`: of the patches in pixels. `output`: the name of the one that is taken, where there are several.
+    def __init__(self, file: OnnxFile, side: int, path: Path):
+        """`side`: of the patches in pixels; `path`: for messages.
 
-        Raises ModelError where OpenVINO is not installed, and where the file is damaged, or no network of such patches.
+        Raises ModelError where OpenVINO is not installed, and where the file is no network of such patches.
         """
         super().__init__()
-        self.files = (path, *external_files(path))
-        """The file, and those beside it that hold its weights."""
-        self.side = side
         try:
             from wsi_pipeline.models.quiet_openvino import openvino
         except ImportError as error:
             raise ModelError(
-                f"{path}: OpenVINO reads ONNX files, and is not installed ({error}): pip install '.[openvino]'"
+                f"{path}: OpenVINO computes ONNX files, and is not installed ({error}): pip install '.[onnx]'"
             ) from error
-        self._openvino = openvino
+        self._tensor = openvino.Tensor
+        self.threads = max(torch.get_num_threads(), 1)
+        core = openvino.Core()
         try:
-            core = openvino.Core()
-            graph = core.read_model(path)
-            graph = _shaped(graph, side, output, path)
+            graph = core.read_model(io.BytesIO(file.content))
+            self.batch = _shape_graph(graph, side, path)
             _check_sizes(graph, side, path)
-            self.batch = int(graph.inputs[0].get_shape()[0])
-            self.threads = max(torch.get_num_threads(), 1)
             properties = {
                 "INFERENCE_PRECISION_HINT": "f32",
                 "NUM_STREAMS": self.threads,
@@ -57,9 +56,10 @@ class OnnxNetwork(nn.Module):
             }
             compiled = core.compile_model(graph, "CPU", properties)
             self._requests = [compiled.create_infer_request() for _ in range(self.threads)]
-        except RuntimeError as error:
+        except (RuntimeError, ValueError) as error:  # names in it may be no text
             raise ModelError(
-                f"{path}: OpenVINO cannot read it as a network of patches of {side} x {side} px: {_short(error)}"
+                f"{path}: OpenVINO cannot read it as a network of patches of {side} x {side} px: "
+                f"{' '.join(str(error).split())[-300:]}"
             ) from error
         self._lock = threading.Lock()
 
@@ -81,47 +81,61 @@ class OnnxNetwork(nn.Module):
                 filled = np.zeros((self.batch, *batch.shape[1:]), np.float32)
                 filled[: len(batch)] = batch
                 inputs.append(filled)  # kept until it is computed: the tensor only points at it
-                request.set_input_tensor(self._openvino.Tensor(filled, shared_memory=True))
+                request.set_input_tensor(self._tensor(filled, shared_memory=True))
                 request.start_async()
             for request, batch in begun:
                 request.wait()
                 parts.append(request.get_output_tensor().data[: len(batch)].astype(np.float32))
-        return np.concatenate(parts) if parts else np.empty((0, 1), np.float32)
+        return np.concatenate(parts)
 
 
-def _shaped(graph: Any, side: int, output: str | None, path: Path) -> Any:
-    """The graph for batches of one size of such patches, with one output [batch, values]. Raises ModelError."""
+def is_onnx(network: nn.Module) -> bool:
+    """Whether an ONNX file is somewhere in it, which only OpenVINO computes."""
+    return any(isinstance(module, OnnxNetwork) for module in network.modules())
+
+
+def _shape_graph(graph: Any, side: int, path: Path) -> int:
+    """Settle the graph to batches of one size of such patches, and say which. Raises ModelError."""
     from wsi_pipeline.models.quiet_openvino import openvino
 
-    if len(graph.inputs) != 1:
-        raise ModelError(f"{path}: found {len(graph.inputs)} inputs, expected one: patches [N, 3, {side}, {side}]")
+    if len(graph.inputs) != 1 or len(graph.outputs) != 1:
+        names = [
+            ", ".join(sorted(port.get_any_name() for port in ports))
+            for ports in (graph.inputs, graph.outputs)
+        ]
+        raise ModelError(
+            f"{path}: found the inputs {names[0]} and the outputs {names[1]}, expected one of each: patches "
+            f"[N, 3, {side}, {side}], and a value for each class; export it so"
+        )
+    if (last := graph.outputs[0].get_node().input_value(0).get_node().get_type_name()) in (
+        "Sigmoid",
+        "Softmax",
+    ):
+        raise ModelError(f"{path}: ends with a {last}, expected logits, before it; export it without")
     shape, kind = graph.inputs[0].get_partial_shape(), graph.inputs[0].get_element_type()
     fits = shape.rank.is_static and len(shape) == 4 and kind == openvino.Type.f32
-    if not fits or not all(d.is_dynamic or d.get_length() == n for d, n in zip(list(shape)[1:], (3, side, side))):
+    wanted = zip(list(shape)[1:], (3, side, side), strict=True) if fits else ()
+    if not fits or not all(length.is_dynamic or length.get_length() == n for length, n in wanted):
         raise ModelError(
-            f"{path}: found an input {shape} of {kind.get_type_name()}, expected [N, 3, {side}, {side}] of f32, as its "
-            "card says; correct patch_px or architecture_options.input_px of the card, or export it so"
+            f"{path}: found an input {shape} of {kind.get_type_name()}, expected [N, 3, {side}, {side}] of f32; "
+            "correct patch_size_pixels or Resize of its config.json, or export it so"
         )
-    outputs = {name: port for port in graph.outputs for name in port.get_names() or {""}}
-    if output is None and len(graph.outputs) != 1 or output is not None and output not in outputs:
-        raise ModelError(
-            f"{path}: found the outputs {', '.join(sorted(outputs))}, expected "
-            f"{f'one called {output!r}' if output else 'one'}; name it in its card: architecture_options.output"
-        )
-    chosen = graph.outputs[0] if output is None else outputs[output]
-    graph = openvino.Model([chosen.get_node()], graph.get_parameters(), "network")
-    given = shape[0]
-    batches = [int(given.get_length())] if given.is_static else [max(min(BATCH, PIXELS_A_BATCH // side**2), 1), 1]
-    for batch in batches:
+    # Batches of the file's own size, where it has one; one by one, where something in it knows of one alone.
+    free = [max(min(BATCH, PIXELS_A_BATCH // side**2), 1), 1]
+    for batch in free if shape[0].is_dynamic else [int(shape[0].get_length())]:
+        if batch * side**2 > MOST_PIXELS_A_BATCH:
+            raise ModelError(
+                f"{path}: wants {batch} patches at once, which would fill the memory; export it with N free"
+            )
         try:
             graph.reshape([batch, 3, side, side])
         except RuntimeError:
-            if batch == batches[-1]:
+            if batch == 1:
                 raise
             continue
         found = graph.outputs[0].get_partial_shape()
         if found.is_static and len(found) == 2 and found[0].get_length() == batch:
-            return graph
+            return batch
     raise ModelError(f"{path}: gives {found} of {batch} patches, expected [{batch}, classes]")
 
 
@@ -135,16 +149,18 @@ def _check_sizes(graph: Any, side: int, path: Path) -> None:
     fed: set[str] = set()
     constant = 0
     for node in graph.get_ordered_ops():
-        before = [port.get_source_output().get_node().get_friendly_name() for port in node.inputs()]
+        before = [port.get_source_output().get_node().get_name() for port in node.inputs()]
         is_fed = node.get_type_name() == "Parameter" or any(name in fed for name in before)
         if is_fed:
-            fed.add(node.get_friendly_name())
+            fed.add(node.get_name())
         if node.get_type_name() in ("Constant", "Result"):
             continue
         for port in node.outputs():
             shape = port.get_partial_shape()
             if not shape.is_static:
-                raise ModelError(f"{path}: found values of shape {shape} in it, expected shapes that are known")
+                raise ModelError(
+                    f"{path}: found values of shape {shape} in it, expected shapes that are known"
+                )
             size = prod(shape.to_shape())
             constant += 0 if is_fed else size
             if size > most * (batch if is_fed else 1) or constant > most:
@@ -152,7 +168,3 @@ def _check_sizes(graph: Any, side: int, path: Path) -> None:
                     f"{path}: its {node.get_type_name()} makes {size:,} values of shape {shape}, expected at most "
                     f"{most:,} a patch; it would fill the memory"
                 )
-
-
-def _short(error: BaseException) -> str:
-    return " ".join(str(error).split())[-300:]
