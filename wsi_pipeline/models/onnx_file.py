@@ -86,8 +86,8 @@ def _check_version(model: "onnx.ModelProto", path: Path) -> None:
     found = max((opset.version for opset in model.opset_import if opset.domain in STANDARD), default=0)
     if not 0 < found <= onnx_opset_version():
         raise ModelError(
-            f"{path}: expected an ONNX file with operators of version 1 to {onnx_opset_version()}, found {found}; update "
-            "onnx, or export it for an older one (opset_version)"
+            f"{path}: expected an ONNX file with operators of version 1 to {onnx_opset_version()}, found {found}; "
+            "update onnx, or export it for an older one (opset_version)"
         )
 
 
