@@ -74,7 +74,7 @@ def test_openvino_itself_would_open_one(tmp_path: Path) -> None:
     assert tried.exists() or (home / "intel").exists()
     # Imported for us, it does not; and whoever wants its telemetry afterwards has it.
     tried.unlink(missing_ok=True)
-    quietly = "import wsi_pipeline.inference.engines.quiet_openvino, openvino, openvino_telemetry"
+    quietly = "import wsi_pipeline.models.quiet_openvino, openvino, openvino_telemetry"
     run(FORBID + quietly, tmp_path / "other", tried)
     assert not tried.exists()
     assert not (tmp_path / "other/intel").exists()

@@ -145,8 +145,9 @@ def test_without_openvino_torch_computes(
 ) -> None:
     caplog.set_level("INFO")
     monkeypatch.setitem(sys.modules, "openvino", None)  # what an import finds where it is not installed
-    for module in ("openvino_engine", "quantise", "quiet_openvino"):
-        monkeypatch.delitem(sys.modules, f"wsi_pipeline.inference.engines.{module}", raising=False)
+    modules = ["inference.engines.openvino_engine", "inference.engines.quantise", "models.quiet_openvino"]
+    for module in modules:
+        monkeypatch.delitem(sys.modules, f"wsi_pipeline.{module}", raising=False)
     scored = adapted(shipped, made_patches(shipped.card, 5), precision="int8")
     assert scored.members[0].chosen.runner.engine.name == "torch"
     assert "not installed" in scored.engine_info[0]["refused"][0]
@@ -161,8 +162,9 @@ def test_that_openvino_is_not_installed_is_no_warning(
 ) -> None:
     caplog.set_level("WARNING")
     monkeypatch.setitem(sys.modules, "openvino", None)
-    for module in ("openvino_engine", "quantise", "quiet_openvino"):
-        monkeypatch.delitem(sys.modules, f"wsi_pipeline.inference.engines.{module}", raising=False)
+    modules = ["inference.engines.openvino_engine", "inference.engines.quantise", "models.quiet_openvino"]
+    for module in modules:
+        monkeypatch.delitem(sys.modules, f"wsi_pipeline.{module}", raising=False)
     scored = adapted(shipped, made_patches(shipped.card, 5))
     assert scored.members[0].chosen.runner.engine.name == "torch"
     assert all("not installed" in reason for reason in scored.engine_info[0]["refused"])

@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         action="append",
         metavar="NAME|FILE",
         help="a shipped model, a .safetensors with its card, NAME@VERSION of the registry (models list), "
-        "or the folder of a package of WSInfer's zoo (FOLDER#CLASS "
+        "or the folder of a package of WSInfer's zoo, TorchScript or ONNX (FOLDER#CLASS "
         "names its class to map) (default: idc_default); several, each with its "
         "--model: their mean, each patch alone, and a map of how far they are apart",
     )

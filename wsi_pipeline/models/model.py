@@ -23,7 +23,7 @@ from wsi_pipeline.base.options import options_from_dict, options_to_dict
 from wsi_pipeline.models.architectures.registry import build_network as build_network
 from wsi_pipeline.models.card import ModelCard, Rgb
 from wsi_pipeline.models.context import ContextStep
-from wsi_pipeline.models.packages import load_package, package_folder
+from wsi_pipeline.models.packages import find_package, load_package
 from wsi_pipeline.models.registered import is_registered_name, registered_weights
 
 SHIPPED = Path(__file__).parent / "weights"
@@ -48,8 +48,8 @@ class Model:
 def load_model(name_or_path: str | Path) -> Model:
     """The model of that name among the shipped ones, of a .safetensors file with its .json beside it, or of a package.
 
-    A package (packages.py) is a folder as WSInfer's zoo has them, or FOLDER#CLASS; NAME@VERSION one of the registry
-    (registered.py).
+    A package (packages.py) is a folder as WSInfer's zoo has them, or the network's file in it, or either with #CLASS;
+    NAME@VERSION one of the registry (registered.py).
 
     Raises ModelError when a file is missing or damaged, or when card, weights and network do not fit.
 
@@ -58,8 +58,8 @@ def load_model(name_or_path: str | Path) -> Model:
         model = wp.load_model("idc_default")
         print(model.card.patch_px, model.card.mpp, model.card.threshold)
     """
-    if package := package_folder(name_or_path):
-        return Model(*load_package(*package))
+    if package := find_package(name_or_path):
+        return Model(*load_package(package))
     weights_path = _find_weights(name_or_path)
     weights, card_text = _read(weights_path), _read(weights_path.with_suffix(".json"))
     card = _parse_card(card_text, weights_path.with_suffix(".json"))

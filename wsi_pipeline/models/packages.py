@@ -1,12 +1,13 @@
-"""Other people's models: packages as WSInfer's zoo has them, a folder with config.json and torchscript_model.pt.
+"""Other people's models: packages as WSInfer's zoo has them, a folder with config.json and the network's file.
 
-The package says scale, patch size, classes, resizing and normalisation. Its network is TorchScript (torchscript.py):
-no pickle of Python objects is ever executed, and a file that is one is refused.
+The package says scale, patch size, classes, resizing and normalisation. Its network is TorchScript
+(torchscript_file.py) or ONNX (onnx_file.py).
 """
 
 import hashlib
 import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,9 +20,11 @@ from wsi_pipeline.base.errors import ConfigError, ModelError
 from wsi_pipeline.base.options import Field, options, options_from_dict
 from wsi_pipeline.models.architectures.inputs import OneOutput
 from wsi_pipeline.models.card import MOST_PATCH_PX, ModelCard, Rgb
-from wsi_pipeline.models.torchscript import load_torchscript, short
+from wsi_pipeline.models.onnx_file import read_onnx
+from wsi_pipeline.models.onnx_network import OnnxNetwork
+from wsi_pipeline.models.torchscript_file import load_torchscript, short
 
-CONFIG, WEIGHTS = "config.json", "torchscript_model.pt"
+CONFIG = "config.json"
 # Between the package's folder and the class to map, where it is to be named: FOLDER#CLASS.
 CLASS_MARK = "#"
 # Classes that are mapped without being named, where a package has one of them.
@@ -97,20 +100,45 @@ class PackageNetwork(nn.Module):
         return (x - self.mean) / self.std
 
 
-def package_folder(name: str | Path) -> tuple[Path, str] | None:
-    """The folder of the package that --model names, and the class to map ('' where none is named); None: no package."""
-    folder, _, mapped = str(name).partition(CLASS_MARK)
-    path = Path(folder)
-    path = path.parent if path.name == CONFIG else path
-    return (path, mapped) if (path / CONFIG).is_file() else None
+@dataclass(frozen=True)
+class Package:
+    """What --model names of other people's models."""
+
+    folder: Path
+    file: str = ""
+    """Name of the network's file; empty: the one that is there."""
+
+    mapped: str = ""
+    """The class to map; empty: the one that says tumour."""
 
 
-def load_package(folder: Path, mapped: str = "") -> tuple[ModelCard, nn.Module, str]:
-    """Card, network and SHA-256 of the package; its class `mapped`, or the one that says tumour, plays IDC.
+def find_package(name: str | Path) -> Package | None:
+    """The package that --model names, by its folder or a file in it, and the class after it; None: no package.
 
-    Raises ModelError where a file is missing or damaged, holds pickled Python objects, or prepares patches in a way
-    that is not known here; and where it is not clear which class is to be mapped.
+    Raises ModelError for a file that only a package has, without a config.json beside it.
     """
+    place, _, mapped = str(name).partition(CLASS_MARK)
+    path = Path(place)
+    if path.name == CONFIG:
+        path = path.parent
+    if (path / CONFIG).is_file():
+        return Package(path, mapped=mapped)
+    if path.suffix not in FORMATS:
+        return None
+    if not (path.parent / CONFIG).is_file():
+        raise ModelError(
+            f"{path}: has no {CONFIG} beside it, which says its scale, classes and normalisation (docs/using.md)"
+        )
+    return Package(path.parent, path.name, mapped)
+
+
+def load_package(package: Package) -> tuple[ModelCard, nn.Module, str]:
+    """Card, network and SHA-256 of the package; the class to map, or the one that says tumour, plays IDC.
+
+    Raises ModelError where a file is missing or damaged, or is what its loader refuses, or prepares patches in a way
+    that is not known here; and where it is not clear which file is the network, or which class is to be mapped.
+    """
+    folder = package.folder
     config_text = _read(folder / CONFIG)
     try:
         config = options_from_dict(
@@ -120,19 +148,53 @@ def load_package(folder: Path, mapped: str = "") -> tuple[ModelCard, nn.Module, 
         raise ModelError(
             f"{folder / CONFIG}: expected the config of a package of WSInfer's zoo (spec_version 1.0): {error}"
         ) from error
-    weights = _read(folder / WEIGHTS)
-    network: nn.Module = PackageNetwork(
-        load_torchscript(weights, folder / WEIGHTS), _preparation(config, folder)
-    )
-    chosen = _mapped_class(config, mapped, folder)
+    path = folder / (package.file or _network_file(folder))
+    preparation = _preparation(config, folder)
+    loaded, weights_sha256 = FORMATS[path.suffix](path, preparation.side or config.patch_size_pixels)
+    network: nn.Module = PackageNetwork(loaded, preparation)
+    chosen = _mapped_class(config, package.mapped, folder)
     classes = tuple("idc" if i == chosen else _other(name) for i, name in enumerate(config.class_names))
     if config.num_classes == 1:
         network, classes = OneOutput(network), ("other", "idc")
     network = network.float().eval().requires_grad_(False)
-    sha256 = hashlib.sha256(weights + config_text + str(chosen).encode()).hexdigest()
-    card = _card(config, classes, config.class_names[chosen], hashlib.sha256(weights).hexdigest())
+    sha256 = hashlib.sha256(f"{weights_sha256} {chosen} ".encode() + config_text).hexdigest()
+    card = _card(config, classes, config.class_names[chosen], weights_sha256)
     _check_output(network, card, folder)
     return card, network, sha256
+
+
+def _network_file(folder: Path) -> str:
+    """The name of the network's file where none is named."""
+    found = [name for name in FILES if (folder / name).is_file()]
+    if len(found) == 1:
+        return found[0]
+    raise ModelError(
+        f"{folder}: found {', '.join(found) or 'no network'}, expected one of {', '.join(FILES)}; "
+        + (
+            f"name one: --model {folder / found[0]}"
+            if found
+            else "get it again, or name its file: --model FILE"
+        )
+    )
+
+
+def _load_torchscript(path: Path, side: int) -> tuple[nn.Module, str]:
+    weights = _read(path)
+    return load_torchscript(weights, path), hashlib.sha256(weights).hexdigest()
+
+
+def _load_onnx(path: Path, side: int) -> tuple[nn.Module, str]:
+    file = read_onnx(path)
+    return OnnxNetwork(file, side, path), file.sha256
+
+
+# Of the network's file by its ending: the network of patches of so many pixels a side, and a SHA-256 of its weights.
+FORMATS: dict[str, Callable[[Path, int], tuple[nn.Module, str]]] = {
+    ".pt": _load_torchscript,
+    ".onnx": _load_onnx,
+}
+# What it is called where no file is named.
+FILES = ("torchscript_model.pt", "model.onnx")
 
 
 def _card(config: PackageConfig, classes: tuple[str, ...], mapped: str, weights_sha256: str) -> ModelCard:
@@ -210,22 +272,30 @@ def _is_usual(value: float) -> bool:
 
 
 def _check_output(network: nn.Module, card: ModelCard, folder: Path) -> None:
-    """Raises ModelError where one grey patch does not give a number, and a finite one, for each class."""
-    patch = torch.full((1, 3, card.patch_px, card.patch_px), 0.7)
+    """Raises ModelError where two plain patches do not give a logit for each class, and a finite one."""
+    patches = torch.tensor([0.7, 0.2]).view(2, 1, 1, 1).expand(2, 3, card.patch_px, card.patch_px)
+    found = []
     try:
         with torch.inference_mode():
-            logits = network(patch)
+            for patch in (patches[:1], patches[1:]):
+                found.append(network(patch))
     except Exception as error:  # whatever the package's own code raises
         raise ModelError(f"{folder}: its network cannot be run on a patch: {short(error)}") from error
-    shape = tuple(getattr(logits, "shape", ()))
+    shape = tuple(getattr(found[0], "shape", ()))
     if shape != (1, len(card.classes)):
         raise ModelError(
             f"{folder}: its network gave {shape} of one patch; expected (1, {len(card.classes)})"
         )
+    logits = torch.cat(found)
     if not logits.isfinite().all():
         raise ModelError(
-            f"{folder}: its network gave values that are no numbers of a grey patch, expected logits; are its weights "
+            f"{folder}: its network gave values that are no numbers of a plain patch, expected logits; are its weights "
             "damaged, or its mean and std?"
+        )
+    if logits.min() >= 0 and (logits.sum(dim=1) - 1).abs().max() < 1e-5:
+        raise ModelError(
+            f"{folder}: its network gives probabilities (they come to 1); expected logits, before the softmax: "
+            "export it without"
         )
 
 
@@ -241,5 +311,5 @@ def _read(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise ModelError(
-            f"{path}: cannot be read ({error.strerror}); a package is a folder with {CONFIG} and {WEIGHTS}"
+            f"{path}: cannot be read ({error.strerror}); a package is a folder with {CONFIG} and a network"
         ) from error

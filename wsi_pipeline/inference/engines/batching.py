@@ -24,7 +24,7 @@ class Engine(Protocol):
 
     @property
     def name(self) -> str:
-        """What people call it: 'torch', 'openvino', 'cuda graph'."""
+        """What people call it: 'torch', 'openvino', 'cuda graph', 'onnx by openvino'."""
 
     @property
     def precision(self) -> Precision:

@@ -25,6 +25,7 @@ from wsi_pipeline.inference.engines.torch_engine import EagerEngine
 from wsi_pipeline.models.card import ModelCard
 from wsi_pipeline.models.cost import network_cost
 from wsi_pipeline.models.model import Model, has_bf16
+from wsi_pipeline.models.onnx_network import is_onnx
 from wsi_pipeline.models.slide_input import UNKNOWN_SLIDE, SlideInput
 
 if TYPE_CHECKING:
@@ -184,6 +185,9 @@ class Engines:
     def _attempts(self, sample: NDArray[np.uint8] | None, slide: SlideInput) -> Iterator[_Attempt]:
         """What might do, the fastest first."""
         asked, engine = self.options.precision, self.options.engine
+        if is_onnx(self.model.network):
+            yield from self._of_onnx()
+            return
         for precision in self._precisions():
             tolerance = UNASKED_BF16 if precision == "bf16" != asked else TOLERANCES[precision]
             if precision == "int8" and (engine == "torch" or self.device.type != "cpu"):
@@ -200,6 +204,14 @@ class Engines:
                 yield self._cuda_attempt(precision, tolerance)
             if precision in ("fp32", "bf16"):
                 yield from self._torch_attempts(precision, tolerance)
+
+    def _of_onnx(self) -> Iterator[_Attempt]:
+        """None that does: the plain engine gives patches to OpenVINO by itself. What is asked for in vain is said."""
+        for precision in self._precisions():
+            if precision != "fp32":
+                yield _Attempt("onnx", precision, TOLERANCES[precision], _onnx_in_float32)
+        if self.device.type != "cpu":
+            yield _Attempt(CudaEngine.name, "fp32", TOLERANCES["fp32"], _onnx_on_cpu)
 
     def _precisions(self) -> Sequence[Precision]:
         """Those to try, the fastest first: the one asked for, else the 16-bit ones that card and device allow."""
@@ -344,6 +356,14 @@ def _problem(moved: NDArray[np.float32], tolerance: Tolerance) -> str:
 def _mflop(model: Model) -> float:
     has_weights = next(model.network.parameters(), None) is not None
     return network_cost(model.network, model.card.patch_px).mflop if has_weights else 0.0
+
+
+def _onnx_in_float32() -> BatchRunner:
+    raise ValueError("the network of an ONNX file is computed in fp32 alone")
+
+
+def _onnx_on_cpu() -> BatchRunner:
+    raise ValueError("the network of an ONNX file is computed on the CPU, whatever the device")
 
 
 def _no_int8() -> BatchRunner:

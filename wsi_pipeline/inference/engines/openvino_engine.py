@@ -20,11 +20,11 @@ from torch import nn
 
 from wsi_pipeline.inference.engines.batching import Precision
 from wsi_pipeline.inference.engines.quantise import Ranges, conv_ranges, quantised
-from wsi_pipeline.inference.engines.quiet_openvino import FrontEndManager, TorchScriptPythonDecoder, openvino
 from wsi_pipeline.inference.engines.torch_engine import folded, input_table
 from wsi_pipeline.models.architectures.slide_condition import Features, SlideConditioned, head_inputs
 from wsi_pipeline.models.calibration import probability
 from wsi_pipeline.models.model import Model, has_bf16
+from wsi_pipeline.models.quiet_openvino import FrontEndManager, TorchScriptPythonDecoder, openvino
 from wsi_pipeline.models.slide_input import UNKNOWN_SLIDE, SlideInput
 
 # What is left of a block goes in batches this much smaller.

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from wsi_pipeline.inference.engines.quiet_openvino import openvino, ops
+from wsi_pipeline.models.quiet_openvino import openvino, ops
 
 LEVELS = 256
 

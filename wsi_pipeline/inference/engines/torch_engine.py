@@ -15,6 +15,7 @@ from wsi_pipeline.inference.engines.batching import Precision
 from wsi_pipeline.models.architectures.slide_condition import head_inputs, with_slide_inputs
 from wsi_pipeline.models.card import ModelCard
 from wsi_pipeline.models.model import Model, idc_probability, normalised
+from wsi_pipeline.models.onnx_network import is_onnx
 from wsi_pipeline.models.slide_input import SlideInput
 from wsi_pipeline.models.stain import Tables, normalise_stain
 
@@ -26,7 +27,6 @@ class EagerEngine:
     probability moved by some 1e-7. Raises what torch.fx raises where it cannot follow the network.
     """
 
-    name = "torch"
     # On a CPU, torch's own threads share a batch; on a GPU, one thread launches.
     parallel_batches = 1
 
@@ -38,6 +38,7 @@ class EagerEngine:
         batch_size: int,
         fold: bool = False,
     ):
+        self.name = "onnx by openvino" if is_onnx(model.network) else "torch"
         self.precision: Precision = precision
         self.batch_sizes = (batch_size,)
         self._model, self._device = model, device
