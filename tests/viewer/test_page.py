@@ -15,6 +15,7 @@ from conftest import write_scn, write_slide
 from models import brightness_model
 from page import (
     AXE,
+    BUNDLE,
     REVIEWER,
     browser_or_skip,
     centre_of,
@@ -644,3 +645,13 @@ def test_no_page_breaks_a_rule_of_accessibility(site: Site, page: Any, scheme: s
         page.locator("h1").wait_for()
         page.wait_for_timeout(150)
         check(path)
+
+
+def test_the_chunks_that_the_page_begins_with_are_asked_for_together_with_it() -> None:
+    if not BUNDLE.is_file():
+        pytest.skip("needs the page, which is not built: make page")
+    imported = re.findall(r'(?:from|import)"\./([\w-]+\.js)"', BUNDLE.read_text(encoding="utf-8"))
+    index = BUNDLE.with_name("index.html").read_text(encoding="utf-8")
+    assert imported
+    for name in imported:
+        assert f'<link rel="modulepreload" href="/static/{name}">' in index

@@ -1,6 +1,6 @@
 // Bundles the page into ../static: app.js with its chunks, app.css, index.html, and the licences of what is in it.
 import { copyFile, mkdir, readdir, readFile, rm, writeFile } from "node:fs/promises";
-import { dirname, join } from "node:path";
+import { basename, dirname, join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { build } from "esbuild";
 
@@ -82,6 +82,15 @@ async function licences(metafile) {
   return texts.join(`\n${"-".repeat(80)}\n\n`);
 }
 
+// The chunks that app.js begins with are asked for together with it, not after it has come and was read.
+async function withPreloads({ outputs }) {
+  const [app] = Object.values(outputs).filter(({ entryPoint }) => entryPoint === "src/main.tsx");
+  const first = app.imports.filter(({ kind }) => kind === "import-statement").map(({ path }) => basename(path));
+  const links = first.map((name) => `    <link rel="modulepreload" href="/static/${name}">\n`).join("");
+  const index = await readFile(join(here, "src/index.html"), "utf8");
+  return replaced(index, / {4}<script type="module"/, (script) => links + script);
+}
+
 await rm(out, { recursive: true, force: true });
 await mkdir(out, { recursive: true });
 const result = await build({
@@ -101,6 +110,6 @@ const result = await build({
   absWorkingDir: here,
   plugins: [forPolicy],
 });
-await copyFile(join(here, "src/index.html"), join(out, "index.html"));
+await writeFile(join(out, "index.html"), await withPreloads(result.metafile));
 await copyFile(join(here, "src/icon.svg"), join(out, "icon.svg"));
 await writeFile(join(out, "licences.txt"), await licences(result.metafile));
