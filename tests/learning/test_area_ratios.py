@@ -15,6 +15,6 @@ def compared(cells: dict[str, tuple[int, int]]) -> Compared:
 
 
 def test_areas_are_compared_slide_by_slide_where_there_is_enough_to_compare():
-    found = area_ratios(compared({"a": (50, 40), "b": (30, 45), "c": (25, 25), "little": (24, 90)}), 0.5)
+    found = area_ratios(compared({"a": (50, 40), "b": (30, 45), "c": (25, 25), "little": (24, 90)}), 0.5, 25)
     assert found == {"slides": 3, "median": 1.0, "lowest": pytest.approx(0.8), "highest": pytest.approx(1.5)}
-    assert area_ratios(compared({"little": (24, 90)}), 0.5) is None
+    assert area_ratios(compared({"little": (24, 90)}), 0.5, 25) is None

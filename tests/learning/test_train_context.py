@@ -18,12 +18,18 @@ from wsi_pipeline.base.options import options_to_dict
 from wsi_pipeline.cli.train_context import main
 from wsi_pipeline.learning.datasets import SplitOptions
 from wsi_pipeline.learning.datasets.labelled_slides import LabelledSlide, score_slide, turned
-from wsi_pipeline.learning.training.context import ContextTrainOptions, fit_and_evaluate, split_slides
+from wsi_pipeline.learning.training.context import (
+    ContextTrainOptions,
+    fit_and_evaluate,
+    in_patches,
+    split_slides,
+)
 from wsi_pipeline.models.context import RingOptions
 from wsi_pipeline.models.model import build_network, load_model, save_model
 from wsi_pipeline.pipeline.config import InferConfig, load_config
 from wsi_pipeline.slides.annotations.geojson import AnnotationOptions
 
+PATCH_UM = 200.0
 SMALL = ContextTrainOptions(
     rings=RingOptions(sigmas=(1.0, 2.5), spread_sigmas=(1.0,)),
     draws=2,
@@ -54,7 +60,7 @@ MOUNTS = [mount(seed) for seed in range(6)]
 
 
 def test_the_step_learns_more_than_a_plain_mean_and_is_calibrated():
-    step, metrics = fit_and_evaluate(SMALL, MOUNTS[:4], MOUNTS[4:], 0.5)
+    step, metrics = fit_and_evaluate(SMALL, MOUNTS[:4], MOUNTS[4:], 0.5, PATCH_UM)
     for side in ("crossfitted", "val"):
         found = metrics[side]
         assert found["context"]["auroc"] > found["gaussian"]["auroc"] > found["alone"]["auroc"] + 0.05
@@ -64,7 +70,7 @@ def test_the_step_learns_more_than_a_plain_mean_and_is_calibrated():
 
 
 def test_a_gaussian_learns_nothing_but_its_calibration():
-    step, metrics = fit_and_evaluate(replace(SMALL, kind="gaussian"), MOUNTS[:4], MOUNTS[4:], 0.5)
+    step, metrics = fit_and_evaluate(replace(SMALL, kind="gaussian"), MOUNTS[:4], MOUNTS[4:], 0.5, PATCH_UM)
     assert (step.card.kind, dict(step.weights)) == ("gaussian", {})
     for side in ("crossfitted", "val"):
         found = metrics[side]
@@ -74,10 +80,26 @@ def test_a_gaussian_learns_nothing_but_its_calibration():
 
 
 def test_the_same_seed_gives_the_same_step_and_the_evaluated_patients_do_not_matter():
-    first, _ = fit_and_evaluate(SMALL, MOUNTS[:3], MOUNTS[4:5], 0.5)
-    again, _ = fit_and_evaluate(SMALL, MOUNTS[:3], MOUNTS[5:], 0.3)
+    first, _ = fit_and_evaluate(SMALL, MOUNTS[:3], MOUNTS[4:5], 0.5, PATCH_UM)
+    again, _ = fit_and_evaluate(SMALL, MOUNTS[:3], MOUNTS[5:], 0.3, PATCH_UM)
     assert first.card == again.card
     assert all(np.array_equal(first.weights[name], again.weights[name]) for name in first.weights)
+
+
+def test_widths_in_micrometres_are_those_in_patches_of_the_model():
+    rings = replace(SMALL.rings, sigmas=(100.0, 200.0, 500.0), spread_sigmas=(250.0,), base_sigma=150.0)
+    in_um = replace(SMALL, widths="um", rings=rings, compared_sigma=200.0)
+    of_patches = replace(SMALL.rings, sigmas=(0.5, 1.0, 2.5), spread_sigmas=(1.25,), base_sigma=0.75)
+    options = replace(SMALL, rings=of_patches)
+    found, measured = fit_and_evaluate(in_um, MOUNTS[:3], MOUNTS[4:5], 0.5, PATCH_UM)
+    step, expected = fit_and_evaluate(options, MOUNTS[:3], MOUNTS[4:5], 0.5, PATCH_UM)
+    assert found.card == step.card
+    assert found.card.options == of_patches
+    assert measured == expected
+    # The same widths are sixteen times as many patches of 12.5 um.
+    finer = in_patches(in_um, PATCH_UM / 16)
+    assert finer.rings.sigmas == pytest.approx([8, 16, 40])
+    assert finer.compared_sigma == pytest.approx(16)
 
 
 def test_mounts_are_split_by_patient_and_what_is_unknown_is_refused(tmp_path: Path):

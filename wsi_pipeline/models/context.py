@@ -35,7 +35,7 @@ TRUNCATE = 3.0
 
 @options
 class RingOptions:
-    """How wide the step looks; all widths are standard deviations in patches."""
+    """How wide the step looks; all widths are standard deviations, on a card in patches."""
 
     sigmas: tuple[Annotated[float, Field(gt=0)], ...] = (0.7, 1.0, 1.5, 2.5, 4.0, 8.0, 16.0)
     """Of the means of log odds and of probability. 16 patches of the IDC set are 3.2 mm: how much of the section's

@@ -52,6 +52,10 @@ class ContextTrainOptions:
     """rings: small perceptrons correct the mean of the neighbours; gaussian: the mean alone, calibrated, which no
     training can spoil. Which is better, a cross-validation over slides that no network was trained on says."""
 
+    widths: Literal["patches", "um"] = "patches"
+    """In what the widths of `rings`, and `compared_sigma`, are given: patches of the model, or micrometres, so that a
+    model of small patches looks as far as one of large ones. The card has them in patches."""
+
     rings: RingOptions = Field(default_factory=RingOptions)
     split: SplitOptions = Field(default_factory=SplitOptions)
     """Who is trained on: values of the manifest's column `split`, or val_patients by name."""
@@ -107,7 +111,7 @@ class ContextTrainOptions:
     """Groups of the training patients, each scored by a step trained on the others."""
 
     compared_sigma: Annotated[float, Field(gt=0)] = 1.0
-    """Deviation in patches of the plain mean that the step is measured against."""
+    """Deviation of the plain mean that the step is measured against."""
 
     seed: int = 0
     """Of the drawn maps, the folds and the first weights."""
@@ -156,7 +160,8 @@ def train_context(
         return labelled
 
     train, val = scored(train_names, options.views), scored(val_names, 1)
-    step, measured = fit_and_evaluate(options, train, val, model.card.threshold)
+    patch_um = model.card.patch_px * model.card.mpp
+    step, measured = fit_and_evaluate(options, train, val, model.card.threshold, patch_um)
     card = replace(
         step.card,
         training={
@@ -180,8 +185,8 @@ def train_context(
     return path
 
 
-# A slide with fewer labelled IDC cells, 1 mm2 of cells of 200 um, says nothing of areas.
-LEAST_CELLS = 25
+# A slide with less labelled IDC says nothing of areas.
+LEAST_UM2 = 1e6
 MEASURED_NOTE = (
     "crossfitted: the training mounts, each judged by a step trained on other patients; calibration and "
     "threshold of the step, and the threshold of the Gaussian, were chosen there. val: nothing was chosen on it "
@@ -194,12 +199,14 @@ def fit_and_evaluate(
     train: Sequence[LabelledSlide],
     val: Sequence[LabelledSlide],
     patch_threshold: float,
+    patch_um: float,
 ) -> tuple[ContextStep, dict[str, Any]]:
     """The step of all training slides, calibrated, and its measures beside those of the maps without it.
 
     Calibration and threshold are of the training slides, each scored by a step that was trained on others.
-    patch_threshold: the model's, for each patch alone.
+    patch_threshold: the model's, for each patch alone. patch_um: side of its patches, micrometres.
     """
+    options = in_patches(options, patch_um)
     held_out = _crossfitted_log_odds(options, train)
     logits = np.stack([np.zeros_like(held_out), held_out], axis=1)
     labels = _cells(train, lambda slide: slide.labels).astype(int)
@@ -249,20 +256,37 @@ def fit_and_evaluate(
             for patient in np.unique(side.patients)
             for here in [side.patients == patient]
         },
-        "areas": area_ratios(sides["val"], thresholds["context"]),
+        "areas": area_ratios(sides["val"], thresholds["context"], LEAST_UM2 / patch_um**2),
     }
     return step, measured
 
 
-def area_ratios(side: "Compared", threshold: float) -> dict[str, float] | None:
-    """How many times the labelled area of IDC the map calls IDC, over the slides with LEAST_CELLS labelled or more.
+def in_patches(options: ContextTrainOptions, patch_um: float) -> ContextTrainOptions:
+    """The same options with all widths in patches, of `patch_um` micrometres a side."""
+    if options.widths == "patches":
+        return options
+
+    def each(widths: tuple[float, ...]) -> tuple[float, ...]:
+        return tuple(width / patch_um for width in widths)
+
+    rings = replace(
+        options.rings,
+        sigmas=each(options.rings.sigmas),
+        spread_sigmas=each(options.rings.spread_sigmas),
+        base_sigma=options.rings.base_sigma / patch_um,
+    )
+    return replace(options, widths="patches", rings=rings, compared_sigma=options.compared_sigma / patch_um)
+
+
+def area_ratios(side: "Compared", threshold: float, least_cells: float) -> dict[str, float] | None:
+    """How many times the labelled area of IDC the map calls IDC, over the slides with so many labelled cells of it.
 
     None where there are none.
     """
     found = []
     for patient in np.unique(side.patients):
         here = side.patients == patient
-        if (labelled := int(side.labels[here].sum())) >= LEAST_CELLS:
+        if (labelled := int(side.labels[here].sum())) >= least_cells:
             found.append(float((side.maps["context"][here] >= threshold).sum() / labelled))
     if not found:
         return None
