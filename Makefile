@@ -76,14 +76,14 @@ types: setup
 
 test: lint types
 	@$(CHROMIUM)
-	$(TEST_ENV) $(BIN)/pytest --numprocesses 2 wsi_pipeline tests
+	$(TEST_ENV) $(BIN)/pytest --numprocesses 2 --dist worksteal wsi_pipeline tests
 
 # The core's own packages only: tests that need optional ones are left out.
 LOWEST_TESTS := base inference models packaging pipeline results slides tiling
 LOWEST_LEFT_OUT := inference/test_engines.py models/test_model.py models/test_registry.py results/test_store.py
 
 test-lowest: .venv-lowest/.installed
-	$(TEST_ENV) .venv-lowest/bin/pytest --numprocesses 2 -m "not slow" $(LOWEST_TESTS:%=tests/%) \
+	$(TEST_ENV) .venv-lowest/bin/pytest --numprocesses 2 --dist worksteal -m "not slow" $(LOWEST_TESTS:%=tests/%) \
 		$(LOWEST_LEFT_OUT:%=--ignore=tests/%)
 
 .venv-lowest/.installed: setup.cfg constraints-lowest.txt
