@@ -28,7 +28,7 @@ def pale():
     tissue = np.zeros(SHAPE, bool)
     tissue[50:350, 50:450] = True
     detail = (natural(*SHAPE, 0)[..., :1].astype(float) - 150) / 6  # as fine as coarse, as tissue has it
-    rgb = np.where(tissue[..., None], detail + (228, 190, 210), (243, 243, 243))
+    rgb = np.where(tissue[..., None], np.add(detail, (228, 190, 210)), (243, 243, 243))
     rgb = np.clip(rgb + np.random.default_rng(0).normal(0, 2, rgb.shape), 0, 255).astype(np.uint8)
     plane = Plane(32, 32)
     found = find_tissue(rgb, plane, MPP, TissueOptions())
