@@ -9,7 +9,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from made_packages import CLASSES, MEAN, STD, by_hand, network, package, patches, scores, torchscript_by_hand
+from made_packages import (
+    CLASSES,
+    MEAN,
+    STD,
+    Trap,
+    by_hand,
+    network,
+    package,
+    patches,
+    scores,
+    torchscript_by_hand,
+)
 from torch import nn
 
 from wsi_pipeline.base.errors import ModelError
@@ -107,16 +118,6 @@ def test_a_config_that_is_not_understood_is_refused(
 def test_a_class_that_the_package_does_not_have_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="has no class 'fat'; found Stroma, Tumor, Lymphocytes"):
         load_model(f"{package(tmp_path / 'p')}#fat")
-
-
-class Trap:
-    """A pickle that writes a file where it is loaded."""
-
-    def __init__(self, place: Path):
-        self.place = place
-
-    def __reduce__(self) -> Any:
-        return Path.write_text, (self.place, "run")
 
 
 def test_a_pickle_of_python_objects_is_refused_and_never_run(tmp_path: Path) -> None:
@@ -288,7 +289,7 @@ def test_damage_and_missing_files_and_other_outputs_are_refused(tmp_path: Path) 
         load_model(folder)
     weights.unlink()
     with pytest.raises(
-        ModelError, match=r"found no network, expected one of torchscript_model.pt, model.onnx"
+        ModelError, match=r"found no network, expected one of torchscript_model.pt, model.onnx, model.pt2"
     ):
         load_model(folder)
     torch.jit.save(torch.jit.trace(network(2), torch.zeros(1, 3, 48, 48)), weights)

@@ -14,7 +14,14 @@ from typing import TYPE_CHECKING, Any
 from wsi_pipeline.base.errors import ScaleError, UsageError
 from wsi_pipeline.base.text import for_spreadsheet
 from wsi_pipeline.base.version import VERSION
-from wsi_pipeline.cli.common import ALL_DONE, NOTHING_RUN, SOME_FAILED, command_parser, run_command
+from wsi_pipeline.cli.common import (
+    ALL_DONE,
+    NOTHING_RUN,
+    SOME_FAILED,
+    add_trust_argument,
+    command_parser,
+    run_command,
+)
 
 if TYPE_CHECKING:  # --help and a wrong argument should not wait for it
     from wsi_pipeline.inference.images import ImageScore
@@ -53,6 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="NAME|FILE",
         help="a shipped model, or a .safetensors with its card",
     )
+    add_trust_argument(parser)
     scale = parser.add_mutually_exclusive_group()
     scale.add_argument(
         "--mpp",
@@ -87,7 +95,7 @@ def _run(args: argparse.Namespace) -> int:
     from wsi_pipeline.models.model import load_model
     from wsi_pipeline.pipeline.config import InferConfig
 
-    model = load_model(args.model)
+    model = load_model(args.model, args.trust)
     classifier = Classifier([model], choose_device(args.device), InferConfig().classify)
     scores: list[ImageScore] = []
     failures: list[FailedImage] = []

@@ -87,6 +87,15 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_trust_argument(parser: argparse.ArgumentParser) -> None:
+    """The option without which no model is loaded that can run any program then."""
+    parser.add_argument(
+        "--trust",
+        action="store_true",
+        help="load a --model file of torch.export (.pt2), which can run any program then: you trust who made it",
+    )
+
+
 def config_overrides(args: argparse.Namespace) -> dict[str, int | None]:
     """The training arguments that stand in the place of a config's values."""
     return {"epochs": args.epochs, "seed": args.seed, "limit_patches": args.limit_patches}

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from wsi_pipeline.base.errors import WsiError
-from wsi_pipeline.cli.common import ALL_DONE, SOME_FAILED, command_parser, run_command
+from wsi_pipeline.cli.common import ALL_DONE, SOME_FAILED, add_trust_argument, command_parser, run_command
 
 EXAMPLE = """  evaluate-model --model idc_default --data idc --out evaluation
   evaluate-model --model runs/mine/mine.safetensors --data patches --split all --out evaluation
@@ -32,6 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="NAME|FILE",
         help="a shipped model, or a .safetensors with its card (default: %(default)s)",
     )
+    add_trust_argument(parser)
     parser.add_argument("--data", required=True, type=Path, metavar="DIR", help="labelled patches")
     parser.add_argument(
         "--patches-from",
@@ -111,9 +112,9 @@ def _run(args: argparse.Namespace) -> int:
     from wsi_pipeline.slides.names import slide_name
 
     config = load_config(EvaluateConfig, args.config) if args.config else EvaluateConfig()
-    model, device = load_model(args.model), choose_device(args.device)
+    model, device = load_model(args.model, args.trust), choose_device(args.device)
     pairs = find_labelled_slides(args.slides) if args.slides else []
-    card, old = model.card, load_model(args.against) if args.against else None
+    card, old = model.card, load_model(args.against, args.trust) if args.against else None
     if old:
         check_same_patches(card, old.card)
     if args.patches_from == "slides":

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from wsi_pipeline.cli.batch_arguments import add_batch_arguments
-from wsi_pipeline.cli.common import ALL_DONE, SOME_FAILED, command_parser, run_command
+from wsi_pipeline.cli.common import ALL_DONE, SOME_FAILED, add_trust_argument, command_parser, run_command
 
 EXAMPLE = """  infer-slide biopsy.svs --out maps
   infer-slide *.svs --out maps --device cuda:1 --config infer
@@ -29,10 +29,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         action="append",
         metavar="NAME|FILE",
         help="a shipped model, a .safetensors with its card, NAME@VERSION of the registry (models list), "
-        "or the folder of a package of WSInfer's zoo, TorchScript or ONNX (FOLDER#CLASS "
+        "or the folder of a package of WSInfer's zoo, TorchScript, ONNX or, with --trust, .pt2 (FOLDER#CLASS "
         "names its class to map) (default: idc_default); several, each with its "
         "--model: their mean, each patch alone, and a map of how far they are apart",
     )
+    add_trust_argument(parser)
     parser.add_argument(
         "--cell-um",
         type=float,
@@ -90,7 +91,7 @@ def _run(args: argparse.Namespace) -> int:
     if args.inside and not args.inside.is_dir():
         raise UsageError(f"--inside {args.inside}: no such folder")
     out, staging = out_path(args.out), staging_of(args)
-    job = InferJob(out, config, models, args.device, args.overwrite, staging, args.inside)
+    job = InferJob(out, config, models, args.device, args.overwrite, staging, args.inside, args.trust)
     entries = listed_slides(args)
     if args.dry_run:
         return dry_run(entries, estimator_of_inference(job), args.workers)

@@ -45,11 +45,12 @@ class Model:
     registered: str = ""
 
 
-def load_model(name_or_path: str | Path) -> Model:
+def load_model(name_or_path: str | Path, trust: bool = False) -> Model:
     """The model of that name among the shipped ones, of a .safetensors file with its .json beside it, or of a package.
 
     A package (packages.py) is a folder as WSInfer's zoo has them, or the network's file in it, or either with #CLASS;
-    NAME@VERSION one of the registry (registered.py).
+    NAME@VERSION one of the registry (registered.py). `trust`: you trust whoever made a package's file of torch.export,
+    which can run any program when it is loaded; without, such a file is refused.
 
     Raises ModelError when a file is missing or damaged, or when card, weights and network do not fit.
 
@@ -59,7 +60,7 @@ def load_model(name_or_path: str | Path) -> Model:
         print(model.card.patch_px, model.card.mpp, model.card.threshold)
     """
     if package := find_package(name_or_path):
-        return Model(*load_package(package))
+        return Model(*load_package(package, trust))
     weights_path = _find_weights(name_or_path)
     weights, card_text = _read(weights_path), _read(weights_path.with_suffix(".json"))
     card = _parse_card(card_text, weights_path.with_suffix(".json"))
@@ -94,13 +95,15 @@ def load_model(name_or_path: str | Path) -> Model:
     return Model(card, network, hashlib.sha256(weights + card_text).hexdigest(), context, registered)
 
 
-def load_models(names_or_paths: Sequence[str | Path | Model]) -> tuple[Model, ...]:
+def load_models(names_or_paths: Sequence[str | Path | Model], trust: bool = False) -> tuple[Model, ...]:
     """The models, in that order, each as `load_model` loads it, or loaded already: one, or an ensemble's members.
 
     Raises as `load_model`, UsageError when two have the same weights, ScaleError when two see patches of
     another size or scale.
     """
-    models = tuple(given if isinstance(given, Model) else load_model(given) for given in names_or_paths)
+    models = tuple(
+        given if isinstance(given, Model) else load_model(given, trust) for given in names_or_paths
+    )
     labels = [given.card.name if isinstance(given, Model) else given for given in names_or_paths]
     first, card = labels[0], models[0].card
     seen: dict[str, str | Path] = {}

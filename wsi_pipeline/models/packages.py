@@ -1,7 +1,7 @@
 """Other people's models: packages as WSInfer's zoo has them, a folder with config.json and the network's file.
 
 The package says scale, patch size, classes, resizing and normalisation. Its network is TorchScript
-(torchscript_file.py) or ONNX (onnx_file.py).
+(torchscript_file.py), ONNX (onnx_file.py), or, where the user trusts it, a file of torch.export (exported_file.py).
 """
 
 import hashlib
@@ -20,6 +20,7 @@ from wsi_pipeline.base.errors import ConfigError, ModelError
 from wsi_pipeline.base.options import Field, options, options_from_dict
 from wsi_pipeline.models.architectures.inputs import OneOutput
 from wsi_pipeline.models.card import MOST_PATCH_PX, ModelCard, Rgb
+from wsi_pipeline.models.exported_file import load_exported
 from wsi_pipeline.models.onnx_file import read_onnx
 from wsi_pipeline.models.onnx_network import OnnxNetwork
 from wsi_pipeline.models.torchscript_file import load_torchscript, short
@@ -132,11 +133,12 @@ def find_package(name: str | Path) -> Package | None:
     return Package(path.parent, path.name, mapped)
 
 
-def load_package(package: Package) -> tuple[ModelCard, nn.Module, str]:
+def load_package(package: Package, trust: bool = False) -> tuple[ModelCard, nn.Module, str]:
     """Card, network and SHA-256 of the package; the class to map, or the one that says tumour, plays IDC.
 
-    Raises ModelError where a file is missing or damaged, or is what its loader refuses, or prepares patches in a way
-    that is not known here; and where it is not clear which file is the network, or which class is to be mapped.
+    trust: that files may be loaded which can run any program then (exported_file.py). Raises ModelError where a file is
+    missing or damaged, or is what its loader refuses, or prepares patches in a way that is not known here; and where it
+    is not clear which file is the network, or which class is to be mapped.
     """
     folder = package.folder
     config_text = _read(folder / CONFIG)
@@ -150,7 +152,8 @@ def load_package(package: Package) -> tuple[ModelCard, nn.Module, str]:
         ) from error
     path = folder / (package.file or _network_file(folder))
     preparation = _preparation(config, folder)
-    loaded, weights_sha256 = FORMATS[path.suffix](path, preparation.side or config.patch_size_pixels)
+    side = preparation.side or config.patch_size_pixels
+    loaded, weights_sha256 = FORMATS[path.suffix](path, side, trust)
     network: nn.Module = PackageNetwork(loaded, preparation)
     chosen = _mapped_class(config, package.mapped, folder)
     classes = tuple("idc" if i == chosen else _other(name) for i, name in enumerate(config.class_names))
@@ -178,23 +181,30 @@ def _network_file(folder: Path) -> str:
     )
 
 
-def _load_torchscript(path: Path, side: int) -> tuple[nn.Module, str]:
+def _load_torchscript(path: Path, side: int, trust: bool) -> tuple[nn.Module, str]:
     weights = _read(path)
     return load_torchscript(weights, path), hashlib.sha256(weights).hexdigest()
 
 
-def _load_onnx(path: Path, side: int) -> tuple[nn.Module, str]:
+def _load_onnx(path: Path, side: int, trust: bool) -> tuple[nn.Module, str]:
     file = read_onnx(path)
     return OnnxNetwork(file, side, path), file.sha256
 
 
+def _load_exported(path: Path, side: int, trust: bool) -> tuple[nn.Module, str]:
+    content = _read(path)
+    return load_exported(content, path, trust), hashlib.sha256(content).hexdigest()
+
+
 # Of the network's file by its ending: the network of patches of so many pixels a side, and a SHA-256 of its weights.
-FORMATS: dict[str, Callable[[Path, int], tuple[nn.Module, str]]] = {
+# The last argument says whether a file is to be trusted that can run any program.
+FORMATS: dict[str, Callable[[Path, int, bool], tuple[nn.Module, str]]] = {
     ".pt": _load_torchscript,
     ".onnx": _load_onnx,
+    ".pt2": _load_exported,
 }
 # What it is called where no file is named.
-FILES = ("torchscript_model.pt", "model.onnx")
+FILES = ("torchscript_model.pt", "model.onnx", "model.pt2")
 
 
 def _card(config: PackageConfig, classes: tuple[str, ...], mapped: str, weights_sha256: str) -> ModelCard:
@@ -272,13 +282,12 @@ def _is_usual(value: float) -> bool:
 
 
 def _check_output(network: nn.Module, card: ModelCard, folder: Path) -> None:
-    """Raises ModelError where two plain patches do not give a logit for each class, and a finite one."""
+    """Raises ModelError where two plain patches do not give a logit for each class."""
     patches = torch.tensor([0.7, 0.2]).view(2, 1, 1, 1).expand(2, 3, card.patch_px, card.patch_px)
-    found = []
     try:
         with torch.inference_mode():
-            for patch in (patches[:1], patches[1:]):
-                found.append(network(patch))
+            found = [network(patch) for patch in (patches[:1], patches[1:])]
+            together = network(patches)
     except Exception as error:  # whatever the package's own code raises
         raise ModelError(f"{folder}: its network cannot be run on a patch: {short(error)}") from error
     shape = tuple(getattr(found[0], "shape", ()))
@@ -291,6 +300,11 @@ def _check_output(network: nn.Module, card: ModelCard, folder: Path) -> None:
         raise ModelError(
             f"{folder}: its network gave values that are no numbers of a plain patch, expected logits; are its weights "
             "damaged, or its mean and std?"
+        )
+    if (logits - together).abs().max() > 1e-3 * (1 + logits.abs().max()):
+        raise ModelError(
+            f"{folder}: its network says another thing of a patch beside others than of it alone; was it exported in "
+            "training mode? Export it after network.eval()"
         )
     if logits.min() >= 0 and (logits.sum(dim=1) - 1).abs().max() < 1e-5:
         raise ModelError(

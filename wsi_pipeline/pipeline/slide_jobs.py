@@ -152,8 +152,9 @@ class TileJob:
 
 
 def _is_place_of_model(name: str) -> bool:
-    """Whether it names a file of weights or a package's folder (FOLDER or FOLDER#CLASS), and no shipped model."""
-    return Path(name).is_file() or (Path(name.partition("#")[0]) / "config.json").is_file()
+    """Whether it names a file of weights or a package (its folder or a file in it, or either with #CLASS)."""
+    place = Path(name.partition("#")[0])
+    return Path(name).is_file() or place.is_file() or (place / "config.json").is_file()
 
 
 @dataclass(frozen=True)
@@ -170,6 +171,8 @@ class InferJob:
     staging: Staging | None = None
     inside: Path | None = None
     """A folder of outlines, within which alone slides are mapped."""
+    trust: bool = False
+    """That models may be loaded which can run any program then."""
 
     def everywhere(self) -> "InferJob":
         """The same on every machine that has these files at these places."""
@@ -199,7 +202,7 @@ class InferJob:
         from wsi_pipeline.models.model import load_models
 
         check_exports(self.config.exports)
-        models = load_models(list(self.models))
+        models = load_models(list(self.models), self.trust)
         card = models[0].card
         config = replace(self.config, grid=grid_for_model(self.config.grid, card.patch_px, card.mpp))
         classifier = Classifier(models, choose_device(self.device, worker), config.classify)
