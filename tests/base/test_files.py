@@ -1,8 +1,11 @@
+import errno
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -13,6 +16,7 @@ import torch
 
 from wsi_pipeline.base.errors import LockLostError, OutputError, UsageError
 from wsi_pipeline.base.files import (
+    append_line,
     check_writable,
     clear_leftovers,
     clear_leftovers_of,
@@ -24,6 +28,7 @@ from wsi_pipeline.base.files import (
     new_tree,
     out_path,
     remove,
+    remove_leftovers,
     write_bytes,
     write_many,
 )
@@ -192,6 +197,82 @@ def test_a_disk_that_fills_up_in_mid_file_is_an_error_of_ours_and_leaves_nothing
         with pytest.raises(OutputError, match="cannot be written"), new_folder(tmp_path / "b") as folder:
             new_array(folder / "pixels.npy", (200_000,), np.uint8)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("code", "is_taken"), [(errno.EINVAL, True), (errno.ENOTSUP, True), (errno.EIO, False)]
+)
+def test_a_file_system_that_knows_no_fsync_is_written_to_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, is_taken: bool
+) -> None:
+    def refuse(_: int) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    for write in (
+        lambda: write_bytes(tmp_path / "a", b"1"),
+        lambda: append_line(tmp_path / "b", b"1"),
+        lambda: new_tree(tmp_path / "c", {"d": b"1"}, "d").__enter__(),
+    ):
+        if is_taken:
+            write()
+        else:
+            with pytest.raises(OutputError, match="Input/output error"):
+                write()
+
+
+# A file system of its own, in a mount that only this process sees.
+ON_SMALL_DISK = """
+mount -t tmpfs -o size=20m,nr_inodes=12 none "$1" && "$2" - "$1" <<'END'
+import sys
+from pathlib import Path
+from wsi_pipeline.base.errors import OutputError
+from wsi_pipeline.base.files import new_folder, new_tree, write_bytes
+from wsi_pipeline.jobs.locks import hold
+place = Path(sys.argv[1])
+many = {f"{i}/a": b"1" for i in range(20)}
+def tree():
+    with new_tree(place / "tree", many, "0/a"): pass
+def folder():
+    with new_folder(place / "folder") as part:
+        for i in range(20): write_bytes(part / str(i), b"1")
+def lock():
+    with hold(place / "locks" / "a.lock"): pass
+(place / "locks").mkdir()
+for write in (tree, folder):
+    try: write()
+    except OutputError as error: print(error)
+for i in range(9): (place / f"file{i}").touch()
+try: lock()
+except OutputError as error: print(error)
+print("left:", sorted(p.name for p in place.rglob("*") if "file" not in p.name))
+END
+"""
+
+
+@pytest.mark.skipif(not shutil.which("unshare"), reason="needs unshare")
+def test_inodes_that_are_used_up_are_named_also_where_taking_back_frees_some(tmp_path: Path) -> None:
+    script = ["unshare", "-rm", "sh", "-c", ON_SMALL_DISK, "sh", str(tmp_path), sys.executable]
+    ran = subprocess.run(script, capture_output=True, text=True, check=False)
+    if "unshare" in ran.stderr or "mount" in ran.stderr:
+        pytest.skip(f"no file system can be mounted here: {ran.stderr}")
+    lines = ran.stdout.splitlines()
+    assert len(lines) == 4, ran.stdout + ran.stderr
+    assert all("the file system holds no more files" in line for line in lines[:3]), ran.stdout
+    assert lines[3] == "left: ['locks']"
+
+
+def test_leftovers_are_those_that_are_old_by_the_clock_of_the_file_system(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, new = (tmp_path / f".manifest.csv.{name}.part" for name in ("0" * 16, "1" * 16))
+    for path in (old, new):
+        path.touch()
+    os.utime(old, (time.time() - 3600,) * 2)
+    real = time.time
+    monkeypatch.setattr(time, "time", lambda: real() + 86_400)  # this machine's clock is a day ahead
+    remove_leftovers(tmp_path, ["manifest.csv"])
+    assert list(tmp_path.iterdir()) == [new]
 
 
 def test_a_checkpoint_that_finds_the_disk_full_is_an_error_of_ours_and_the_last_one_stays(

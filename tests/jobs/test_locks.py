@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -10,7 +11,7 @@ import pytest
 
 from wsi_pipeline.base.errors import LockLostError
 from wsi_pipeline.jobs import Busy, locks
-from wsi_pipeline.jobs.locks import hold
+from wsi_pipeline.jobs.locks import clear_leftovers_of_locks, hold
 
 HOLDER = """
 import sys, time
@@ -170,3 +171,15 @@ def test_a_process_that_is_hidden_from_this_user_lives(
 
     monkeypatch.setattr(locks.os, "kill", find_none)
     assert owner.is_dead
+
+
+def test_what_was_left_of_making_a_lock_goes_once_it_is_old(tmp_path: Path) -> None:
+    kept = ["a.lock", "b.lock." + "0" * 32, "notes.txt"]
+    gone = ["a.lock." + "1" * 32, "a.lock.guard." + "2" * 32]
+    for name in kept + gone:
+        (tmp_path / name).touch()
+        if name != kept[1]:  # which may be being made
+            os.utime(tmp_path / name, (0, 0))
+    clear_leftovers_of_locks(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(kept)
+    clear_leftovers_of_locks(tmp_path / "none")

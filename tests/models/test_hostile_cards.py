@@ -12,7 +12,7 @@ import safetensors.torch
 import torch
 
 from wsi_pipeline.base.errors import ModelError
-from wsi_pipeline.models.model import SHIPPED, load_model
+from wsi_pipeline.models.model import MOST_CARD_BYTES, SHIPPED, load_model
 
 CARD = json.loads((SHIPPED / "idc_default.json").read_text())
 NAN, INF = float("nan"), float("inf")
@@ -44,6 +44,17 @@ def with_weights(folder: Path, data: bytes) -> Path:
         ("mean", [NAN, 0.5, 0.5]),
         ("std", [0.0, 1.0, 1.0]),
         ("std", [-1.0, -1.0, -1.0]),
+        ("mean", [1e300, 0.5, 0.5]),
+        ("mean", [-1e6, 0.5, 0.5]),
+        ("std", [1e300, 1.0, 1.0]),
+        ("std", [1e-300, 1.0, 1.0]),
+        ("stain", CARD["stain"] | {"od_mean": [-1.0, 0.2, 0.2]}),
+        ("stain", CARD["stain"] | {"od_mean": [1e300, 0.2, 0.2]}),
+        ("stain", CARD["stain"] | {"od_std": [-1.0, 0.2, 0.2]}),
+        ("classes", ["idc", "idc"]),
+        ("name", "x" * 1_000_000),
+        ("limits", "x" * 1_000_000),
+        ("mpp", 1e-300),
         ("mpp", -4.0),
         ("mpp", INF),
         ("patch_px", 0),
@@ -107,6 +118,12 @@ def test_cards_that_are_none_are_refused(tmp_path, text):
     path = written(tmp_path)
     path.with_suffix(".json").write_text(text)
     with pytest.raises(ModelError, match="expected a model card in JSON"):
+        load_model(path)
+
+
+def test_a_card_too_large_to_be_one_is_refused_unread(tmp_path):
+    path = written(tmp_path, training={"notes": "x" * MOST_CARD_BYTES})
+    with pytest.raises(ModelError, match="which no model card is"):
         load_model(path)
 
 

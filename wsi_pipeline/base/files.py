@@ -19,7 +19,6 @@ import re
 import secrets
 import shutil
 import stat
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -140,13 +139,22 @@ def writing(path: OutPath) -> Iterator[None]:
 def _reason(path: OutPath, error: BaseException | None) -> str:
     """What went wrong, and what to do about it."""
     if isinstance(path, Path) and isinstance(error, OSError):
-        if error.errno == errno.ENOSPC and _has_room(path):
+        if error.errno == errno.ENOSPC and (_NO_INODES in getattr(error, "__notes__", ()) or _has_room(path)):
             return "the file system holds no more files, though it has room (its inodes are used up); remove files"
         return _REMEDIES.get(
             error.errno or 0, f"{error.strerror or error}; see to it, or choose another --out"
         )
     # A store has errors of its own kinds: no credentials, no answer from the endpoint.
     return f"{' '.join(str(error).split())}; see to the store, its address and your credentials"
+
+
+def note_inodes(path: Path, error: BaseException) -> None:
+    """Note on the error that inodes are used up; ask before what was begun is removed, which frees some."""
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC and _has_room(path):
+        error.add_note(_NO_INODES)
+
+
+_NO_INODES = "its inodes are used up"
 
 
 def _has_room(path: Path) -> bool:
@@ -181,10 +189,11 @@ def new_file(path: OutPath, durable: bool = True) -> Iterator[IO[bytes]]:
                 yield file
                 if durable:
                     file.flush()
-                    os.fsync(file.fileno())
+                    _fsync(file.fileno())
             _check_guard(path)
             part.replace(path)
-        except BaseException:
+        except BaseException as error:
+            note_inodes(path, error)
             part.unlink(missing_ok=True)
             raise
         if durable:
@@ -242,15 +251,31 @@ def _heeds_conditions(path: "UPath") -> bool:
 def remove_leftovers(folder: OutPath, names: Sequence[str]) -> None:
     """Remove what processes left that were killed while they wrote files of these names in the folder.
 
-    What is younger than LEFT_S may be being written.
+    What is younger than LEFT_S may be being written. Times are compared by the clock of the file system, which may be
+    another machine's.
     """
-    if not isinstance(folder, Path) or not folder.is_dir():
+    if isinstance(folder, Path):
+        _remove_old(folder, [path for name in names for path in folder.glob(f".{glob.escape(name)}.*{PART}")])
+
+
+def remove_old(folder: Path, name: re.Pattern[str]) -> None:
+    """Remove files of the folder of whose names that is the whole, but for those younger than LEFT_S."""
+    if folder.is_dir():
+        _remove_old(folder, [path for path in folder.iterdir() if name.fullmatch(path.name)])
+
+
+def _remove_old(folder: Path, paths: list[Path]) -> None:
+    if not paths:
         return
-    for name in names:
-        for part in folder.glob(f".{glob.escape(name)}.*{PART}"):
-            with suppress(OSError):
-                if time.time() - part.stat().st_mtime > LEFT_S:
-                    part.unlink()
+    with suppress(OSError):
+        probe = folder / f".{secrets.token_hex(8)}{PART}"
+        probe.touch(exist_ok=False)
+        now = probe.stat().st_mtime
+        probe.unlink()
+        for path in paths:
+            with suppress(FileNotFoundError):
+                if now - path.stat().st_mtime > LEFT_S:
+                    path.unlink()
 
 
 def write_many(folder: OutPath, files: Mapping[str, bytes]) -> None:
@@ -387,7 +412,7 @@ def append_line(path: OutPath, line: bytes) -> None:
                     line = b"\n" + line
             file.write(line + b"\n")
             file.flush()
-            os.fsync(file.fileno())
+            _fsync(file.fileno())
 
 
 def remove(path: OutPath) -> None:
@@ -425,7 +450,8 @@ def new_tree(path: OutPath, files: Mapping[str, bytes], root: str) -> Iterator[N
                 (part / name).write_bytes(data)
             sync_tree(part)
             _check_guard(path)
-        except BaseException:
+        except BaseException as error:
+            note_inodes(path, error)
             shutil.rmtree(part, ignore_errors=True)
             raise
         if path.exists():
@@ -453,6 +479,9 @@ def new_folder(path: Path) -> Iterator[Path]:
             with suppress(FileNotFoundError):
                 path.rename(old)
             part.rename(path)
+        except BaseException as error:
+            note_inodes(path, error)
+            raise
         finally:
             shutil.rmtree(part, ignore_errors=True)
             shutil.rmtree(old, ignore_errors=True)
@@ -544,9 +573,14 @@ def _short_name(path: Path) -> str:
 def _sync(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
+        _fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _fsync(handle: int) -> None:
+    try:
         os.fsync(handle)
     except OSError as error:
         if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # file systems that know no such thing
             raise
-    finally:
-        os.close(handle)

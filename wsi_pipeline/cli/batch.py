@@ -12,6 +12,7 @@ import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import NoReturn
 
 from wsi_pipeline.base.errors import (
@@ -33,7 +34,8 @@ from wsi_pipeline.cli.streams import lasting_streams
 from wsi_pipeline.cli.watchdog import Watchdog, ending_in_time
 from wsi_pipeline.jobs import Outcome, run_local, run_sequential
 from wsi_pipeline.jobs.cluster import run_cluster
-from wsi_pipeline.jobs.events import EventLog, now
+from wsi_pipeline.jobs.events import LOCKS, EventLog, now
+from wsi_pipeline.jobs.locks import clear_leftovers_of_locks
 from wsi_pipeline.jobs.unended import begun_and_never_ended
 from wsi_pipeline.pipeline.manifest import MANIFEST_NAME, Manifest, ManifestRow
 from wsi_pipeline.pipeline.slide_jobs import InferJob, Staging, TileJob
@@ -320,6 +322,8 @@ class _Batch:
     def _begin(self) -> None:
         check_writable(self._out)
         remove_leftovers(self._out, RESERVED)
+        if isinstance(self._out, Path):
+            clear_leftovers_of_locks(self._out / LOCKS)
         log = EventLog(self._out)
         log.write(
             "batch_started",

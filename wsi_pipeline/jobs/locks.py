@@ -16,9 +16,11 @@ Files are read by opening them, which on NFS shows what was last closed (close-t
 are not used. An object store has neither links nor renames: leases.py does there what this file does in a folder.
 """
 
+import errno
 import json
 import logging
 import os
+import re
 import socket
 import threading
 import time
@@ -31,6 +33,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from wsi_pipeline.base.errors import LockLostError, OutputError
+from wsi_pipeline.base.files import note_inodes, remove_old, writing
 from wsi_pipeline.jobs.protocols import Busy
 
 log = logging.getLogger(__name__)
@@ -40,6 +43,9 @@ BEAT_S = 15.0
 STALE_S = 4 * BEAT_S
 # A stale lock is cleared away in much less.
 GUARD_POLL_S = 0.02
+# What a lock is made of, and what a stale one is called while it is cleared away.
+_BESIDE = re.compile(r".+\.lock(\.guard)?\.[0-9a-f]{32}")
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 # All that is known of some processes.
 LIVES = "lives"
 
@@ -112,10 +118,11 @@ def hold(path: Path) -> Iterator[Held]:
     """The lock at `path`, held while the block runs.
 
     Raises Busy where another process holds it; ask again later, in the same process, so that it can be seen
-    whether that one still lives.
+    whether that one still lives. Raises OutputError.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    held = _take(path)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        held = _take(path)
     heartbeat().add(held)
     try:
         yield held
@@ -153,19 +160,35 @@ def new_owner() -> Owner:
 def _create(path: Path, owner: Owner) -> bool:
     """Whether the lock is now the owner's: its file, whole, under the lock's name."""
     beside = path.with_name(f"{path.name}.{owner.id}")
-    beside.write_text(lock_text(owner, 0), encoding="utf-8")
     try:
+        beside.write_text(lock_text(owner, 0), encoding="utf-8")
         os.link(beside, path)
     except FileExistsError:
         return False
-    except OSError:  # a file system without links: the next best that only one process can do
-        with suppress(FileExistsError), path.open("x", encoding="utf-8") as file:
-            file.write(lock_text(owner, 0))
-            return True
-        return False
+    except OSError as error:
+        if error.errno in _NO_ROOM:
+            note_inodes(path, error)
+            raise
+        # A file system without links: the next best that only one process can do.
+        try:
+            with path.open("x", encoding="utf-8") as file:
+                try:
+                    file.write(lock_text(owner, 0))
+                    file.flush()
+                except OSError:
+                    path.unlink(missing_ok=True)  # nobody's, if it does not say whose
+                    raise
+        except FileExistsError:
+            return False
+        return True
     finally:
-        beside.unlink()
+        beside.unlink(missing_ok=True)
     return True
+
+
+def clear_leftovers_of_locks(folder: Path) -> None:
+    """Remove what processes left that were killed in the instant in which they made or cleared a lock there."""
+    remove_old(folder, _BESIDE)
 
 
 def _clear_away(path: Path, holder: Owner | None) -> None:

@@ -8,6 +8,12 @@ from wsi_pipeline.models.context import ContextCard, LogOddsShift, Temperature
 from wsi_pipeline.models.stain_methods import StainMethod, of_numbers
 
 Rgb = tuple[float, float, float]
+# Of RGB on the scale 0 to 1, and of optical densities, which are 2.41 at most: others make nonsense of every pixel.
+_Mean = Annotated[float, Field(ge=0, le=1)]
+_Deviation = Annotated[float, Field(ge=1e-4, le=10)]
+_Density = Annotated[float, Field(ge=0, le=10)]
+# What people read of a card is drawn on pages and pictures.
+_Text = Annotated[str, Field(max_length=10_000)]
 # A network of larger patches than this is none of ours: it would fill the memory.
 MOST_PATCH_PX = 4096
 
@@ -16,13 +22,13 @@ MOST_PATCH_PX = 4096
 class Stain:
     """Colour of the training patches in optical density, -log10((RGB + 1) / 256), to notice other stains."""
 
-    od_mean: Rgb = (0.0, 0.0, 0.0)
+    od_mean: tuple[_Density, _Density, _Density] = (0.0, 0.0, 0.0)
     """Mean over all training patches, R, G, B."""
 
-    od_std: Rgb = (0.0, 0.0, 0.0)
+    od_std: tuple[_Density, _Density, _Density] = (0.0, 0.0, 0.0)
     """Standard deviation, over patches, of each patch's own mean."""
 
-    od_patient_std: Rgb = (0.0, 0.0, 0.0)
+    od_patient_std: tuple[_Density, _Density, _Density] = (0.0, 0.0, 0.0)
     """Standard deviation, over patients, of each patient's own mean: how far a usual slide lies off."""
 
     reference: tuple[float, ...] = ()
@@ -33,7 +39,7 @@ class Stain:
 class ModelCard:
     """All that must be known of a network to use its numbers."""
 
-    name: str
+    name: Annotated[str, Field(max_length=200)]
     """What people call it."""
 
     architecture: str
@@ -45,16 +51,16 @@ class ModelCard:
     patch_px: Annotated[int, Field(gt=0, le=MOST_PATCH_PX)]
     """Side of the square that it sees, at `mpp`."""
 
-    mpp: Annotated[float, Field(gt=0, le=100)]
+    mpp: Annotated[float, Field(ge=0.01, le=100)]
     """um per pixel of a patch."""
 
     classes: tuple[str, ...] = ("not_idc", "idc")
     """Order of the logits; 'idc' is the one that maps show."""
 
-    mean: Rgb
+    mean: tuple[_Mean, _Mean, _Mean]
     """Normalisation of RGB on the scale 0 to 1: (value - mean) / std."""
 
-    std: Rgb
+    std: tuple[_Deviation, _Deviation, _Deviation]
     """As `mean`."""
 
     temperature: Temperature = 1.0
@@ -88,22 +94,22 @@ class ModelCard:
     stain_method: StainMethod = "gain"
     """How: each channel's density multiplied (gain), or by Macenko's or Reinhard's method (models/stain_methods.py)."""
 
-    licence: str = ""
+    licence: _Text = ""
     """Under which the weights may be used."""
 
-    intended_use: str = ""
+    intended_use: _Text = ""
     """For whom and for what, in words."""
 
-    limits: str = ""
+    limits: _Text = ""
     """What it was not measured on, and where it errs, in words."""
 
     weights_sha256: str = ""
     """SHA-256 of the weights file; filled in when the model is saved."""
 
     def __post_init__(self) -> None:
-        if min(self.std) <= 0:
-            raise ValueError(f"found std {self.std}, expected more than 0: RGB are divided by it")
         if self.stain_method != "gain" and self.stain_normalisation:
             of_numbers(self.stain_method, self.stain.reference)
         if "idc" not in self.classes:
             raise ValueError(f"no class 'idc' among {self.classes}")
+        if len(set(self.classes)) < len(self.classes):
+            raise ValueError(f"found classes {self.classes}, expected each once")

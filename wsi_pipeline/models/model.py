@@ -29,6 +29,8 @@ from wsi_pipeline.models.registered import is_registered_name, registered_weight
 SHIPPED = Path(__file__).parent / "weights"
 # The context step's arrays lie in the same file as the network's, under this prefix.
 CONTEXT = "context."
+# A card names its patients, and is of some kB.
+MOST_CARD_BYTES = 8 * 2**20
 
 
 @dataclass(frozen=True)
@@ -62,8 +64,9 @@ def load_model(name_or_path: str | Path, trust: bool = False) -> Model:
     if package := find_package(name_or_path):
         return Model(*load_package(package, trust))
     weights_path = _find_weights(name_or_path)
-    weights, card_text = _read(weights_path), _read(weights_path.with_suffix(".json"))
-    card = _parse_card(card_text, weights_path.with_suffix(".json"))
+    card_path = weights_path.with_suffix(".json")
+    weights, card_text = _read(weights_path), _read(card_path, MOST_CARD_BYTES)
+    card = _parse_card(card_text, card_path)
     found = hashlib.sha256(weights).hexdigest()
     if found != card.weights_sha256:
         raise ModelError(
@@ -222,9 +225,15 @@ def _find_weights(name_or_path: str | Path) -> Path:
     )
 
 
-def _read(path: Path) -> bytes:
+def _read(path: Path, most_bytes: int | None = None) -> bytes:
     try:
-        return path.read_bytes()
+        with path.open("rb") as file:
+            data = file.read() if most_bytes is None else file.read(most_bytes + 1)
+        if most_bytes is not None and len(data) > most_bytes:
+            raise ModelError(
+                f"{path}: larger than {most_bytes:,} bytes, which no model card is; get it again"
+            )
+        return data
     except OSError as error:
         raise ModelError(
             f"{path}: cannot be read ({error.strerror}); "

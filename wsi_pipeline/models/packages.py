@@ -6,7 +6,6 @@ The package says scale, patch size, classes, resizing and normalisation. Its net
 
 import hashlib
 import json
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,10 +48,10 @@ class PackageConfig:
     spec_version: str
     architecture: str
     num_classes: Annotated[int, Field(gt=0, le=1000)]
-    class_names: tuple[str, ...]
-    name: str
+    class_names: tuple[Annotated[str, Field(max_length=90)], ...]
+    name: Annotated[str, Field(max_length=100)]
     patch_size_pixels: Annotated[int, Field(gt=0, le=MOST_PATCH_PX)]
-    spacing_um_px: Annotated[float, Field(gt=0, le=100)]
+    spacing_um_px: Annotated[float, Field(ge=0.01, le=100)]
     transform: tuple[Step, ...]
 
     def __post_init__(self) -> None:
@@ -264,8 +263,9 @@ def _preparation(config: PackageConfig, folder: Path) -> Preparation:
         ]
         if unknown:
             raise ValueError(f"unknown arguments {', '.join(unknown)}")
-        if len(mean) != 3 or len(std) != 3 or not all(map(_is_usual, (*mean, *std))) or min(std) <= 0:
-            raise ValueError(f"mean {mean}, std {std}")
+        is_usual = all(0 <= value <= 1 for value in mean) and all(1e-4 <= value <= 10 for value in std)
+        if len(mean) != 3 or len(std) != 3 or not is_usual:
+            raise ValueError(f"mean {mean}, std {std}, of RGB on the scale 0 to 1")
         if side is not None and (type(side) is not int or not 0 < side <= MOST_PATCH_PX):
             raise ValueError(f"size {side}, of 1 to {MOST_PATCH_PX} px")
     except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
@@ -274,11 +274,6 @@ def _preparation(config: PackageConfig, folder: Path) -> Preparation:
             "Normalize with three values of mean and std"
         ) from error
     return Preparation(side, (mean[0], mean[1], mean[2]), (std[0], std[1], std[2]))
-
-
-def _is_usual(value: float) -> bool:
-    """Whether RGB on the scale 0 to 1 can have such a mean or deviation, and float32 hold what comes of it."""
-    return math.isfinite(value) and (value == 0 or 1e-6 < abs(value) < 1e6)
 
 
 def _check_output(network: nn.Module, card: ModelCard, folder: Path) -> None:
