@@ -10,7 +10,7 @@ import torch
 from conftest import noise, write_slide
 from models import brightness_model, dimmer_model
 from numpy.typing import NDArray
-from stand_in import FullAccelerator, LateAccelerator, LostAccelerator, on_stand_in
+from stand_in import FullAccelerator, LazyAccelerator, LostAccelerator, on_stand_in
 from test_infer import heatmap as map_in
 from test_infer import section
 from test_patches import everything
@@ -185,7 +185,7 @@ def test_what_is_done_is_given_out_before_all_is_read(make_slide: MakeSlide, bat
         return slide.read_readable(box, plan.grid.plane)
 
     # The large batch would hold the whole slide.
-    engine_ring = PixelRing(LateAccelerator())
+    engine_ring = PixelRing(LazyAccelerator())
     classifier = on_stand_in(of([brightness_model()]), batch, ring=engine_ring)
     begun_and_lost = []
     for done, _ in enumerate(
@@ -213,7 +213,7 @@ def test_memory_for_pixels_is_bounded_and_a_larger_block_still_goes_through(
 
 def test_a_run_that_is_left_early_leaves_nothing_behind(make_slide: MakeSlide) -> None:
     slide, plan = everything(make_slide("a.tiff", noise(800, 1200)), block_px=256)
-    classifier = on_stand_in(of([brightness_model()]), ring=PixelRing(LateAccelerator()))
+    classifier = on_stand_in(of([brightness_model()]), ring=PixelRing(LazyAccelerator()))
     read = lambda box: slide.read_readable(box, plan.grid.plane)  # noqa: E731
     running = classify_blocks(plan.blocks(), plan.grid, read, classifier, ClassifyOptions())
     next(running)
