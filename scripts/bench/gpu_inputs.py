@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from wsi_pipeline.models.model import Model
 
+# Width and height of slides, px: a little one that proves that a section runs, a whole one at 40x, one of many.
+QUICK_SIDE, WHOLE, SMALLER = (6_000, 5_000), (117_000, 55_000), (50_000, 50_000)
+
 
 def slide_of_size(size: tuple[int, int], texture: Path, work: Path) -> Path:
     """A slide of that width and height in `work`, of a real slide's tissue repeated; kept once it is made."""

@@ -19,6 +19,8 @@ def page(found: Found) -> str:
         "Written by `scripts/bench/gpu.sh`.",
         "",
     ]
+    if machine.get("quick") or "gpu" not in machine:
+        lines += ["**A proof that it runs, not a measurement:** little of everything, or no GPU.", ""]
     if (tests := found.get("tests", {})).get("tests"):
         lines += [
             f"Tests marked `gpu`: {tests['tests']}, of which {tests['failures'] + tests['errors']} failed and "
@@ -29,7 +31,9 @@ def page(found: Found) -> str:
     left = [name for name, section in found.items() if "failed" in section or "left out" in section]
     if left:
         lines += [f"Not measured in this run: {', '.join(left)}.", ""]
-    return "\n".join([*lines, *_targets(found)])
+    if not machine.get("quick") and "gpu" in machine:
+        lines += _targets(found)
+    return "\n".join(lines)
 
 
 def _classified(found: Found) -> dict[str, Found]:
@@ -126,6 +130,16 @@ def _rows_of(found: Found) -> list[str]:
         lines.append(
             f"- train-model, {found['training']['patches']:,} patches of 50 px, patches a second by epoch: "
             f"{', '.join(f'{rate:,}' for rate in rates)}; the command took {found['training']['command_s']} s."
+        )
+    for row in found.get("training", {}).get("alone", []):
+        lines.append(
+            f"- Training {row['config']} at {row['patch_px']} px in batches of {row['batch_size']}, patches a second: "
+            f"loader alone {row['loader']:,.0f}, step alone {row['step']:,.0f}, both {row['both']:,.0f}"
+            + (
+                f"; the host waited for the GPU {row['waits']} times in ten steps."
+                if row["waits"] is not None
+                else "."
+            )
         )
     return [*lines, ""] if lines else []
 

@@ -3,15 +3,13 @@
     python -m scripts.bench.measure_gpu --slide breast_40x.svs --device cuda --out OUT [--docs docs/performance.md]
     python -m scripts.bench.measure_gpu --slide breast_40x.svs --device cpu --quick --out runs/gpu    # a proof
 
-Sections come in the order of their weight, each is written to OUT/gpu.json once it is there, and one that fails, or for
-which no time is left, is named there. Ends with 1 where one failed.
+Sections come in the order of their weight, each is written to OUT/gpu.json, and as a page to OUT/gpu.md, once it is
+there; one that fails, or for which no time is left, is named there. Ends with 1 where one failed.
 """
 
 import argparse
 import json
-import os
-import shutil
-import subprocess
+import signal
 import sys
 import time
 import traceback
@@ -19,18 +17,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from scripts.bench.gpu_inputs import slide_of_size, untrained, write_patches
+from scripts.bench.gpu_commands import measure_training, measure_workers, run_tests
+from scripts.bench.gpu_inputs import QUICK_SIDE, SMALLER, WHOLE, slide_of_size, untrained
+from scripts.bench.gpu_page import page
 
-QUICK_SIDE = (6_000, 5_000)
-WHOLE = (117_000, 55_000)
-SMALLER = (50_000, 50_000)
 BATCHES = (512, 1024, 2048, 4096, 8192)
 THREADS = (1, 2, 4, 8, 16)
-WORKERS = (1, 2, 4)
-# A test that takes longer hangs, and says where; all of them together may take no longer than this.
-TEST_S, TESTS_S = 40, 110
 
 Found = dict[str, Any]
+
+
+class TimeIsUpError(BaseException):
+    """The run has to end: no section, and nothing that a section calls, takes it for a failure of its own."""
 
 
 def main() -> int:
@@ -47,33 +45,67 @@ def main() -> int:
     parser.add_argument("--docs", type=Path, help="the page whose section 'gpu' is written")
     parser.add_argument("--quick", action="store_true", help="as little of everything as shows that it runs")
     parser.add_argument("--seconds", type=float, default=500, help="begin no section later than this")
-    parser.add_argument("--only", nargs="*", metavar="SECTION", help="these sections, in this order")
+    parser.add_argument(
+        "--limit", type=float, default=530, help="leave what is not done after so many seconds"
+    )
+    parser.add_argument(
+        "--only", nargs="*", choices=list(SECTIONS), metavar="SECTION", help="these sections, in this order"
+    )
     args = parser.parse_args()
+    if args.docs and (args.quick or args.device == "cpu"):
+        parser.error(
+            f"--docs {args.docs}: found --quick or --device cpu, which prove that it runs; expected a whole run on a "
+            "GPU; leave --docs out: the same page is written to OUT/gpu.md"
+        )
     args.work = args.work or args.out
     for folder in (args.out, args.work):
         folder.mkdir(parents=True, exist_ok=True)
-    began, found, failed = time.monotonic(), {}, False
-    for name in args.only or SECTIONS:
-        section = SECTIONS[name]
-        at = time.monotonic() - began
-        if at > args.seconds:
-            found[name] = {"left out": "no time was left"}
-            continue
-        print(f"[{at:6.1f} s] {name}", flush=True)
-        try:
-            found[name] = section(args)
-        except Exception:  # whatever a section meets, the others are still worth their time
-            failed = True
-            found[name] = {"failed": traceback.format_exc()[-3000:]}
-        found[name]["seconds"] = round(time.monotonic() - began - at, 1)
-        print(json.dumps(found[name], default=str)[:4000], flush=True)
-        (args.out / "gpu.json").write_text(json.dumps(found, indent=1, default=str) + "\n")
-    if args.docs:
-        from scripts.bench.gpu_page import page
+    found = run_sections(args)
+    if args.docs and "cores" in found["machine"]:
         from scripts.doc_sections import put_section
 
         put_section(args.docs, "gpu", page(found))
-    return int(failed)
+    return int(any("failed" in section for section in found.values()))
+
+
+def run_sections(args: argparse.Namespace) -> Found:
+    """What each section found, or why it found nothing; the machine is always one of them."""
+    chosen = dict.fromkeys(["machine", *(args.only or SECTIONS)])
+    found: Found = {
+        name: {"left out": "no time was left" if name in chosen else "not asked for"} for name in SECTIONS
+    }
+    began, before = time.monotonic(), signal.signal(signal.SIGALRM, _end)
+    signal.setitimer(signal.ITIMER_REAL, args.limit)
+    try:
+        for name in chosen:
+            at = time.monotonic() - began
+            if at > args.seconds:
+                break
+            print(f"[{at:6.1f} s] {name}", flush=True)
+            try:
+                found[name] = SECTIONS[name](args)
+            except Exception:  # whatever a section meets, the others are still worth their time
+                found[name] = {"failed": traceback.format_exc()[-3000:]}
+            found[name]["seconds"] = round(time.monotonic() - began - at, 1)
+            print(json.dumps(found[name], default=str)[:4000], flush=True)
+            _keep(args, found)
+    except TimeIsUpError:
+        print(f"left after {args.limit:.0f} s", flush=True)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    _keep(args, found)
+    return found
+
+
+def _keep(args: argparse.Namespace, found: Found) -> None:
+    (args.out / "gpu.json").write_text(json.dumps(found, indent=1, default=str) + "\n")
+    if "cores" in found["machine"]:
+        (args.out / "gpu.md").write_text(page(found) + "\n")
+
+
+def _end(*_: object) -> None:
+    raise TimeIsUpError
 
 
 def measure_machine(args: argparse.Namespace) -> Found:
@@ -87,6 +119,7 @@ def measure_machine(args: argparse.Namespace) -> Found:
         "python": sys.version.split()[0],
         "date": time.strftime("%Y-%m-%d"),
         "jpeg tiles in C": is_built(),
+        "quick": args.quick,
     }
     if (packed := Path("COMMIT")).exists():  # pack_wheels.py's
         found["commit"] = packed.read_text().strip()
@@ -97,32 +130,6 @@ def measure_machine(args: argparse.Namespace) -> Found:
             "gpu_memory_gb": round(torch.cuda.mem_get_info()[1] / 1e9, 1),
         }
     return found
-
-
-def run_tests(args: argparse.Namespace) -> Found:
-    """Every test marked `gpu`."""
-    report = args.out / "tests.xml"
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-v",
-        "-m",
-        "gpu",
-        "-p",
-        "no:cacheprovider",
-        f"--junitxml={report}",
-    ]
-    command += ["-o", f"faulthandler_timeout={TEST_S}", "--durations=12", "tests/inference/test_gpu.py"]
-    with (args.out / "tests.log").open("w") as log:
-        run = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, timeout=TESTS_S, check=False)
-    import xml.etree.ElementTree as Xml
-
-    suite = next(Xml.parse(report).getroot().iter("testsuite")).attrib
-    counts = {name: int(suite[name]) for name in ("tests", "failures", "errors", "skipped")}
-    if run.returncode not in (0, 5):
-        raise RuntimeError(f"tests failed: {counts}; see {args.out / 'tests.log'}")
-    return counts
 
 
 def measure_network(args: argparse.Namespace) -> Found:
@@ -281,66 +288,6 @@ def measure_copies(args: argparse.Namespace) -> Found:
     return found
 
 
-def measure_workers(args: argparse.Namespace) -> Found:
-    """infer-slide from the shell: a whole slide, and several slides by 1, 2 and 4 processes on one GPU."""
-    whole = slide_of_size(QUICK_SIDE if args.quick else WHOLE, args.slide, args.work)
-    slide = slide_of_size(QUICK_SIDE if args.quick else SMALLER, args.slide, args.work)
-    models = args.work / "models"
-    from scripts.bench.bench_cases import model_at
-
-    model_at(0.25, models)
-    found: Found = {"whole slide": _from_the_shell(args, [whole], [])}
-    slides = []
-    for i in range(2 if args.quick else 4):
-        copy = args.work / "slides" / f"slide_{i}.tiff"
-        copy.parent.mkdir(exist_ok=True)
-        if not copy.exists():
-            os.link(slide, copy)
-        slides.append(copy)
-    for workers in (1,) if args.quick else WORKERS:
-        found[f"{workers} workers"] = _from_the_shell(args, slides, ["--workers", str(workers)])
-    return found
-
-
-def measure_training(args: argparse.Namespace) -> Found:
-    """A short training on patches of the slide: patches a second of its epochs, and how long the loader takes."""
-    import csv
-
-    data, config = args.work / "patches", args.work / "train.yaml"
-    count = 64 if args.quick else 6000
-    patches = write_patches(args.slide, data, count)
-    text = (
-        Path("configs/train/idc_default.yaml")
-        .read_text()
-        .replace("  train: [train, extra]\n  val: [val]\n", "  val_share: 0.2\n")
-    )
-    config.write_text(text.replace("restarts: [26]\n", ""))
-    runs = args.work / "training"
-    shutil.rmtree(runs, ignore_errors=True)
-    command = [
-        sys.executable,
-        "-m",
-        "wsi_pipeline.cli.train_model",
-        "--config",
-        str(config),
-        "--data",
-        str(data),
-    ]
-    command += ["--out", str(runs), "--device", args.device, "--epochs", "1" if args.quick else "4"]
-    start = time.perf_counter()
-    run = subprocess.run(command, capture_output=True, text=True, timeout=180, check=False)
-    if run.returncode:
-        raise RuntimeError(run.stderr[-2000:])
-    with (runs / "epochs.csv").open() as file:
-        rows = [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
-    return {
-        "patches": patches,
-        "command_s": round(time.perf_counter() - start, 1),
-        "patches_per_s": [round(row["patches_per_s"]) for row in rows],
-        "epoch_s": [round(row["seconds"], 2) for row in rows],
-    }
-
-
 def _device(args: argparse.Namespace) -> Any:
     from wsi_pipeline.inference.device import choose_device
 
@@ -438,30 +385,6 @@ def _classified(args: argparse.Namespace, case: Any, repeats: int, work: Path | 
     if found["network_per_s"]:
         found["share of the network alone"] = round(found["patches_per_s"] / found["network_per_s"], 3)
     return found
-
-
-def _from_the_shell(args: argparse.Namespace, slides: list[Path], options: list[str]) -> Found:
-    out = args.work / "maps"
-    shutil.rmtree(out, ignore_errors=True)
-    model = args.work / "models" / "idc_default_at_0.25.safetensors"
-    command = [sys.executable, "-m", "wsi_pipeline.cli.infer_slide", *map(str, slides), "--out", str(out)]
-    command += ["--model", str(model), "--device", args.device, *options]
-    start = time.perf_counter()
-    run = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
-    seconds = time.perf_counter() - start
-    if run.returncode:
-        raise RuntimeError((run.stdout + run.stderr)[-2000:])
-    print(f"{len(slides)} slides {' '.join(options)}: {seconds:.1f} s", flush=True)
-    summaries = [json.loads((out / slide.stem / "summary.json").read_text()) for slide in slides]
-    patches = sum(summary["counts"]["patches"] for summary in summaries)
-    return {
-        "slides": len(slides),
-        "patches": patches,
-        "seconds": round(seconds, 1),
-        "patches_per_s": round(patches / seconds),
-        "stages": summaries[0]["seconds"],
-        "engine": summaries[0]["device"]["engines"][0],
-    }
 
 
 def _finish(device: Any) -> None:

@@ -2,36 +2,49 @@
 
     python -m scripts.bench.pack_wheels OUT --slide ../shared/data/slides/breast_40x.svs
 
-OUT/code, OUT/site.tar.xz (packages for Python 3.12 on x86-64 beside torch, its triton, numpy, scipy and the like, which
-the machine has) and OUT/shared/data/slides. The decoder in C comes along, built here, with the libjpeg it is linked to.
-imagecodecs stays behind, 26 MB that JPEG slides do without. Says how large it all is; `--extra` names more packages.
+OUT/code, OUT/site.tar.xz (what setup.cfg asks for, for Python 3.12 on x86-64, beside what such a machine has with
+torch) and OUT/shared/data/slides/breast_40x.svs, whatever the slide was called. The decoder in C comes along, built
+here, with the libjpeg it is linked to. imagecodecs stays behind, 26 MB that JPEG slides do without. Says how large it
+all is; `--wheels` adds to it. Packages are packed again when they are others than last time.
 """
 
 import argparse
+import configparser
 import re
 import shutil
 import subprocess
 import sys
 import tarfile
 import tempfile
+from importlib.metadata import requires
 from pathlib import Path
 
-PACKAGES = (
-    "annotated-types",
-    "anyascii",
-    "donfig",
-    "google-crc32c",
-    "kiwisolver",
-    "numcodecs",
-    "openslide-bin",
-    "openslide-python",
-    "pydantic",
-    "pydantic_core",
-    "shapely",
-    "simplejpeg",
-    "typing-inspection",
-    "zarr",
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+# What an image with torch for CUDA holds, each with what it needs itself.
+THERE = frozenset(
+    {
+        "jinja2",
+        "matplotlib",
+        "numpy",
+        "packaging",
+        "pillow",
+        "pytest",
+        "pyyaml",
+        "safetensors",
+        "scikit-image",
+        "scipy",
+        "tifffile",
+        "torch",
+        "tqdm",
+        "typing-extensions",
+    }
 )
+LEFT_OUT = frozenset({"imagecodecs"})
+# What the tests import, and matplotlib's in the version that is tested here.
+ALSO = ("hypothesis", "kiwisolver")
+FOR_PYTHON = "3.12"
 PLATFORMS = [f"manylinux_2_{n}_x86_64" for n in (28, 27, 24, 17)] + [
     "manylinux2014_x86_64",
     "manylinux1_x86_64",
@@ -55,22 +68,52 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("out", type=Path)
-    parser.add_argument("--slide", type=Path, required=True)
+    parser.add_argument("--slide", type=Path, required=True, help="a real 40x slide")
     parser.add_argument(
         "--wheels", type=Path, nargs="*", default=[], help="more wheels, or .tar.xz of packages"
     )
     args = parser.parse_args()
     shutil.rmtree(args.out / "code", ignore_errors=True)
     _copy_code(args.out / "code")
-    if not (args.out / "site.tar.xz").exists():
-        _pack_packages(args.out / "site.tar.xz", args.wheels)
+    site, listed = args.out / "site.tar.xz", args.out / "packages.txt"
+    wanted = "".join(f"{name}\n" for name in [*pinned(wanted_packages()), *args.wheels])
+    if not site.exists() or not listed.exists() or listed.read_text() != wanted:
+        listed.unlink(missing_ok=True)
+        _pack_packages(site, args.wheels)
+        listed.write_text(wanted)
     slides = args.out / "shared" / "data" / "slides"
     slides.mkdir(parents=True, exist_ok=True)
-    if not (slides / "breast_40x.svs").exists():
-        shutil.copyfile(args.slide, slides / "breast_40x.svs")
+    shutil.copyfile(args.slide, slides / "breast_40x.svs")
     size = sum(path.stat().st_size for path in args.out.rglob("*") if path.is_file())
-    print(f"{args.out}: {size / 1e6:.1f} MB")
+    print(f"{args.out}: {size / 1e6:.1f} MB, of {MOST_BYTES / 1e6:.0f} that it may have")
     return int(size > MOST_BYTES)
+
+
+def wanted_packages() -> list[str]:
+    """Canonical names of all that setup.cfg's install_requires needs, and those need, that is not there already."""
+    config = configparser.ConfigParser()
+    config.read("setup.cfg")
+    target = {"python_version": FOR_PYTHON, "python_full_version": f"{FOR_PYTHON}.0", "extra": ""}
+    todo = [Requirement(line) for line in config["options"]["install_requires"].split("\n") if line]
+    todo += [Requirement(name) for name in ALSO]
+    found: set[str] = set()
+    while todo:
+        asked = todo.pop()
+        name = canonicalize_name(asked.name)
+        if name in found | THERE | LEFT_OUT or (asked.marker and not asked.marker.evaluate(target)):
+            continue
+        found.add(name)
+        todo += [Requirement(line) for line in requires(name) or []]
+    return sorted(found)
+
+
+def pinned(names: list[str]) -> list[str]:
+    """Each with the version that constraints.txt gives it, 'name==version'. Raises ValueError where one has none."""
+    lines = re.findall(r"^([\w.-]+)==(\S+)$", Path("constraints.txt").read_text(), re.M)
+    versions = {canonicalize_name(name): version for name, version in lines}
+    if missing := [name for name in names if name not in versions]:
+        raise ValueError(f"constraints.txt: found no version of {', '.join(missing)}; add a line for each")
+    return [f"{name}=={versions[canonicalize_name(name)]}" for name in names]
 
 
 def _copy_code(out: Path) -> None:
@@ -97,8 +140,7 @@ def _copy_code(out: Path) -> None:
 
 
 def _pack_packages(out: Path, more: list[Path]) -> None:
-    pins = dict(re.findall(r"^([\w.-]+)==(\S+)$", Path("constraints.txt").read_text(), re.M))
-    wanted = [f"{name}=={pins[name]}" for name in PACKAGES]
+    wanted = pinned(wanted_packages())
     pip = [
         sys.executable,
         "-m",
@@ -109,7 +151,7 @@ def _pack_packages(out: Path, more: list[Path]) -> None:
         "--no-compile",
         "--only-binary=:all:",
     ]
-    pip += ["--python-version", "3.12", "--implementation", "cp"]
+    pip += ["--python-version", FOR_PYTHON, "--implementation", "cp"]
     for platform in PLATFORMS:
         pip += ["--platform", platform]
     with tempfile.TemporaryDirectory() as site:

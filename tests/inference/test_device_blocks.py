@@ -10,12 +10,12 @@ import torch
 from conftest import noise, write_slide
 from models import brightness_model, dimmer_model
 from numpy.typing import NDArray
-from stand_in import FullAccelerator, LateAccelerator, LostAccelerator, on_stand_in
+from stand_in import FullAccelerator, LazyAccelerator, LostAccelerator, on_stand_in
 from test_infer import heatmap as map_in
 from test_infer import section
 from test_patches import everything
 
-from wsi_pipeline.base.errors import DeviceLostError
+from wsi_pipeline.base.errors import DeviceLostError, ModelError
 from wsi_pipeline.base.geometry import Plane
 from wsi_pipeline.inference.classifier import Classifier
 from wsi_pipeline.inference.classify import ClassifyOptions, classify_blocks
@@ -185,7 +185,7 @@ def test_what_is_done_is_given_out_before_all_is_read(make_slide: MakeSlide, bat
         return slide.read_readable(box, plan.grid.plane)
 
     # The large batch would hold the whole slide.
-    engine_ring = PixelRing(LateAccelerator())
+    engine_ring = PixelRing(LazyAccelerator())
     classifier = on_stand_in(of([brightness_model()]), batch, ring=engine_ring)
     begun_and_lost = []
     for done, _ in enumerate(
@@ -213,7 +213,7 @@ def test_memory_for_pixels_is_bounded_and_a_larger_block_still_goes_through(
 
 def test_a_run_that_is_left_early_leaves_nothing_behind(make_slide: MakeSlide) -> None:
     slide, plan = everything(make_slide("a.tiff", noise(800, 1200)), block_px=256)
-    classifier = on_stand_in(of([brightness_model()]), ring=PixelRing(LateAccelerator()))
+    classifier = on_stand_in(of([brightness_model()]), ring=PixelRing(LazyAccelerator()))
     read = lambda box: slide.read_readable(box, plan.grid.plane)  # noqa: E731
     running = classify_blocks(plan.blocks(), plan.grid, read, classifier, ClassifyOptions())
     next(running)
@@ -263,6 +263,44 @@ def test_the_batch_is_halved_until_the_device_holds_it(caplog: pytest.LogCapture
 def test_a_device_that_holds_no_batch_at_all_raises_what_it_says() -> None:
     with pytest.raises(torch.cuda.OutOfMemoryError):
         CudaEngine(brightness_model(), PixelRing(FullAccelerator(most=1)), "fp32", 256)
+
+
+def test_batches_are_halved_as_well_when_a_slide_needs_memory_that_others_have_taken_since(
+    make_slide: MakeSlide, shipped: Model, caplog: pytest.LogCaptureFixture
+) -> None:
+    slide, plan = everything(make_slide("a.tiff", noise(500, 700)), block_px=256)
+    full = FullAccelerator(most=64)
+    classifier = on_stand_in(of([shipped]), 64, ring=PixelRing(full))
+    assert classifier.members[0].chosen.info["batch"] == 64
+    full.most = 40
+    found, expected = scored(slide, plan, classifier), scored(slide, plan, of([shipped]))
+    for one, right in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one.scores, right.scores, rtol=0, atol=1e-5)
+    assert classifier.members[0].chosen.info["batch"] == 32  # as summary.json says it
+    assert "does not hold a batch of 64 patches: 32 are tried" in caplog.text
+    again = scored(slide, plan, classifier)
+    assert all(np.array_equal(a.scores, b.scores) for a, b in zip(found, again, strict=True))
+
+
+class RankingInSmallBatches(torch.nn.Module):
+    """Logits that depend on where a patch stands in a batch of fewer than 64."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        place = torch.arange(len(images), dtype=torch.float32) / len(images)
+        mean = images.mean(dim=(1, 2, 3))
+        return torch.stack([mean, place if len(images) < 64 else 0 * mean], dim=1)
+
+
+def test_halved_batches_are_proved_as_whole_ones_were(make_slide: MakeSlide) -> None:
+    slide, plan = everything(make_slide("a.tiff", noise(500, 700)), block_px=256)
+    full = FullAccelerator(most=64)
+    model = replace(brightness_model(), network=RankingInSmallBatches())
+    classifier = on_stand_in(of([model]), 64, ring=PixelRing(full))
+    full.most = 40
+    with pytest.raises(
+        ModelError, match="holds batches of 32 patches, not of 64, and in those a patch's score"
+    ):
+        scored(slide, plan, classifier)
 
 
 class Ranking(torch.nn.Module):

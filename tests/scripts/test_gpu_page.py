@@ -53,3 +53,28 @@ def test_what_was_not_measured_is_named_and_what_was_refused_says_why() -> None:
     assert "4096: refused: why, 512: 500.0" in text
     assert "| vgg16 | 9,000 | fp16, 512 a batch |" in text
     assert "commit abc" in text
+
+
+def test_a_proof_on_a_cpu_says_so_and_meets_or_misses_no_target() -> None:
+    some = found(1_000, [])
+    for changes in ({"quick": True}, {"gpu": None}):
+        machine = {name: value for name, value in (some["machine"] | changes).items() if value is not None}  # type: ignore[operator]
+        text = page(some | {"machine": machine})
+        assert "A proof that it runs, not a measurement" in text
+        assert "met |" not in text
+    assert "A proof" not in page(some)
+
+
+def test_loader_step_and_both_are_said_of_a_training() -> None:
+    row = {
+        "config": "a",
+        "patch_px": 50,
+        "batch_size": 8,
+        "loader": 9e4,
+        "step": 5e4,
+        "both": 49_000.4,
+        "waits": 0,
+    }
+    training = {"patches": 9, "patches_per_s": [1], "command_s": 2.0, "alone": [row]}
+    text = page(found(1, []) | {"training": training})
+    assert "loader alone 90,000, step alone 50,000, both 49,000; the host waited for the GPU 0 times" in text

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from wsi_pipeline.base.errors import ModelError
 from wsi_pipeline.inference.engines.accelerator import device_errors, is_out_of_memory
 from wsi_pipeline.inference.engines.batching import Precision
 from wsi_pipeline.inference.engines.patch_kernels import cut_normalised
@@ -77,13 +78,15 @@ class CudaEngine:
         self._slide: SlideInput | None = None
         self._replay: Callable[[], None] | None = None
         self._bound: torch.Tensor | None = None
+        self._proved_size = 0
         refused: list[str] = []
         with ring.lock, device_errors(self.accelerator), torch.inference_mode():
             ring.take_over()
             for network, self._channels in device_networks(model, DTYPES[precision]):
                 self._network = network.to(self.accelerator.device)
-                self._make_ready()
+                self._make_ready(0, 0)
                 if not (reason := self._problem()):
+                    self._proved_size = self.batch_size
                     return
                 refused.append(reason)
                 self._forget()
@@ -122,11 +125,21 @@ class CudaEngine:
 
     @torch.inference_mode()
     def make_room(self, host: int, device: int) -> None:
-        """See that the ring holds so many bytes on each side, a batch's at least, and that the graph reads there."""
-        own = self.batch_size * self._card.patch_px**2 * 3 + SPARE_BYTES
-        self.ring.require(max(host, own), max(device, own))
-        if self._bound is not self.ring.pixels:
-            self._record()
+        """See that the ring holds so many bytes on each side, a batch's at least, and that the graph reads there.
+
+        Where the device's memory does not hold them beside the graph, batches are halved, as when it was made ready.
+        Raises ModelError where that would change a patch's score with its place in the batch, and what torch raises.
+        """
+        self._make_ready(host, device)
+        if self.batch_size == self._proved_size:
+            return
+        if reason := self._problem():
+            raise ModelError(
+                f"model '{self._card.name}' in {self.precision}: {self.accelerator.device} holds batches of "
+                f"{self.batch_size} patches, not of {self._proved_size}, and in those {reason}; expected none that "
+                "does: free memory of the GPU, by fewer --workers for one, or set classify.precision to fp32"
+            )
+        self._proved_size = self.batch_size
 
     @torch.inference_mode()
     def set_slide(self, slide: SlideInput) -> None:
@@ -156,9 +169,9 @@ class CudaEngine:
         self._replay()
         scores.copy_(self._memory.scores, non_blocking=True)
 
-    def _make_ready(self) -> None:
-        """Allocate and record, for half as many patches where the device has too little memory."""
-        while not self._is_made_ready():
+    def _make_ready(self, host: int, device: int) -> None:
+        """Allocate and record what is missing, for half as many patches where the device has too little memory."""
+        while not self._is_ready(host, device):
             self.batch_size //= 2
             log.warning(
                 "%s: the memory of %s does not hold a batch of %d patches: %d are tried",
@@ -168,26 +181,33 @@ class CudaEngine:
                 self.batch_size,
             )
 
-    def _is_made_ready(self) -> bool:
-        """Whether the device's memory holds it; else nothing is held."""
-        device, side, b = self.accelerator.device, self._card.patch_px, self.batch_size
+    def _is_ready(self, host: int, device: int) -> bool:
+        """Whether the device's memory holds it, the ring of so many bytes included; else nothing is held."""
+        own = self.batch_size * self._card.patch_px**2 * 3 + SPARE_BYTES
         try:
-            with self.accelerator.computing():
-                self._memory = _Memory(
-                    torch.from_numpy(input_table(self._card, None)).to(device),
-                    torch.zeros(2, b, dtype=torch.int64, device=device),
-                    torch.zeros((b, side, side, self._channels), dtype=DTYPES[self.precision], device=device),
-                    torch.zeros(b, device=device),
-                    self._empty_head(device),
-                )
-            self._slide = None
-            self.make_room(0, 0)
+            if self._memory is None:
+                self._memory = self._new_memory()
+                self._slide = None
+            self.ring.require(max(host, own), max(device, own))
+            if self._bound is not self.ring.pixels:
+                self._record()
             return True
         except RuntimeError as error:
-            if not is_out_of_memory(error) or b <= LEAST_PATCHES:
+            if not is_out_of_memory(error) or self.batch_size <= LEAST_PATCHES:
                 raise
         self._forget()  # not in the handler: the error holds what was allocated
         return False
+
+    def _new_memory(self) -> _Memory:
+        device, side, b = self.accelerator.device, self._card.patch_px, self.batch_size
+        with self.accelerator.computing():
+            return _Memory(
+                torch.from_numpy(input_table(self._card, None)).to(device),
+                torch.zeros(2, b, dtype=torch.int64, device=device),
+                torch.zeros((b, side, side, self._channels), dtype=DTYPES[self.precision], device=device),
+                torch.zeros(b, device=device),
+                self._empty_head(device),
+            )
 
     def _empty_head(self, device: torch.device) -> list[torch.Tensor]:
         """Room for a slide's last layer, as many features wide as the network is on the device."""
