@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from wsi_pipeline.inference.device import reader_threads
 from wsi_pipeline.inference.engines import choice
-from wsi_pipeline.inference.engines.accelerator import HostAccelerator, native_halves
+from wsi_pipeline.inference.engines.accelerator import HostAccelerator, is_out_of_memory, native_halves
 from wsi_pipeline.inference.engines.batching import Precision
 from wsi_pipeline.inference.engines.choice import Chosen, Engines, made_patches
 from wsi_pipeline.inference.engines.cuda_engine import CudaEngine
@@ -140,6 +140,15 @@ def test_torch_itself_halves_a_batch_that_memory_does_not_hold(
     monkeypatch.setattr(engine, "_probabilities", full)
     np.testing.assert_allclose(engine.probabilities(patches, UNKNOWN_SLIDE), right, rtol=0, atol=1e-6)
     assert tried == [40, 20, 10, 10, 20, 10, 10]
+
+
+def test_memory_that_ran_out_is_known_however_it_is_put() -> None:
+    full = torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+    recording = RuntimeError("operation failed due to a previous error during capture")
+    recording.__cause__ = full
+    for error in (full, recording, RuntimeError("CUDNN_STATUS_ALLOC_FAILED")):
+        assert is_out_of_memory(error)
+    assert not is_out_of_memory(RuntimeError("CUDA error: an illegal memory access was encountered"))
 
 
 class Made(TorchDispatchMode):
