@@ -36,7 +36,6 @@ from wsi_pipeline.pipeline.infer import infer_slide
 from wsi_pipeline.pipeline.run import RunOptions
 from wsi_pipeline.slides.resample import axis_taps, resample
 from wsi_pipeline.slides.slide import Pixels, Slide, open_slide
-from wsi_pipeline.tiling.block_groups import MOST_SPREAD, MOST_TOGETHER, group_blocks
 from wsi_pipeline.tiling.grid import Block, GridOptions, Plan, ScoredBlock, plan_patches
 
 MakeSlide = Callable[..., Path]
@@ -76,6 +75,25 @@ def test_each_patch_has_its_own_score_whatever_the_batch(
     for one, other in zip(found, expected, strict=True):
         assert one.block.cells == other.block.cells
         np.testing.assert_allclose(one.scores, other.scores, rtol=0, atol=1e-5)
+
+
+def test_a_batch_takes_patches_of_several_blocks_and_has_one_size(
+    make_slide: MakeSlide, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slide, plan = everything(make_slide("a.tiff", noise(1300, 1600)), block_px=256)
+    classifier, launched, launch = on_stand_in(of([brightness_model()]), 100), [], CudaEngine.launch
+
+    def counting(engine: CudaEngine, places: torch.Tensor, scores: torch.Tensor) -> None:
+        launched.append(places.shape[1])
+        launch(engine, places, scores)
+
+    monkeypatch.setattr(CudaEngine, "launch", counting)
+    found = scored(slide, plan, classifier)
+    patches = sum(len(one.scores) for one in found)
+    assert len(found) > 20
+    assert len(found[0].scores) <= 36  # what a batch would hold of one block
+    assert len(launched) <= patches / 100 + 2
+    assert set(launched) == {100}
 
 
 def test_order_threads_blocks_and_a_resume_change_no_bit(make_slide: MakeSlide, shipped: Model) -> None:
@@ -120,42 +138,6 @@ def test_what_cannot_be_read_is_nan(shared: Path) -> None:
         np.testing.assert_allclose(one.scores, right.scores, rtol=0, atol=1e-5, equal_nan=True)
         lost += int(np.isnan(one.scores).sum())
     assert lost > 0
-
-
-@pytest.mark.parametrize("threads", [1, 3, 9])
-def test_blocks_read_as_one_give_what_each_gives(shared: Path, threads: int) -> None:
-    slide, plan = everything(shared / "data/bad/five_tiles_corrupt.svs", block_px=512)
-    read, options = plan.grid.reader(slide), ClassifyOptions(reader_threads=threads, dense="off")
-    if not read.decodes_many:
-        pytest.skip("the C function was not built here: no compiler or no jpeglib.h")
-    assert len(group_blocks(plan.blocks(), MOST_TOGETHER)) < len(list(plan.blocks())) / 2
-    expected = scored(slide, plan, of([brightness_model()]))
-    classifier = on_stand_in(of([brightness_model()]), 100)
-    found = list(classify_blocks(plan.blocks(), plan.grid, read, classifier, options))
-    assert len(found) == len(expected) > 8
-    for one, right in zip(found, expected, strict=True):
-        assert one.block.cells == right.block.cells
-        np.testing.assert_allclose(one.scores, right.scores, rtol=0, atol=1e-5, equal_nan=True)
-    assert any(np.isnan(one.scores).any() for one in found)
-
-
-def test_only_blocks_that_lie_side_by_side_are_read_as_one(make_slide: MakeSlide) -> None:
-    _, plan = everything(make_slide("a.tiff", noise(900, 2600)), block_px=256)
-    blocks = list(plan.blocks())
-    columns = len({block.cells.x for block in blocks})
-    groups = group_blocks(blocks, MOST_TOGETHER)
-    assert [block for group in groups for block in group.blocks] == blocks
-    for group in groups:
-        assert 1 <= len(group.blocks) <= MOST_TOGETHER
-        assert len({block.cells.y for block in group.blocks}) == 1  # the next row's begin far to the left
-        patches = np.concatenate([block.patches for block in group.blocks])
-        assert np.array_equal(group.whole.patches, patches)
-        own = sum(block.read_box.width * block.read_box.height for block in group.blocks)
-        assert own <= group.whole.read_box.width * group.whole.read_box.height <= MOST_SPREAD * own
-    assert len(groups) == len(blocks) // columns * -(-columns // MOST_TOGETHER)
-    apart = group_blocks(blocks[::2], MOST_TOGETHER)
-    assert [len(group.blocks) for group in apart] == [1] * len(blocks[::2])
-    assert group_blocks([], MOST_TOGETHER) == []
 
 
 def test_a_block_of_which_nothing_can_be_read_is_given_out_too(make_slide: MakeSlide) -> None:

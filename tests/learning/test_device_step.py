@@ -12,6 +12,7 @@ from stand_in_gpu import gpu, nothing_waits  # noqa: F401  (a fixture)
 from test_train import OPTIONS
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from wsi_pipeline.learning.datasets import LabelledPatches
 from wsi_pipeline.learning.training.augment import AugmentOptions, augmented, draw_views
@@ -19,13 +20,14 @@ from wsi_pipeline.learning.training.batches import make_batches
 from wsi_pipeline.learning.training.distillation import load_teachers
 from wsi_pipeline.learning.training.distributed import ProcessGroup
 from wsi_pipeline.learning.training.optimiser import (
+    _OPTIMISERS,
     MovingAverage,
     loss_scaler,
     make_optimiser,
     resume_optimiser,
 )
 from wsi_pipeline.learning.training.options import TrainOptions
-from wsi_pipeline.learning.training.sampling import epoch_batches
+from wsi_pipeline.learning.training.sampling import class_weights, epoch_batches
 from wsi_pipeline.learning.training.train import Run, learning_rate, take_step, train_one_epoch
 from wsi_pipeline.models.device_feed import NoCopies, feed
 from wsi_pipeline.models.model import build_network, idc_probability, load_model, normalised
@@ -44,7 +46,8 @@ def _one_thread() -> Iterator[None]:
 
 def some_side(count: int = 48) -> LabelledPatches:
     pixels = np.random.default_rng(0).integers(0, 256, (count, PX, PX, 3), np.uint8)
-    return LabelledPatches(pixels, (np.arange(count) % 2).astype(np.uint8), np.full(count, "a"))
+    patients = np.array(["a", "b"])[np.arange(count) // 2 % 2]
+    return LabelledPatches(pixels, (np.arange(count) % 2).astype(np.uint8), patients)
 
 
 def make_run(options: TrainOptions, device: torch.device) -> Run:
@@ -90,6 +93,31 @@ def test_no_step_makes_the_host_wait_for_the_device(gpu, changes):  # noqa: F811
     with nothing_waits():
         for batch in others:
             assert take_step(run, batch, 0.1).device == gpu
+
+
+def test_nor_does_a_step_of_a_network_that_hears_of_its_slide_with_teachers_weights_and_doubted_labels(
+    gpu,  # noqa: F811
+):
+    # As the shipped model was trained, and all that its steps had not.
+    options = replace(
+        OPTIONS,
+        architecture_options={**RESIDUAL, "slide_condition": {"hidden": 4}},
+        slides_a_batch=2,
+        teacher_views=2,
+        class_balance="weights",
+    )
+    run, teacher = make_run(options, gpu), load_model("idc_default")
+    teacher.network.to(gpu)
+    weights = class_weights(run.train.labels, 2).to(gpu)
+    run = replace(run, weights=weights, teachers=(teacher,))
+    rows = iter(np.arange(48).reshape(3, 16))
+    batches = make_batches(run.train, rows, options, torch.Generator().manual_seed(0), pinned=False)
+    first, *others = feed(batches, NoCopies(gpu))
+    assert first.slides is not None
+    take_step(run, first, 0.1, trusted=0.75)
+    with nothing_waits():
+        for batch in others:
+            assert take_step(run, batch, 0.1, trusted=0.75).device == gpu
 
 
 def test_the_stand_in_for_a_gpu_refuses_what_would_wait(gpu):  # noqa: F811
@@ -161,6 +189,59 @@ def test_an_epoch_on_a_cpu_is_the_plain_loop_bit_for_bit_dropout_and_all():
     ):
         assert found.keys() == wanted.keys()
         assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
+class Calls(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += 1
+        return function(*args, **(kwargs or {}))
+
+
+def test_an_average_takes_as_many_calls_however_many_layers_a_network_has():
+    counts = []
+    for layers in (1, 20):
+        network = nn.Sequential(
+            *(nn.Sequential(nn.Conv2d(3, 3, 3), nn.BatchNorm2d(3)) for _ in range(layers))
+        )
+        average = MovingAverage(network, 0.9)
+        average.update()
+        with Calls() as calls:
+            average.update()
+        counts.append(calls.count)
+    assert counts == [2, 2]  # numbers, and counters of batches
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "wanted"),
+    [
+        ("adamw", {}, {"fused": True}),
+        ("adam", {}, {"fused": True}),
+        ("sgd", {"momentum": 0.9}, {"momentum": 0.9, "fused": True}),
+        ("rmsprop", {}, {}),
+        ("adamw", {"foreach": True}, {"foreach": True}),
+    ],
+)
+def test_an_optimiser_takes_its_step_in_one_kernel_on_a_gpu(name, given, wanted, monkeypatch):
+    found = {}
+
+    class Weights:
+        device, ndim = torch.device("cuda"), 2
+
+    class Network:
+        def parameters(self):
+            return iter([Weights()])
+
+    monkeypatch.setitem(_OPTIMISERS, name, lambda groups, lr, **how: found.update(how))
+    make_optimiser(Network(), replace(OPTIONS, optimiser=name, optimiser_options=given))
+    assert found == wanted
+    monkeypatch.setattr(Weights, "device", CPU)
+    found.clear()
+    make_optimiser(Network(), replace(OPTIONS, optimiser=name, optimiser_options=given))
+    assert found == given
 
 
 def test_an_average_goes_on_from_what_was_kept_of_it():

@@ -1,13 +1,14 @@
 """Batches reach the device in their order, ahead of use where it pays, and what fails on the way is raised."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
 import pytest
 import torch
 
-from wsi_pipeline.models.device_feed import NoCopies, copies_to, feed, map_tensors, rows_of
+from wsi_pipeline.models.device_feed import NoCopies, StreamCopies, copies_to, feed, map_tensors, rows_of
 
 CPU = torch.device("cpu")
 
@@ -81,6 +82,56 @@ def test_rows_are_those_of_the_array():
     rows = np.array([8, 0, 3])
     found = rows_of(torch.from_numpy(array), torch.from_numpy(rows))
     assert np.array_equal(found.numpy(), array[rows])
+
+
+def test_before_a_gpu_the_next_batch_is_copied_beside_the_computation_which_waits_for_it(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    # CUDA's calls are written down instead of made; batches stay on the CPU.
+    log: list[str] = []
+
+    class Stream:
+        def __init__(self, *_: object):
+            self.name = "copies"
+
+        def wait_event(self, event: object) -> None:
+            log.append(f"{self.name} waits for {event}")
+
+    class Event:
+        def record(self, stream: Stream) -> None:
+            log.append(f"marked on {stream.name}")
+
+        def __str__(self) -> str:
+            return "the copy"
+
+    @contextmanager
+    def stream(chosen: Stream) -> Iterator[None]:
+        log.append(f"on {chosen.name}")
+        yield
+        log.append("off")
+
+    computing = Stream()
+    computing.name = "computation"
+    pinned: list[torch.Tensor] = []
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "stream", stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: computing)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: pinned.append(tensor) or tensor)
+    monkeypatch.setattr(torch.Tensor, "record_stream", lambda tensor, by: log.append(f"kept for {by.name}"))
+    assert isinstance(copies_to(torch.device("cuda")), StreamCopies)
+    copies = StreamCopies(CPU)
+    batches = feed(made(2, log), copies)
+    assert copies.ahead == 1
+    assert int(next(batches).number) == 0
+    assert list(batches)
+    copied = ["on copies", "marked on copies", "off"]
+    order = [line for line in log if not line.startswith("kept")]
+    first = order.index("computation waits for the copy")
+    assert order[:4] == ["made 0", *copied]
+    assert order.count("computation waits for the copy") == 2
+    assert first >= 4
+    assert log.count("kept for computation") == len(pinned) == 3  # one tensor, then two
 
 
 @pytest.mark.gpu

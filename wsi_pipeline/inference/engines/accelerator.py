@@ -129,9 +129,7 @@ class CudaAccelerator:
         index = torch.cuda.current_device() if device.index is None else device.index
         self.device = torch.device("cuda", index)
         exact_float32()
-        major, _ = torch.cuda.get_device_capability(self.device)
-        halves: list[Precision] = ["fp16"] if major >= FLOAT16_FROM else []
-        self.halves: tuple[Precision, ...] = (*halves, *(("bf16",) if major >= BFLOAT16_FROM else ()))
+        self.halves = native_halves(torch.cuda.get_device_capability(self.device)[0])
         with torch.cuda.device(self.device):
             self._copies, self._work = torch.cuda.Stream(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
 
@@ -195,6 +193,16 @@ class CudaAccelerator:
         """What torch keeps for later."""
         torch.cuda.synchronize(self.device)
         torch.cuda.empty_cache()
+
+
+def native_halves(major: int) -> tuple[Precision, ...]:
+    """The 16-bit precisions that the tensor cores of a GPU of this compute capability have, the better one first.
+
+    >>> native_halves(7), native_halves(9)
+    (('fp16',), ('fp16', 'bf16'))
+    """
+    since: tuple[tuple[Precision, int], ...] = (("fp16", FLOAT16_FROM), ("bf16", BFLOAT16_FROM))
+    return tuple(half for half, first in since if major >= first)
 
 
 def accelerator_of(device: torch.device) -> Accelerator:

@@ -10,6 +10,7 @@ from torch import nn
 
 from wsi_pipeline.base.errors import ConfigError
 from wsi_pipeline.learning.training.options import PlateauOptions, TrainOptions
+from wsi_pipeline.models.model import has_bf16
 
 _OPTIMISERS: dict[str, type[torch.optim.Optimizer]] = {
     "adamw": torch.optim.AdamW,
@@ -151,7 +152,7 @@ def _tensors(network: nn.Module) -> list[torch.Tensor]:
 
 def half_precision(device: torch.device) -> torch.dtype:
     """The half precision to train in there: bfloat16, or float16 on a GPU that computes no bfloat16."""
-    if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+    if device.type == "cuda" and not has_bf16(device):
         return torch.float16
     return torch.bfloat16
 
