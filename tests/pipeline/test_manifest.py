@@ -58,6 +58,26 @@ def test_a_line_that_a_kill_cut_short_is_passed_over(tmp_path: Path) -> None:
         assert [e["slide"] for e in EventReader(tmp_path).new() if e["event"] == "slide"] == ["a"]
 
 
+def test_events_that_cannot_be_read_just_now_come_later_and_stop_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    other = open_manifest(tmp_path, "a")
+    other.record(row("a"))
+    (file,) = (tmp_path / EVENTS).iterdir()
+    file.rename(tmp_path / "kept")
+    file.symlink_to(file)  # too many links: an error of the system, as EIO is
+    manifest = open_manifest(tmp_path, "b")
+    manifest.record(row("b"))
+    manifest.write()
+    assert [r["slide"] for r in read(tmp_path)] == ["b"]
+    warned = [r.getMessage() for r in caplog.records if "cannot be read" in r.getMessage()]
+    assert len(warned) == 1
+    assert file.name in warned[0]
+    (tmp_path / "kept").replace(file)
+    manifest.write()
+    assert [r["slide"] for r in read(tmp_path)] == ["a", "b"]
+
+
 def test_processes_beside_each_other_lose_no_row_whoever_writes_last(tmp_path: Path) -> None:
     one, other = open_manifest(tmp_path, "a", "b"), open_manifest(tmp_path, "a", "b")
     one.record(row("a"))

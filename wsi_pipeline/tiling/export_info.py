@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from wsi_pipeline.base.errors import DataError
-from wsi_pipeline.base.files import OutPath, read_whole
+from wsi_pipeline.base.files import OutPath, read_trouble, read_whole
 from wsi_pipeline.base.images import png_scale
 from wsi_pipeline.slides.scale import PLAUSIBLE_MPP
 
@@ -85,10 +85,16 @@ def export_of(folder: Path) -> ExportInfo | None:
 
 
 def read_export(folder: OutPath) -> ExportInfo | None:
-    """What the export.json in that very folder says; none where there is none, or it is damaged: to be made again."""
+    """What the export.json in that very folder says; none where there is none, or it is damaged: to be made again.
+
+    Raises OutputError where the system cannot read it.
+    """
+    path = folder / EXPORT_FILE
     try:
-        return _read(folder / EXPORT_FILE)
-    except DataError:
+        return _read(path)
+    except DataError as error:
+        if isinstance(error.__cause__, OSError) and (trouble := read_trouble(path, error.__cause__)):
+            raise trouble from error
         return None
 
 
