@@ -411,7 +411,7 @@ LIST = b'slide,name,mpp,patient\r\na.svs,one,0.25,P1\r\n"b,c.svs",two,,P2\r\n'
 CONFIG = b"grid: {patch_px: &a 50, mpp: 4.0, stride_px: *a}\ntissue: {smooth_um: 9.0}\nmax_unreadable: 1e-1\n"
 EXPORT = (
     b'{"kind": "patches of tile-slides", "format": 1, "slide": {"name": "a", "fingerprint": "b"}, "patch_px": 50, '
-    b'"stride_px": 50, "mpp": 4.0, "stain": {"od_mean": [0.1, 0.2, 0.1], "patches": 7, "sample": ["a.png"]}}'
+    b'"stride_px": 50, "mpp": 4.0, "stain": {"od_mean": [0.1, 0.2, 0.1], "patches": 7, "sample": ["0/a.png"]}}'
 )
 SHARD_INFO = ExportInfo("a", "b", 50, 50, 4.0, None, 0)
 LOCK = b'{"host": "a", "pid": 1, "boot": "b", "started": 1, "beat": 3}'

@@ -275,6 +275,15 @@ def test_leftovers_are_those_that_are_old_by_the_clock_of_the_file_system(
     assert list(tmp_path.iterdir()) == [new]
 
 
+def test_what_trying_to_write_left_goes_once_it_is_old(tmp_path: Path) -> None:
+    tried = [f".{'0' * 16}.part", f"..{'0' * 16}.part.{'1' * 16}.part"]
+    for name in [*tried, ".other.part", "0" * 16 + ".part"]:
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (0, 0))
+    remove_leftovers(tmp_path, ["manifest.csv"])
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([".other.part", "0" * 16 + ".part"])
+
+
 def test_a_checkpoint_that_finds_the_disk_full_is_an_error_of_ours_and_the_last_one_stays(
     tmp_path: Path,
 ) -> None:

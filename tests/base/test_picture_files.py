@@ -11,7 +11,7 @@ from conftest import noise
 from PIL import Image
 
 from wsi_pipeline.base.errors import DataError
-from wsi_pipeline.base.images import read_image
+from wsi_pipeline.base.images import png_scale, read_image
 
 IMAGE = noise(400, 300)
 JPEGS = {
@@ -135,3 +135,13 @@ def test_a_file_that_the_system_does_not_give_is_not_called_damaged(
         read_image(tmp_path / "a.jpg")
     with pytest.raises(DataError, match=r"b\.jpg: cannot be read by the system .No such file"):
         read_image(tmp_path / "b.jpg")
+
+
+def test_a_pipe_is_no_picture_and_is_not_waited_for(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    os.mkfifo(path)
+    with pytest.raises(DataError, match="found a pipe, a folder or a device"):
+        read_image(path)
+    assert png_scale(path) is None
+    with pytest.raises(DataError, match="No such file"):
+        read_image(tmp_path / "none.png")

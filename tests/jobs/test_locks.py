@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from wsi_pipeline.base.errors import LockLostError
+from wsi_pipeline.base.errors import LockLostError, OutputError
 from wsi_pipeline.jobs import Busy, locks
 from wsi_pipeline.jobs.locks import clear_leftovers_of_locks, hold
 
@@ -183,3 +183,15 @@ def test_what_was_left_of_making_a_lock_goes_once_it_is_old(tmp_path: Path) -> N
     clear_leftovers_of_locks(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(kept)
     clear_leftovers_of_locks(tmp_path / "none")
+
+
+def test_a_lock_that_cannot_be_given_back_fails_nothing_and_goes_stale(
+    tmp_path: Path, quick: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "a.lock"
+    with hold(path) as held:
+        path.unlink()
+        path.symlink_to(path)  # too many links: an error of the system, as EIO is
+        with pytest.raises(OutputError, match=r"a\.lock: cannot be written: Too many levels"):
+            held.check()
+    assert "could not be given back" in caplog.text

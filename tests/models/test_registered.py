@@ -118,6 +118,7 @@ def test_list_show_and_compare_say_what_the_cards_do(
         (["show"], "found 0 names, expected 1"),
         (["add", "FILE", "../x@1", "--approved-by", "A"], "expected NAME@VERSION"),
         (["add", "FILE", "x@.."], "expected NAME@VERSION"),
+        (["add", "FILE", "x@1.safetensors", "--approved-by", "A"], "expected NAME@VERSION"),
         (["add", "FILE", "x@1"], "expected --approved-by WHO"),
         (["add", "FILE", "x@1", "--approved-by", "A"], "FILE.safetensors: cannot be read"),
     ],

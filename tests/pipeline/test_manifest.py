@@ -58,6 +58,48 @@ def test_a_line_that_a_kill_cut_short_is_passed_over(tmp_path: Path) -> None:
         assert [e["slide"] for e in EventReader(tmp_path).new() if e["event"] == "slide"] == ["a"]
 
 
+@pytest.mark.parametrize(
+    "changes", [{"status": "\x1b[31m"}, {"status": "lost"}, {"reason": {"a": 1}}, {"patches": [1]}]
+)
+def test_an_event_with_what_no_row_holds_is_set_aside(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, changes: dict[str, object]
+) -> None:
+    event = {"event": "slide", "slide": "x", "path": "/x", "status": "done", "finished": "2026-01-01"}
+    (tmp_path / EVENTS).mkdir(parents=True)
+    (tmp_path / EVENTS / "0.jsonl").write_text(json.dumps(event | changes) + "\n")
+    open_manifest(tmp_path, "a").write()
+    assert read(tmp_path) == []
+    assert "says nothing of a slide is set aside" in caplog.text
+
+
+def test_what_steers_a_terminal_is_written_out(tmp_path: Path) -> None:
+    event = {"event": "slide", "slide": "x", "path": "/x", "status": "failed", "finished": "2026-01-01"}
+    (tmp_path / EVENTS).mkdir(parents=True)
+    (tmp_path / EVENTS / "0.jsonl").write_text(json.dumps(event | {"reason": "\x1b[2J\na"}) + "\n")
+    open_manifest(tmp_path, "a").write()
+    assert [r["reason"] for r in read(tmp_path)] == ["\\x1b[2J\\x0aa"]
+
+
+def test_events_that_cannot_be_read_just_now_come_later_and_stop_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    other = open_manifest(tmp_path, "a")
+    other.record(row("a"))
+    (file,) = (tmp_path / EVENTS).iterdir()
+    file.rename(tmp_path / "kept")
+    file.symlink_to(file)  # too many links: an error of the system, as EIO is
+    manifest = open_manifest(tmp_path, "b")
+    manifest.record(row("b"))
+    manifest.write()
+    assert [r["slide"] for r in read(tmp_path)] == ["b"]
+    warned = [r.getMessage() for r in caplog.records if "cannot be read" in r.getMessage()]
+    assert len(warned) == 1
+    assert file.name in warned[0]
+    (tmp_path / "kept").replace(file)
+    manifest.write()
+    assert [r["slide"] for r in read(tmp_path)] == ["a", "b"]
+
+
 def test_processes_beside_each_other_lose_no_row_whoever_writes_last(tmp_path: Path) -> None:
     one, other = open_manifest(tmp_path, "a", "b"), open_manifest(tmp_path, "a", "b")
     one.record(row("a"))

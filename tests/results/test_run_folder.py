@@ -1,16 +1,18 @@
 """Whose a run folder is: nothing is removed that is not ours, and no slide lies where results are replaced."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from conftest import noise, write_slide
 
-from wsi_pipeline.base.errors import RecipeError, SlideError
+from wsi_pipeline.base.errors import OutputError, RecipeError, SlideError
 from wsi_pipeline.pipeline.config import TileConfig, TileGridOptions
 from wsi_pipeline.pipeline.run import RunOptions
 from wsi_pipeline.pipeline.tile import tile_slide
 from wsi_pipeline.results.run_folder import MARKER, Standing, check_outside, find_run, standing_of
 from wsi_pipeline.results.store import SlideStore
+from wsi_pipeline.tiling.export_draw import ExportOptions
 
 OVERWRITE = RunOptions(overwrite=True)
 CONFIG = TileConfig(grid=TileGridOptions(patch_px=50, mpp=4.0))
@@ -52,6 +54,36 @@ def test_a_folder_of_an_earlier_version_is_known_by_its_store(slide: Path, tmp_p
     assert tile_slide(slide, tmp_path / "out", CONFIG).skipped
     assert not tile_slide(slide, tmp_path / "out", OTHER, run=OVERWRITE).skipped
     assert (folder / MARKER).is_file()
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_store_that_the_system_cannot_read_just_now_is_not_replaced(
+    slide: Path, tmp_path: Path, overwrite: bool
+) -> None:
+    folder = tile_slide(slide, tmp_path / "out", CONFIG).folder
+    root = folder / "slide.zarr/zarr.json"
+    root.rename(tmp_path / "kept.json")
+    root.symlink_to(root)  # too many links: an error of the system, as EIO is
+    before = sorted(folder.rglob("*"))
+    with pytest.raises(OutputError, match=r"slide\.zarr: cannot be read: Too many levels of symbolic links"):
+        tile_slide(slide, tmp_path / "out", CONFIG, run=RunOptions(overwrite=overwrite))
+    assert sorted(folder.rglob("*")) == before
+    (tmp_path / "kept.json").replace(root)
+    assert tile_slide(slide, tmp_path / "out", CONFIG).skipped
+
+
+def test_nor_is_an_export(slide: Path, tmp_path: Path) -> None:
+    folder = tile_slide(slide, tmp_path / "out", CONFIG, export=True).folder
+    (folder / "summary.json").unlink()
+    info = folder / "export/a/export.json"
+    info.unlink()
+    info.symlink_to(info)
+    (folder / "export/a/0").mkdir(exist_ok=True)
+    (folder / "export/a/0/kept.png").touch()
+    shards = replace(CONFIG, export=ExportOptions(format="shards"))
+    with pytest.raises(OutputError, match=r"export\.json: cannot be read: Too many levels"):
+        tile_slide(slide, tmp_path / "out", shards, export=True)
+    assert (folder / "export/a/0/kept.png").exists()
 
 
 def test_a_damaged_store_of_ours_may_be_replaced(slide: Path, tmp_path: Path) -> None:

@@ -154,6 +154,7 @@ def test_the_refusal_names_the_classes_with_their_counts(tmp_path: Path) -> None
         feature(POLYGON, 7),
         5,
         None,
+        feature({"type": "Polygon", "coordinates": [[[0, 0], [1e308, 0], [1e308, 1e308], [0, 0]]]}),
     ],
 )
 def test_a_broken_object_is_refused_by_its_number(tmp_path: Path, broken: Any) -> None:

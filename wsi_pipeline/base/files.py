@@ -248,14 +248,21 @@ def _heeds_conditions(path: "UPath") -> bool:
     return _heeding[store]
 
 
+# What `check_writable` tries, and what that one is written as.
+_PROBE = re.compile(rf"\.(\.[0-9a-f]{{16}}{re.escape(PART)}\.)?[0-9a-f]{{16}}{re.escape(PART)}")
+
+
 def remove_leftovers(folder: OutPath, names: Sequence[str]) -> None:
-    """Remove what processes left that were killed while they wrote files of these names in the folder.
+    """Remove what processes left that were killed while they wrote files of these names in the folder, or tried it.
 
     What is younger than LEFT_S may be being written. Times are compared by the clock of the file system, which may be
     another machine's.
     """
     if isinstance(folder, Path):
-        _remove_old(folder, [path for name in names for path in folder.glob(f".{glob.escape(name)}.*{PART}")])
+        found = [path for name in names for path in folder.glob(f".{glob.escape(name)}.*{PART}")]
+        _remove_old(
+            folder, found + [path for path in folder.glob(f".*{PART}") if _PROBE.fullmatch(path.name)]
+        )
 
 
 def remove_old(folder: Path, name: re.Pattern[str]) -> None:
@@ -384,12 +391,31 @@ def read_whole(path: OutPath) -> bytes:
     """The file's bytes as they were at one moment, also where another process puts it anew meanwhile.
 
     On an object store one request fetches all of it: a file that is opened there first and read then is refused where
-    it was changed between. Raises OSError.
+    it was changed between. Raises OSError, which names the file.
     """
     if isinstance(path, Path):
-        return path.read_bytes()
+        try:
+            return path.read_bytes()
+        except OSError as error:
+            error.filename = error.filename or str(
+                path
+            )  # of a read that fails Python does not say in which file
+            raise
     content: bytes = path.fs.cat_file(path.path)
     return content
+
+
+def read_trouble(path: OutPath, error: OSError) -> OutputError | None:
+    """What to raise where the system could not read the file; None where it is not there, or something else is.
+
+    Trouble is no damage: nothing may be made again for it. zarr's own errors are OSErrors without a number.
+    """
+    if error.errno in (None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR):
+        return None
+    return OutputError(
+        f"{path}: cannot be read: {error.strerror}; see to its disk or mount, and to your rights there, and run the "
+        "same command again"
+    )
 
 
 def append_line(path: OutPath, line: bytes) -> None:

@@ -42,15 +42,22 @@ PNG_LEVEL = 3
 def read_image(path: Path, most_pixels: int | None = None) -> NDArray[np.uint8]:
     """The file's first picture, uint8 [height, width, 3], RGB; what is transparent is laid on white.
 
-    Raises DataError where it cannot be decoded whole, has no colours, or more than 8 bits of them; and, before any is
-    decoded, where it has more than `most_pixels`.
+    Raises DataError where it is no file or cannot be decoded whole, has no colours, or more than 8 bits of them; and,
+    before any is decoded, where it has more than `most_pixels`.
     """
+    if not _is_file(path):
+        raise DataError(f"{path}: found a pipe, a folder or a device, expected a picture's file")
     return _decoded(path, path.read_bytes, str(path), most_pixels)
 
 
 def decode_image(data: bytes, name: str, most_pixels: int) -> NDArray[np.uint8]:
     """The same of a file's bytes; DataError too where it has more than `most_pixels`, before any is decoded."""
     return _decoded(io.BytesIO(data), lambda: data, name, most_pixels)
+
+
+def _is_file(path: Path) -> bool:
+    """Whether it may be opened: a file, or nothing, of which the system says what is wrong. A pipe may never end."""
+    return path.is_file() or not path.exists()
 
 
 def _decoded(
@@ -161,6 +168,8 @@ def png_scale(path: Path) -> tuple[float, int] | None:
 
     Many programs write a screen's or a printer's pixels per metre. What cannot be read, or is no PNG, says none.
     """
+    if not _is_file(path):
+        return None
     try:
         with Image.open(path, formats=["PNG"]) as image:
             text = image.info.get(MPP_TEXT)

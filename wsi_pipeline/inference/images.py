@@ -191,9 +191,10 @@ def _sample_of(export: ExportInfo) -> NDArray[np.uint8] | None:
     """The patches that the slide was sampled at, where they all lie there still and can be read."""
     try:
         # Those that could not be decoded were never written.
-        patches = [read_image(Path(name)) for name in export.sample if Path(name).exists()]
+        names, most = [Path(name) for name in export.sample], export.patch_px**2
+        patches = [read_image(name, most) for name in names if name.is_file()]
         return np.stack(patches) if len(patches) == export.od_patches else None
-    except (WsiError, ValueError):
+    except (WsiError, ValueError, OSError):
         return None
 
 

@@ -6,6 +6,7 @@ where nothing can be added to a file, a process puts a file every now and then. 
 """
 
 import json
+import logging
 import os
 import re
 import secrets
@@ -19,6 +20,8 @@ from typing import IO, Any
 
 from wsi_pipeline.base.files import OutPath, names, read_whole, write_bytes, writing
 from wsi_pipeline.base.text import printable_values
+
+log = logging.getLogger(__name__)
 
 BATCH_FOLDER = ".batch"
 EVENTS = f"{BATCH_FOLDER}/events"
@@ -93,6 +96,7 @@ class EventReader:
     def __init__(self, out: OutPath):
         self._folder = out / EVENTS
         self._read: dict[str, int] = {}  # bytes read, by file name
+        self._unread: set[str] = set()  # files that could not be read, of which a line was written
 
     def new(self) -> Iterator[dict[str, Any]]:
         """The events that were added since the last call, file by file."""
@@ -103,17 +107,29 @@ class EventReader:
             return
         for entry in sorted(os.scandir(self._folder), key=lambda entry: entry.name):
             start = self._read.get(entry.name, 0)
-            if not entry.name.endswith(".jsonl") or entry.stat().st_size <= start:
-                continue
+            for line in self._lines_from(entry, start) if entry.name.endswith(".jsonl") else ():
+                start += len(line)
+                if event := _parse(line):
+                    yield event
+            self._read[entry.name] = start
+
+    def _lines_from(self, entry: os.DirEntry[str], start: int) -> list[bytes]:
+        """Whole lines of the file from there on; none of one that cannot be read now: what it says comes later."""
+        lines: list[bytes] = []
+        try:
+            if entry.stat().st_size <= start:
+                return lines
             with open(entry.path, "rb") as file:  # noqa: PTH123
                 file.seek(start)
                 for line in file:
                     if not line.endswith(b"\n"):
                         break  # not yet whole, or never
-                    start += len(line)
-                    if event := _parse(line):
-                        yield event
-            self._read[entry.name] = start
+                    lines.append(line)
+        except OSError as error:
+            if entry.path not in self._unread:
+                _warn_unread(entry.path, error)
+                self._unread.add(entry.path)
+        return lines
 
     def _new_files(self, folder: OutPath) -> Iterator[dict[str, Any]]:
         """On an object store, where a file never grows."""
@@ -129,7 +145,12 @@ def events_by_process(out: OutPath) -> Iterator[list[dict[str, Any]]]:
     folder = out / EVENTS
     found = [name for name in names(folder) if name.endswith(".jsonl")]
     for _, files in groupby(sorted(found), key=lambda name: _PUT_NUMBER.sub("", name)):
-        lines = [line for name in files for line in read_whole(folder / name).splitlines()]
+        lines: list[bytes] = []
+        for name in files:
+            try:
+                lines += read_whole(folder / name).splitlines()
+            except OSError as error:
+                _warn_unread(str(folder / name), error)
         yield [event for event in map(_parse, lines) if event]
 
 
@@ -146,6 +167,15 @@ def order_of(event: dict[str, Any], name: str = "order") -> int:
 def now() -> str:
     """The time in UTC, as events and the manifest say it, for people: clocks are not compared."""
     return datetime.fromtimestamp(time.time(), UTC).isoformat(timespec="milliseconds")
+
+
+def _warn_unread(path: str, error: OSError) -> None:
+    log.warning(
+        "%s: cannot be read: %s; what its process did is missing here until it can be: see to the disk or mount, and "
+        "to your rights there",
+        path,
+        error.strerror or error,
+    )
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:

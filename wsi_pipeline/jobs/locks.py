@@ -87,8 +87,9 @@ class Held:
         self._beats, self._lost = 0, False
 
     def check(self) -> None:
-        """Raises LockLostError if another process has taken it over, also if that one is done since."""
-        owner, _ = (None, None) if self._lost else _read(self.path)
+        """Raises LockLostError if another process has taken it over, also if that one is done since; OutputError."""
+        with writing(self.path):
+            owner, _ = (None, None) if self._lost else _read(self.path)
         if owner is None or owner.id != self.owner.id:
             self._lost = True
             raise LockLostError(
@@ -107,10 +108,13 @@ class Held:
             file.write(lock_text(self.owner, self._beats))
 
     def release(self) -> None:
-        """Let others have it."""
-        owner, _ = _read(self.path)
-        if owner is not None and owner.id == self.owner.id:
-            self.path.unlink(missing_ok=True)
+        """Let others have it. Where it cannot be removed, it goes stale by itself: what was done under it stands."""
+        try:
+            owner, _ = _read(self.path)
+            if owner is not None and owner.id == self.owner.id:
+                self.path.unlink(missing_ok=True)
+        except OSError as error:
+            log.warning("%s: could not be given back, and goes stale: %s", self.path, error)
 
 
 @contextmanager
@@ -182,7 +186,8 @@ def _create(path: Path, owner: Owner) -> bool:
             return False
         return True
     finally:
-        beside.unlink(missing_ok=True)
+        with suppress(OSError):
+            beside.unlink(missing_ok=True)
     return True
 
 

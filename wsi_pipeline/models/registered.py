@@ -25,6 +25,8 @@ VARIABLE = "WSI_MODELS"
 DEFAULT = Path("~/.local/share/wsi_pipeline/models")
 WEIGHTS, CARD, ENTRY = "model.safetensors", "model.json", "entry.json"
 MARK = "@"
+# What ends so is asked for as a file.
+FILE_ENDING = ".safetensors"
 # A folder's name on any file system, and no path.
 _WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}")
 MOST_APPROVER = 200
@@ -57,10 +59,10 @@ def registry_folder(given: Path | None = None) -> Path:
 def parse_name(text: str) -> tuple[str, str]:
     """Name and version of NAME@VERSION. Raises UsageError."""
     name, _, version = text.partition(MARK)
-    if not (_WORD.fullmatch(name) and _WORD.fullmatch(version)):
+    if not (_WORD.fullmatch(name) and _WORD.fullmatch(version)) or version.endswith(FILE_ENDING):
         raise UsageError(
             f"found '{text}', expected NAME@VERSION, each of letters, digits and . _ + - (at most 64, a letter or a "
-            "digit first): mine@1.0"
+            f"digit first, and no version that ends in {FILE_ENDING}): mine@1.0"
         )
     return name, version
 
@@ -69,7 +71,7 @@ def is_registered_name(text: str | Path) -> bool:
     """Whether it is of the form NAME@VERSION, and no file."""
     name, _, version = str(text).partition(MARK)
     words = _WORD.fullmatch(name) and _WORD.fullmatch(version)
-    return bool(words) and not version.endswith(".safetensors") and not Path(text).exists()
+    return bool(words) and not version.endswith(FILE_ENDING) and not Path(text).exists()
 
 
 def add_entry(folder: Path, text: str, weights: Path, approved_by: str) -> Entry:

@@ -16,10 +16,10 @@ import logging
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from wsi_pipeline.base.files import OutPath, read_whole, write_bytes
-from wsi_pipeline.base.text import for_spreadsheet, from_spreadsheet
+from wsi_pipeline.base.text import for_spreadsheet, from_spreadsheet, on_one_line
 from wsi_pipeline.jobs.events import EventLog, EventReader, order_of
 
 log = logging.getLogger(__name__)
@@ -31,13 +31,17 @@ WRITE_EVERY_S = 10.0
 WRITE_SHARE = 0.02
 
 
+Status = Literal["done", "failed", "skipped"]
+STATUSES = get_args(Status)
+
+
 @dataclass(frozen=True, slots=True)
 class ManifestRow:
     """What became of one slide in the last run that met it."""
 
     slide: str
     path: str
-    status: Literal["done", "failed", "skipped"]
+    status: Status
     reason: str = ""
     patches: int | str = ""
     idc_mm2: float | str = ""
@@ -124,7 +128,7 @@ class Manifest:
         text = io.StringIO(newline="")
         writer = csv.writer(text)
         writer.writerow(COLUMNS)
-        writer.writerows([for_spreadsheet(getattr(self._row(key), name)) for name in COLUMNS] for key in keys)
+        writer.writerows([_cell(getattr(self._row(key), name)) for name in COLUMNS] for key in keys)
         write_bytes(self._file, text.getvalue().encode())
         self._written = time.monotonic()
         self._pause = max(WRITE_EVERY_S, (self._written - began) / WRITE_SHARE)
@@ -143,7 +147,8 @@ class Manifest:
                     values = {
                         key: from_spreadsheet(text) for key, text in values.items() if isinstance(text, str)
                     }
-                    self._add(-1, "", values)  # where events say something of a slide, they win
+                    if not self._add(-1, "", values):  # where events say something of a slide, they win
+                        log.warning("%s: a row of no slide is left out: %.200s", self._file, values)
             except (ValueError, csv.Error) as error:
                 log.warning("%s: cannot be read, and is made again from the events: %s", self._file, error)
         self._fold()
@@ -161,7 +166,9 @@ class Manifest:
     def _add(self, rank: int, when: str, values: Mapping[str | Any, Any]) -> bool:
         """Take what is newer than what is known of the slide; False where the values are of no slide."""
         texts = [values.get(name) for name in ("slide", "path", "status")]
-        if not all(isinstance(text, str) and text for text in texts):
+        if not all(isinstance(text, str) and text for text in texts) or texts[-1] not in STATUSES:
+            return False
+        if not all(isinstance(values.get(name), str | int | float | None) for name in COLUMNS):
             return False
         row = ManifestRow(**{name: "" if values.get(name) is None else values[name] for name in COLUMNS})  # type: ignore[arg-type]
         key = (row.slide, row.path)
@@ -170,3 +177,8 @@ class Manifest:
         if new.beats(rows.get(key)):
             rows[key] = new
         return True
+
+
+def _cell(value: Any) -> Any:
+    """As the file has it: events that others wrote may hold what steers a terminal or a spreadsheet."""
+    return for_spreadsheet(on_one_line(value) if isinstance(value, str) else value)

@@ -33,7 +33,16 @@ from zarr.core.buffer import Buffer
 from zarr.storage import MemoryStore
 
 from wsi_pipeline.base.errors import OutputError, RecipeError
-from wsi_pipeline.base.files import OutPath, new_tree, sync_files, sync_tree, write_bytes, writing, zarr_store
+from wsi_pipeline.base.files import (
+    OutPath,
+    new_tree,
+    read_trouble,
+    sync_files,
+    sync_tree,
+    write_bytes,
+    writing,
+    zarr_store,
+)
 from wsi_pipeline.base.geometry import Box, Plane, Size
 from wsi_pipeline.results.multiscales import (
     display_factor,
@@ -104,7 +113,7 @@ class SlideStore:
     def __init__(self, path: OutPath, is_new: bool = False, read_only: bool = False):
         """A new one was just created: no block of it is written. `read_only`: nothing may be written to it.
 
-        Raises RecipeError when what lies at `path` is no store of this package.
+        Raises RecipeError when what lies at `path` is no store of this package, OutputError where it cannot be read.
         """
         self.path = path
         self._is_new = is_new
@@ -112,6 +121,8 @@ class SlideStore:
             self._root = zarr.open_group(zarr_store(path), mode="r" if read_only else "r+", zarr_format=3)
             self.attributes: dict[str, Any] = dict(self._root.attrs[ATTRIBUTES])  # type: ignore[arg-type]
         except (OSError, ValueError, KeyError, TypeError, json.JSONDecodeError) as error:
+            if isinstance(error, OSError) and (trouble := read_trouble(path, error)):
+                raise trouble from error
             raise RecipeError(
                 f"{path}: not a slide store of this package ({error}); use another --out or --overwrite"
             ) from error

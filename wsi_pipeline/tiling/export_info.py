@@ -4,12 +4,14 @@ Without it a folder of PNGs is of any scale, and nobody notices when a model tak
 """
 
 import json
+import re
+import stat
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from wsi_pipeline.base.errors import DataError
-from wsi_pipeline.base.files import OutPath, read_whole
+from wsi_pipeline.base.files import OutPath, read_trouble, read_whole
 from wsi_pipeline.base.images import png_scale
 from wsi_pipeline.slides.scale import PLAUSIBLE_MPP
 
@@ -21,6 +23,9 @@ FORMAT = 1
 LEVELS_UP = 3
 # Scales nearer to each other than this are one: scanners of one kind differ by less.
 SAME_SCALE = 0.01
+# What says more is none of ours; a slide is sampled at 64 patches.
+MOST_BYTES, MOST_PX, MOST_SAMPLE, MOST_DENSITY = 16 * 2**20, 100_000, 1_000, 10
+_PLACE = re.compile(r"[^/\0]{1,60}/[^/\0]{1,255}\.png")
 
 
 @dataclass(frozen=True)
@@ -85,10 +90,16 @@ def export_of(folder: Path) -> ExportInfo | None:
 
 
 def read_export(folder: OutPath) -> ExportInfo | None:
-    """What the export.json in that very folder says; none where there is none, or it is damaged: to be made again."""
+    """What the export.json in that very folder says; none where there is none, or it is damaged: to be made again.
+
+    Raises OutputError where the system cannot read it.
+    """
+    path = folder / EXPORT_FILE
     try:
-        return _read(folder / EXPORT_FILE)
-    except DataError:
+        return _read(path)
+    except DataError as error:
+        if isinstance(error.__cause__, OSError) and (trouble := read_trouble(path, error.__cause__)):
+            raise trouble from error
         return None
 
 
@@ -111,6 +122,8 @@ def same_scale(mpp: float, other: float) -> bool:
 def _read(path: OutPath) -> ExportInfo | None:
     """What the file says; none where it is another program's, or not there."""
     try:
+        if isinstance(path, Path):
+            _check_file(path)
         values = json.loads(read_whole(path).decode())
         if not isinstance(values, dict) or values.get("kind") != KIND:
             return None
@@ -126,17 +139,14 @@ def _read(path: OutPath) -> ExportInfo | None:
             float(values["mpp"]),
             (red, green, blue) if mean else None,
             int(values["stain"]["patches"]),
-            tuple(str(path.parent / name) for name in values["stain"].get("sample", ())),
+            tuple(str(path.parent / _beside(name)) for name in values["stain"].get("sample", ())),
             str(values.get("patient", "")),
             dict(values.get("options", {})),
             {str(name): int(count) for name, count in values.get("patches", {}).items()},
             {str(name): int(count) for name, count in values.get("left_out", {}).items()},
             None if values.get("shards") is None else tuple((str(n), int(k)) for n, k in values["shards"]),
         )
-        if min(info.patch_px, info.mpp) <= 0:
-            raise ValueError(
-                f"found patches of {info.patch_px} px at {info.mpp:g} um/px, expected more than 0"
-            )
+        _check_numbers(info)
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
@@ -145,3 +155,34 @@ def _read(path: OutPath) -> ExportInfo | None:
             "tile-slides --export, by this version"
         ) from error
     return info
+
+
+def _check_file(path: Path) -> None:
+    """Raises OSError where there is none, ValueError for what is no file of ours, before any of it is read."""
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode) or found.st_size > MOST_BYTES:
+        raise ValueError(f"expected a file of {MOST_BYTES:,} bytes at most")
+
+
+def _beside(name: object) -> str:
+    """The place of a patch, <label>/<name>.png; raises ValueError for any other, which may lead anywhere."""
+    if not isinstance(name, str) or not _PLACE.fullmatch(name) or name.startswith("."):
+        raise ValueError(
+            f"found {str(name)[:100]!r} among the patches of its sample, expected <label>/<name>.png"
+        )
+    return name
+
+
+def _check_numbers(info: ExportInfo) -> None:
+    if not (0 < info.patch_px <= MOST_PX and 0 < info.stride_px <= MOST_PX and 0.001 <= info.mpp <= 1000):
+        raise ValueError(
+            f"found patches of {info.patch_px} px, {info.stride_px} px apart, at {info.mpp:g} um/px, expected what a "
+            "scan has"
+        )
+    if not all(0 <= value <= MOST_DENSITY for value in info.od_mean or ()):
+        raise ValueError(f"found the optical density {info.od_mean}, expected 0 to {MOST_DENSITY}")
+    if len(info.sample) > MOST_SAMPLE or not 0 <= info.od_patches <= MOST_SAMPLE:
+        raise ValueError(
+            f"found a sample of {info.od_patches} patches, {len(info.sample)} of them named, expected {MOST_SAMPLE} at "
+            "most"
+        )

@@ -30,6 +30,8 @@ from wsi_pipeline.slides.annotations.xml_outlines import xml_features
 UNCLASSIFIED = "unclassified"
 # Of one ring: more take minutes where they cross each other.
 MAX_CORNERS = 500_000
+# No slide has so many pixels a side; what lies beyond overflows where outlines are cut.
+MAX_COORDINATE = 10**9
 # Objects of QuPath, and of ImageScope, that are no outlines of tissue.
 NO_OUTLINES = {
     "cell": "cells",
@@ -285,8 +287,8 @@ def _polygons(geometry: Mapping[str, Any]) -> list[shapely.Geometry]:
     polygons = []
     for rings in several:
         points = [_points(ring) for ring in rings if len(ring)]
-        if not all(np.isfinite(ring).all() for ring in points):
-            raise ValueError("a coordinate is no number")
+        if not all((np.abs(ring) <= MAX_COORDINATE).all() for ring in points):  # nor is one that is no number
+            raise ValueError(f"a coordinate is no number, or beyond {MAX_COORDINATE:,} px")
         if (most := max(map(len, points), default=0)) > MAX_CORNERS:
             raise ValueError(
                 f"found a ring of {most:,} corners, expected {MAX_CORNERS:,} at most: simplify it"
