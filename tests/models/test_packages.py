@@ -295,3 +295,10 @@ def test_damage_and_missing_files_and_other_outputs_are_refused(tmp_path: Path) 
     torch.jit.save(torch.jit.trace(network(2), torch.zeros(1, 3, 48, 48)), weights)
     with pytest.raises(ModelError, match=r"gave \(1, 2\) of one patch; expected \(1, 3\)"):
         load_model(folder)
+
+
+def test_a_class_named_twice_is_refused_and_another_idc_keeps_apart(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="found a name twice among the classes"):
+        load_model(package(tmp_path / "p", classes=("a", "a", "Tumor")))
+    folder = package(tmp_path / "q", classes=("idc", "not_idc", "benign"))
+    assert load_model(f"{folder}#benign").card.classes == ("idc of the package", "not_idc", "idc")

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from copy import copy
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,19 +27,34 @@ if TYPE_CHECKING:  # torch takes seconds to import: it waits until something is 
     from wsi_pipeline.models.slide_input import SlideInput
 
 
+@dataclass(frozen=True, eq=False)
+class PatchScores:
+    """What is known of patches once they are computed."""
+
+    scores: NDArray[np.float32]
+    """[n], 0 to 1, of IDC; of several networks the mean."""
+
+    spread: NDArray[np.float32] | None = None
+    """[n], of several networks: the standard deviation (population), 0 to 0.5."""
+
+    others: NDArray[np.float32] | None = None
+    """[n, other classes], 0 to 1, in the card's order, where they are kept."""
+
+
 class PendingScores:
     """Scores that are being computed, by one network or several."""
 
-    def __init__(self, members: Sequence[Pending]):
-        self._members = members
+    def __init__(self, members: Sequence[Pending], classes: Sequence[str] = ()):
+        """classes: where the network gives the probability of each, their names."""
+        self._members, self._classes = members, classes
 
-    def result(self) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
-        """Once they are there: scores, float32 [n], 0 to 1, and of several networks their spread, float32 [n].
-
-        Of several, the score is the mean, the spread the standard deviation (population), 0 to 0.5.
-        """
+    def result(self) -> PatchScores:
+        """Once they are there."""
         each = [member.result() for member in self._members]
-        return mean_and_spread(each)
+        if not self._classes:
+            return PatchScores(*mean_and_spread(each))
+        idc, found = self._classes.index("idc"), each[0].reshape(-1, len(self._classes))
+        return PatchScores(found[:, idc], None, np.delete(found, idc, axis=1))
 
     @property
     def unfinished(self) -> "list[Future[NDArray[np.float32]]]":
@@ -171,12 +187,13 @@ class Member:
         return other
 
     def start(self, patches: NDArray[np.uint8]) -> Pending:
-        """Begin on uint8 patches [n, patch_px, patch_px, 3]."""
+        """Begin on uint8 patches [n, patch_px, patch_px, 3]; what comes is as its engine gives it."""
         return self.chosen.runner.start(normalise_stain(patches, self.colours), self.slide)
 
     def scores(self, patches: NDArray[np.uint8]) -> NDArray[np.float32]:
         """float32 [n], 0 to 1, of uint8 patches [n, patch_px, patch_px, 3]."""
-        return self.start(patches).result()
+        found, classes = self.start(patches).result(), self.model.card.classes
+        return found if found.ndim == 1 else found[:, classes.index("idc")]
 
 
 class Classifier:
@@ -187,6 +204,9 @@ class Classifier:
 
     def __init__(self, models: "Sequence[Model]", device: "torch.device", options: ClassifyOptions):
         self.device = device
+        if len(models) > 1:
+            options = replace(options, other_classes=False)
+        self.options = options
         # In an order of their own: whoever names them in another one gets the same map, bit by bit.
         in_order = sorted(models, key=lambda model: (model.sha256, model.card.name))
         self.members = tuple(Member(model, device, options) for model in in_order)
@@ -200,6 +220,12 @@ class Classifier:
     def card(self) -> "ModelCard":
         """The card of its first model; patch size and scale are those of all."""
         return self.members[0].model.card
+
+    @property
+    def other_classes(self) -> tuple[str, ...]:
+        """Classes beside IDC whose probability comes along, in the card's order; none of two classes."""
+        kept = self.options.other_classes and len(self.card.classes) > 2
+        return tuple(name for name in self.card.classes if name != "idc") if kept else ()
 
     @property
     def precision(self) -> str:
@@ -274,17 +300,19 @@ class Classifier:
         for member in self.members:
             # Before any computes: while torch.fx follows one network, those on other threads fail.
             _ = member.chosen
-        return PendingScores([member.start(patches) for member in self.members])
+        classes = self.card.classes if self.other_classes else ()
+        return PendingScores([member.start(patches) for member in self.members], classes)
 
     def scores(self, patches: NDArray[np.uint8]) -> NDArray[np.float32]:
         """float32 [n], 0 to 1, of uint8 patches [n, patch_px, patch_px, 3]."""
-        return self.start(patches).result()[0]
+        return self.start(patches).result().scores
 
     def scores_and_spread(
         self, patches: NDArray[np.uint8]
     ) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
         """Scores as `scores`, and of several models the standard deviation (population), float32 [n], 0 to 0.5."""
-        return self.start(patches).result()
+        found = self.start(patches).result()
+        return found.scores, found.spread
 
 
 def mean_and_spread(

@@ -89,9 +89,12 @@ class _Queue:
                 return
             if self._begun and self._begun[0][2].done():
                 block, cut, pending = self._begun.popleft()
-                scores, spread = pending.result()
-                several = None if spread is None else _among_all(spread, cut.readable)
-                yield ScoredBlock(block, _among_all(scores, cut.readable), several)
+                found = pending.result()
+                each = [
+                    None if values is None else _among_all(values, cut.readable)
+                    for values in (found.spread, found.others)
+                ]
+                yield ScoredBlock(block, _among_all(found.scores, cut.readable), *each)
             elif self._reading and not self._is_enough() and self._reading[0][1].done():
                 block, loaded = self._reading.popleft()
                 cut = loaded.result()
@@ -135,12 +138,22 @@ def _read_already(read: Callable[[Box], Pixels], box: Box, pixels: Pixels) -> Ca
     return lambda wanted: kept.pop(wanted, None) or read(wanted)
 
 
+def _scorer(classifier: Classifier, grid: Grid) -> DenseScorer:
+    """As `dense_scorer`; it gives one class alone."""
+    if classifier.other_classes:
+        raise ModelError(
+            "dense: gives one class alone; classify: {other_classes: false} leaves the others out, or leave "
+            "classify.dense off"
+        )
+    return dense_scorer(classifier.members, grid)
+
+
 def _dense_scorer(
     pixels: Pixels, block: Block, grid: Grid, classifier: Classifier, options: ClassifyOptions
 ) -> DenseScorer | None:
     """The scorer over whole blocks, compared with patch by patch on this one; None where it is not the same."""
     try:
-        dense = dense_scorer(classifier.members, grid)
+        dense = _scorer(classifier, grid)
         dense.compare(pixels, block)
     except ModelError as error:
         if options.dense == "require":
@@ -161,7 +174,7 @@ def _classify_densely(
 
 def _among_all(values: NDArray[np.float32], readable: NDArray[np.bool_]) -> NDArray[np.float32]:
     """The values of the readable patches at their places among all, NaN at the others'."""
-    every = np.full(len(readable), np.nan, np.float32)
+    every = np.full((len(readable), *values.shape[1:]), np.nan, np.float32)
     every[readable] = values
     return every
 
@@ -178,7 +191,7 @@ def runs_densely(
     if options.dense == "off" or grid.stride_px >= grid.patch_px or first is None:
         return False
     try:
-        dense_scorer(classifier.members, grid)  # before anything is read for it
+        _scorer(classifier, grid)  # before anything is read for it
     except ModelError:
         if options.dense == "require":
             raise

@@ -17,6 +17,21 @@ def log_odds(logits: NDArray[np.floating], idc: int) -> NDArray[np.float64]:
     return np.asarray(exact[:, idc] - reduce(np.logaddexp, others))
 
 
+def class_probabilities(
+    logits: NDArray[np.floating], temperature: float, log_odds_shift: float, idc: int
+) -> NDArray[np.float64]:
+    """Probability of each class, float [N, classes], 0 to 1 and 1 in sum, of logits [N, classes], in their order.
+
+    That of IDC is calibrated; the others share what it leaves as the softmax of their logits says.
+    """
+    scaled = logits.astype(np.float64) / temperature
+    others = [scaled[:, i] for i in range(scaled.shape[1]) if i != idc]
+    mapped = probability(logits, temperature, log_odds_shift, idc)
+    shares = np.exp(scaled - reduce(np.logaddexp, others)[:, None]) * (1 - mapped)[:, None]
+    shares[:, idc] = mapped
+    return np.asarray(shares)
+
+
 def probability(
     logits: NDArray[np.floating], temperature: float, log_odds_shift: float, idc: int
 ) -> NDArray[np.float64]:

@@ -151,7 +151,23 @@ def idc_probability(network: nn.Module, card: ModelCard, patches: torch.Tensor, 
 
     Patches lie on the network's device, and so does what it takes beside them of the slide. Autocast is the caller's.
     """
-    return calibrated(network(normalised(patches, card.mean, card.std), *slide).float(), card)
+    return calibrated(network_logits(network, card, patches, *slide), card)
+
+
+def network_logits(network: nn.Module, card: ModelCard, patches: torch.Tensor, *slide: Any) -> torch.Tensor:
+    """Logits, float32 [N, classes], as `idc_probability` takes patches."""
+    logits: torch.Tensor = network(normalised(patches, card.mean, card.std), *slide)
+    return logits.float()
+
+
+def class_probabilities(logits: torch.Tensor, card: ModelCard) -> torch.Tensor:
+    """Of each class of the card, in its order: calibration.class_probabilities of logits, float32 [N, classes]."""
+    idc, mapped = card.classes.index("idc"), calibrated(logits, card)
+    others = logits / card.temperature
+    others[:, idc] = -torch.inf
+    shares = others.softmax(dim=1) * (1 - mapped)[:, None]
+    shares[:, idc] = mapped
+    return shares
 
 
 def calibrated(logits: torch.Tensor, card: ModelCard) -> torch.Tensor:

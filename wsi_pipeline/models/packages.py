@@ -57,6 +57,8 @@ class PackageConfig:
     def __post_init__(self) -> None:
         if len(self.class_names) != self.num_classes:
             raise ValueError(f"found {self.num_classes} classes and the names {list(self.class_names)}")
+        if len(set(self.class_names)) < self.num_classes:
+            raise ValueError(f"found a name twice among the classes {list(self.class_names)}")
 
 
 @dataclass(frozen=True)
@@ -242,7 +244,7 @@ def _mapped_class(config: PackageConfig, mapped: str, folder: Path) -> int:
 
 
 def _other(name: str) -> str:
-    return "not_idc" if name == "idc" else name
+    return "idc of the package" if name == "idc" else name
 
 
 def _preparation(config: PackageConfig, folder: Path) -> Preparation:

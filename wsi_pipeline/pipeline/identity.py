@@ -39,6 +39,7 @@ DECIDES_NOTHING = {
     "exports": "the same map and report, as other files",
     "classify.batch_size": "moves a probability by less than 1e-5",
     "classify.reader_threads": "the same pixels, read by more or fewer",
+    "classify.other_classes": "of two classes it keeps none; of more it stands in the map's recipe by itself",
     "classify.engine": "engines of one precision are checked against each other, within 1e-3",
 }
 # What the first run settles for all that go on with its store.
@@ -112,6 +113,7 @@ def wanted_map(
     decides = {
         name: value for name, value in options.items() if name not in ("context", "exports", *DECIDES_REPORT)
     }
+    other_classes = classify.pop("other_classes")
     recipe = {
         "command": "infer-slide",
         "format": MAP_FORMAT,
@@ -120,6 +122,8 @@ def wanted_map(
         "context": context_info(shown.step),
         "options": decides,
     }
+    if len(models) == 1 and len(models[0].card.classes) > 2:  # without, maps are named as they were before
+        recipe["other_classes"] = other_classes
     if inside is not None:  # without, maps are named as they were before there was such a thing
         recipe["inside"] = inside
     # An option of how the network is put to patches that nobody listed decides the map.

@@ -166,7 +166,8 @@ def _make_map(job: _Job, store: SlideStore | None, watch: Stopwatch, run: RunOpt
             patches = PatchTable(*patch_positions(plan), label=None)
             attributes = store_attributes(recipe, job.wanted.asked, computed)
             maps = _maps_of(shown, classifier.models)
-            store = new_store(job.folder, attributes, slide, job.overview, patches, maps)
+            classes = classifier.other_classes
+            store = new_store(job.folder, attributes, slide, job.overview, patches, maps, classes)
         render_overview(
             job.folder, job.slide, job.overview
         )  # early: people look at it while the slide is classified

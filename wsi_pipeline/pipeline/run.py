@@ -97,12 +97,15 @@ def new_store(
     overview: Overview,
     patches: PatchTable,
     maps: tuple[str, ...] = (),
+    classes: tuple[str, ...] = (),
 ) -> SlideStore:
-    """A new store with those maps in the run folder, cleared of what lay in it. Raises OutputError.
+    """A new store with those maps, and layers of those classes, in the run folder, cleared of what lay in it.
 
-    `attributes` are those of provenance.py.
+    Raises OutputError. `attributes` are those of provenance.py.
     """
-    layout = StoreLayout(overview.plan, slide.mpp, overview.labels, overview.tissue.plane, patches, maps)
+    layout = StoreLayout(
+        overview.plan, slide.mpp, overview.labels, overview.tissue.plane, patches, maps, classes
+    )
     claim(folder)
     return create_store(folder / STORE_NAME, attributes, layout, clear=lambda: clear_outputs(folder))
 

@@ -36,8 +36,10 @@ def commit_blocks(
         before = untouched[cells.y : cells.bottom, cells.x : cells.right]
         values, status = stitch_block(plan.grid, block, scored_block.scores, before)
         deviation = None if spread is None else stitch_block(plan.grid, block, spread, before)[0]
+        others = () if scored_block.others is None else scored_block.others.T
+        of_classes = [stitch_block(plan.grid, block, scores, before)[0] for scores in others]
         before_each()
-        store.write_block(cells, values, status, deviation)
+        store.write_block(cells, values, status, deviation, of_classes)
         return block
 
     begun: deque[Future[Block]] = deque()

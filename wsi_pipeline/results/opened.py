@@ -138,6 +138,25 @@ class Result:
         """float32 [row, column], the standard deviation between an ensemble's models, 0 to 0.5; None of one model."""
         return self._optional("uncertainty")
 
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Classes beside the mapped one whose probability is in the store too, in the card's order; none of two."""
+        return tuple(self._store.class_layers)
+
+    def class_map(self, name: str) -> FloatMap:
+        """float32 [row, column], the probability of one of `classes`, each patch alone, 0 to 1; NaN where not scored.
+
+        With those of the other classes and `patch_map` (or `map`, where that is none) it comes to 1. Raises ResultError
+        where there is none of that name.
+        """
+        layers = self._store.class_layers
+        if name not in layers:
+            has = ", ".join(layers) or "none beside the mapped one"
+            raise ResultError(f"{self.folder}: has no class '{name}'; it has {has}")
+        values: FloatMap = self._read(lambda: self._store.array(f"{layers[name]}/0"))
+        values.flags.writeable = False
+        return values
+
     @cached_property
     def status(self) -> NDArray[np.uint8]:
         """uint8 [row, column], a `Status` a cell: 0 background, 1 scored, 2 rejected, 3 unreadable, 4 planned."""

@@ -8,6 +8,7 @@ Layout (zarr format 3, OME-Zarr 0.5; DESIGN.md, section 5)::
       heatmap/0,1,2..    float32 [y, x], probability of IDC, NaN = not scored
       patch_heatmap/0..  the same before the model's context step, each patch alone; only where it has a step
       uncertainty/0..    float32 [y, x], standard deviation between an ensemble's models; only of an ensemble
+      classes/NAME/0..   float32 [y, x], probability of each class beside IDC; only of a network of more than two
       labels/status/0..  uint8: 0 background, 1 scored, 2 rejected, 3 unreadable, 4 planned; its image is
                          labels/status/display_0.., as large as display/0..
       labels/tissue/0..  uint8 at the tissue plane: 1 tissue, 2 tissue rejected by quality
@@ -18,8 +19,9 @@ Of a store without maps (`tile-slides`), the image is the tissue.
 
 import itertools
 import json
+import re
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -67,8 +69,11 @@ MAP_TITLES = {
     "patch_heatmap": f"{MAP_TITLE}, each patch alone",
     "uncertainty": f"{MAP_TITLE}, standard deviation between models",
 }
+# Where the layers of other classes lie, each under its name as `class_layers` makes a path of it.
+CLASSES = "classes"
 # How viewers show each: colour, and highest value.
 MAP_CHANNELS = {"heatmap": ("FFFF00", 1.0), "patch_heatmap": ("00FFFF", 1.0), "uncertainty": ("FF00FF", 0.5)}
+CLASS_CHANNEL = ("FFFF00", 1.0)
 # Chunks of arrays that are not written block by block: planes, and lists of patches.
 FLAT_CHUNK = 1024
 PATCH_CHUNK = 2**18
@@ -105,6 +110,8 @@ class StoreLayout:
     maps: tuple[str, ...] = ()
     """Names of MAP_TITLES: the maps to fill, beside which stands the status of their cells. None: patches and tissue
     alone. Where there is a patch_heatmap it is filled first; an uncertainty is filled with the same blocks."""
+    classes: tuple[str, ...] = ()
+    """Names of the classes beside IDC that have layers, filled with the same blocks."""
 
 
 class SlideStore:
@@ -129,6 +136,11 @@ class SlideStore:
         self._arrays: dict[str, zarr.Array[Any]] = {}
         # What is filled block by block: where a context step follows, the heatmap comes after.
         self.scores = "patch_heatmap" if self._has("patch_heatmap") else "heatmap"
+
+    @property
+    def class_layers(self) -> dict[str, str]:
+        """Of each class beside IDC that has a layer, in the card's order, the path of its layer in the store."""
+        return {name: f"{CLASSES}/{folder}" for name, folder in self.attributes.get(CLASSES, {}).items()}
 
     @property
     def map_recipe(self) -> dict[str, Any] | None:
@@ -201,16 +213,20 @@ class SlideStore:
         values: NDArray[np.float32],
         status: NDArray[np.uint8],
         spread: NDArray[np.float32] | None = None,
+        others: Sequence[NDArray[np.float32]] = (),
     ) -> None:
         """Commit a chunk: its values, then its status, so that a chunk whose status says scored is.
 
         The values are on the disk before the status is written: that holds after a power cut too. `spread` goes to
-        the store's uncertainty, which it must have. Several threads may write different chunks. Raises OutputError.
+        the store's uncertainty, which it must have, `others` to its `class_layers`, one each. Several threads may write
+        different chunks. Raises OutputError.
         """
         self._is_new = False
         self._write_chunk(f"{self.scores}/0", cells, values)
         if spread is not None:
             self._write_chunk("uncertainty/0", cells, spread)
+        for layer, of_class in zip(self.class_layers.values(), others, strict=True):
+            self._write_chunk(f"{layer}/0", cells, of_class)
         self._write_chunk("labels/status/0", cells, status, durable=False)
 
     def write_heatmap(self, values: NDArray[np.float32]) -> None:
@@ -220,7 +236,7 @@ class SlideStore:
 
     def write_pyramid(self) -> None:
         """The coarser levels of the maps (mean of scored cells) and of status (upper left of four)."""
-        names = {"heatmap", self.scores, "labels/status"}
+        names = {"heatmap", self.scores, "labels/status", *self.class_layers.values()}
         if self._has("uncertainty"):
             names.add("uncertainty")
         for name in sorted(names):
@@ -275,7 +291,8 @@ class SlideStore:
         done = np.isin(status, (Status.SCORED, Status.UNREADABLE))
         scored = status == Status.SCORED
         lost = wanted & (~done | (scored & ~np.isfinite(self.array(f"{self.scores}/0"))))
-        lost |= wanted & scored & ~np.isfinite(self.array("heatmap/0"))
+        for name in ("heatmap", *self.class_layers.values()):
+            lost |= wanted & scored & ~np.isfinite(self.array(f"{name}/0"))
         strange = ~wanted & (status != planned)
         if not lost.any() and not strange.any():
             return
@@ -327,6 +344,8 @@ def create_store(
     before the new store is there. Without maps to fill it is complete at once. Raises OutputError.
     """
     contents: dict[str, Buffer] = {}
+    if layout.classes:
+        attributes = attributes | {CLASSES: class_folders(layout.classes)}
     root = zarr.create_group(
         MemoryStore(contents),
         zarr_format=3,
@@ -350,10 +369,14 @@ def _create_maps(root: zarr.Group, status: zarr.Group, layout: StoreLayout) -> N
     plan, mpp0 = layout.plan, layout.mpp0
     levels, plane = level_count(plan.grid.map_size), plan.grid.map_plane
     heatmaps = {name: root.create_group(name) for name in MAP_TITLES if name in layout.maps}
+    of_classes = {
+        name: root.create_group(f"{CLASSES}/{folder}")
+        for name, folder in class_folders(layout.classes).items()
+    }
     planned = initial_status(plan)
     shape = planned.shape
     for index in range(levels):
-        for heatmap in heatmaps.values():
+        for heatmap in (*heatmaps.values(), *of_classes.values()):
             _create_array(heatmap, str(index), shape, np.float32, plan.chunk_cells, fill=np.nan)
         array = _create_array(status, str(index), shape, np.uint8, plan.chunk_cells)
         if index == 0:
@@ -364,7 +387,26 @@ def _create_maps(root: zarr.Group, status: zarr.Group, layout: StoreLayout) -> N
         heatmap.attrs["ome"] = shown_as(
             multiscale(title, plane, mpp0, levels), [(title, *MAP_CHANNELS[name])]
         )
+    for name, heatmap in of_classes.items():
+        title = f"probability of {name}"
+        heatmap.attrs["ome"] = shown_as(multiscale(title, plane, mpp0, levels), [(title, *CLASS_CHANNEL)])
     _create_display(root, status, layout, list(heatmaps))
+
+
+def class_folders(names: Sequence[str]) -> dict[str, str]:
+    """Of each class its folder in the store: its name, where that is one for any file system; each another.
+
+    >>> class_folders(("Stroma", "in situ", "a/b", "stroma"))
+    {'Stroma': 'Stroma', 'in situ': 'in_situ', 'a/b': 'a_b', 'stroma': 'stroma-4'}
+    """
+    folders: dict[str, str] = {}
+    for number, name in enumerate(names, 1):
+        folder = re.sub(r"[^A-Za-z0-9-]+", "_", name)[:64].strip("_")
+        taken = {other.casefold() for other in folders.values()}
+        if not folder or folder.casefold() in taken:
+            folder = f"{folder or 'class'}-{number}"
+        folders[name] = folder
+    return folders
 
 
 def _create_display(root: zarr.Group, status: zarr.Group, layout: StoreLayout, maps: list[str]) -> None:

@@ -137,6 +137,9 @@ class ScoredBlock:
     spread: NDArray[np.float32] | None = None
     """[n], of several models: the standard deviation between their probabilities, NaN as `scores`."""
 
+    others: NDArray[np.float32] | None = None
+    """[n, other classes], where they are kept: the probability of each class beside IDC, NaN as `scores`."""
+
 
 @dataclass(frozen=True, eq=False)
 class Plan:

@@ -39,7 +39,10 @@ class Engine(Protocol):
         """Patches a batch, falling: full batches are of the first, what is left goes in batches of the last."""
 
     def probabilities(self, batch: NDArray[np.uint8], slide: "SlideInput") -> NDArray[np.float32]:
-        """float32 [n], 0 to 1, of uint8 patches [n, S, S, 3] of that slide, at most a full batch."""
+        """float32 [n], 0 to 1, of uint8 patches [n, S, S, 3] of that slide, at most a full batch.
+
+        Of an engine made for all classes, [n, classes], in the card's order.
+        """
 
 
 class Pending:
@@ -49,10 +52,12 @@ class Pending:
         self._parts = parts
 
     def result(self) -> NDArray[np.float32]:
-        """float32 [n], 0 to 1, once all are there. Raises what the engine raised, and as `all_numbers`."""
-        return all_numbers(
-            np.concatenate([np.empty(0, np.float32), *(part.result() for part in self._parts)])
-        )
+        """As the engine gives them, [n] or [n, classes], once all are there; [0] of no patches.
+
+        Raises what the engine raised, and as `all_numbers`.
+        """
+        found = [part.result() for part in self._parts]
+        return all_numbers(np.concatenate(found)) if found else np.empty(0, np.float32)
 
     @property
     def unfinished(self) -> "list[Future[NDArray[np.float32]]]":
@@ -72,7 +77,8 @@ class Pending:
 
 def all_numbers(scores: NDArray[np.float32]) -> NDArray[np.float32]:
     """The very same scores of readable patches. Raises ModelError where any is no number: it would pass for damage."""
-    if lost := int((~np.isfinite(scores)).sum()):
+    broken = ~np.isfinite(scores)
+    if lost := int((broken if broken.ndim == 1 else broken.any(axis=1)).sum()):
         raise ModelError(
             f"the network gives no numbers (NaN) for {lost:,} of {len(scores):,} patches that can be read; expected "
             "probabilities: take other weights, or precision: fp32 if they are known to be good"

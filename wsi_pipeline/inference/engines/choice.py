@@ -94,6 +94,7 @@ class _Attempt:
 class Engines:
     """The engines of one model on one device, each built when it is first wanted.
 
+    `all_classes`: they give the probability of each class, [n, classes].
     `torch_batch` and `openvino_batch` are the patches that each takes at once.
     """
 
@@ -105,6 +106,7 @@ class Engines:
     _graphs: "Graphs | Exception | None" = None
 
     def __post_init__(self) -> None:
+        self.all_classes = self.options.other_classes and len(self.model.card.classes) > 2
         mflop = _mflop(self.model)
         heavy = mflop > HEAVY_MFLOP
         on_cpu = HEAVY_BATCH if heavy else TORCH_BATCH
@@ -230,6 +232,10 @@ class Engines:
 
     def _cuda_attempt(self, precision: Precision, tolerance: Tolerance) -> _Attempt:
         def build() -> Engine:
+            if self.all_classes:
+                raise ValueError(
+                    "it gives one class alone; classify: {other_classes: false} lets it compute that one"
+                )
             return CudaEngine(self.model, ring_of(self.device), precision, self.torch_batch)
 
         return _Attempt(
@@ -278,13 +284,13 @@ class Engines:
         return found
 
     def _torch(self, precision: Literal["fp32", "bf16"], fold: bool) -> Engine:
-        return EagerEngine(self.model, self.device, precision, self.torch_batch, fold)
+        return EagerEngine(self.model, self.device, precision, self.torch_batch, fold, self.all_classes)
 
     def _openvino(self, precision: Precision) -> Engine:
         graphs = self._proven_graphs()  # first: it says what is missing where OpenVINO is not installed
         from wsi_pipeline.inference.engines.openvino_engine import OpenVinoEngine
 
-        return OpenVinoEngine(graphs, precision, torch.get_num_threads())
+        return OpenVinoEngine(graphs, precision, torch.get_num_threads(), all_classes=self.all_classes)
 
     def _calibrated(self, sample: NDArray[np.uint8] | None, slide: SlideInput) -> BatchRunner:
         """OpenVINO in int8, its steps of quantisation measured on these patches, of that slide."""
@@ -294,7 +300,9 @@ class Engines:
         from wsi_pipeline.inference.engines.openvino_engine import OpenVinoEngine
 
         return BatchRunner(
-            OpenVinoEngine(graphs, "int8", torch.get_num_threads(), graphs.ranges(sample, slide))
+            OpenVinoEngine(
+                graphs, "int8", torch.get_num_threads(), graphs.ranges(sample, slide), self.all_classes
+            )
         )
 
     def _proven_graphs(self) -> "Graphs":
@@ -317,7 +325,7 @@ class Engines:
             ) from error
         graphs = Graphs(self.model, self.openvino_batch)
         patches = made_patches(self.model.card, self.openvino_batch + 3)  # both sizes of batch
-        engine = OpenVinoEngine(graphs, "fp32", torch.get_num_threads())
+        engine = OpenVinoEngine(graphs, "fp32", torch.get_num_threads(), all_classes=self.all_classes)
         found, expected = (
             BatchRunner(e).start(patches, UNKNOWN_SLIDE).result()
             for e in (engine, self._torch("fp32", fold=False))

@@ -22,7 +22,7 @@ from wsi_pipeline.inference.engines.batching import Precision
 from wsi_pipeline.inference.engines.quantise import Ranges, conv_ranges, quantised
 from wsi_pipeline.inference.engines.torch_engine import folded, input_table
 from wsi_pipeline.models.architectures.slide_condition import Features, SlideConditioned, head_inputs
-from wsi_pipeline.models.calibration import probability
+from wsi_pipeline.models.calibration import class_probabilities, probability
 from wsi_pipeline.models.model import Model, has_bf16
 from wsi_pipeline.models.quiet_openvino import FrontEndManager, TorchScriptPythonDecoder, openvino
 from wsi_pipeline.models.slide_input import UNKNOWN_SLIDE, SlideInput
@@ -91,11 +91,22 @@ class Graphs:
 
 
 class OpenVinoEngine:
-    """Compiled graphs of a model, in the precision asked for; `ranges` are needed for int8, and only for it."""
+    """Compiled graphs of a model, in the precision asked for; `ranges` are needed for int8, and only for it.
+
+    `all_classes`: it gives the probability of each.
+    """
 
     name = "openvino"
 
-    def __init__(self, graphs: Graphs, precision: Precision, threads: int, ranges: Ranges | None = None):
+    def __init__(
+        self,
+        graphs: Graphs,
+        precision: Precision,
+        threads: int,
+        ranges: Ranges | None = None,
+        all_classes: bool = False,
+    ):
+        self._probabilities_of = class_probabilities if all_classes else probability
         self.precision: Precision = precision
         self.parallel_batches = BATCHES_A_THREAD * threads
         self.batch_sizes = graphs.batch_sizes
@@ -105,7 +116,7 @@ class OpenVinoEngine:
         self._own = threading.local()
 
     def probabilities(self, batch: NDArray[np.uint8], slide: SlideInput) -> NDArray[np.float32]:
-        """float32 [n], 0 to 1, of uint8 patches [n, S, S, 3] of that slide."""
+        """float32 [n] or [n, classes], 0 to 1, of uint8 patches [n, S, S, 3] of that slide."""
         size = min(size for size in self.batch_sizes if size >= len(batch))
         patches = np.ascontiguousarray(filled(batch, size))
         request = self._request(size)
@@ -117,7 +128,9 @@ class OpenVinoEngine:
         logits = self._graphs.logits_of(request.get_output_tensor().data[: len(batch)], slide)
         card = self._graphs.model.card
         # Not `model.calibrated`: torch takes longer to begin, and a last bit hangs on the patch's place in the batch.
-        found = probability(logits, card.temperature, card.log_odds_shift, card.classes.index("idc"))
+        found = self._probabilities_of(
+            logits, card.temperature, card.log_odds_shift, card.classes.index("idc")
+        )
         return found.astype(np.float32)
 
     def _request(self, size: int) -> openvino.InferRequest:

@@ -27,6 +27,10 @@ class ClassifyOptions:
     moves single patches by some 0.03 (docs/performance.md), and is calibrated on each slide's own sample; never taken
     unless asked for."""
 
+    other_classes: bool = True
+    """Of a network of more than two classes, keep the probability of each other one too, as a layer of the store;
+    false: that of the mapped class alone. Not of an ensemble. On a GPU it costs the CUDA graph, which gives one."""
+
     dense: Literal["auto", "off", "require"] = "auto"
     """Overlapping patches by one run over the whole block. auto: where the network's own scores come out, else one by
     one; require: an error where they do not."""

@@ -14,14 +14,14 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from wsi_pipeline.inference.engines.batching import Precision
 from wsi_pipeline.models.architectures.slide_condition import head_inputs, with_slide_inputs
 from wsi_pipeline.models.card import ModelCard
-from wsi_pipeline.models.model import Model, idc_probability, normalised
+from wsi_pipeline.models.model import Model, calibrated, class_probabilities, network_logits, normalised
 from wsi_pipeline.models.onnx_network import is_onnx
 from wsi_pipeline.models.slide_input import SlideInput
 from wsi_pipeline.models.stain import Tables, normalise_stain
 
 
 class EagerEngine:
-    """A model on a device, in float32 or under bfloat16 autocast.
+    """A model on a device, in float32 or under bfloat16 autocast; `all_classes`: it gives the probability of each.
 
     `fold` takes batch normalisation into the convolutions before it: fewer passes over memory on a CPU, and a
     probability moved by some 1e-7. Raises what torch.fx raises where it cannot follow the network.
@@ -37,7 +37,9 @@ class EagerEngine:
         precision: Literal["fp32", "bf16"],
         batch_size: int,
         fold: bool = False,
+        all_classes: bool = False,
     ):
+        self._probabilities_of = class_probabilities if all_classes else calibrated
         self.name = "onnx by openvino" if is_onnx(model.network) else "torch"
         self.precision: Precision = precision
         self.batch_sizes = (batch_size,)
@@ -47,7 +49,7 @@ class EagerEngine:
         self._tables: tuple[Tables, torch.Tensor] | None = None
 
     def probabilities(self, batch: NDArray[np.uint8], slide: SlideInput) -> NDArray[np.float32]:
-        """float32 [n], 0 to 1, of uint8 patches [n, S, S, 3] of that slide.
+        """float32 [n] or [n, classes], 0 to 1, of uint8 patches [n, S, S, 3] of that slide.
 
         In halves where a GPU's memory does not hold what they need at once.
         """
@@ -69,7 +71,8 @@ class EagerEngine:
                 patches = self._on_device(batch, slide.tables)
             inputs = head_inputs(self._model.network, slide.head)
             head = [torch.from_numpy(values).to(self._device) for values in inputs]
-            return idc_probability(self._network, self._model.card, patches, *head).float().cpu().numpy()
+            logits = network_logits(self._network, self._model.card, patches, *head)
+            return self._probabilities_of(logits, self._model.card).float().cpu().numpy()
 
     def _on_device(self, batch: NDArray[np.uint8], tables: Tables | None) -> torch.Tensor:
         """The patches, brought as uint8 and stain-normalised there."""
