@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import zarr
-from conftest import noise
+from test_infer import section
 
 from wsi_pipeline.inference.classifier import Classifier
 from wsi_pipeline.inference.classify import ClassifyOptions
@@ -63,14 +63,6 @@ def hearing(tmp_path_factory: pytest.TempPathFactory) -> Model:
 
 def classifier(model: Model, **options: object) -> Classifier:
     return Classifier([model], CPU, ClassifyOptions(**{"precision": "fp32"} | options))  # type: ignore[arg-type]
-
-
-def section() -> np.ndarray:
-    image = np.full((1200, 1600, 3), 243, np.uint8)
-    tissue = noise(1000, 1400).astype(int) // 8 + np.array([190, 110, 170])
-    tissue[:, 700:] -= 60
-    image[100:-100, 100:-100] = tissue
-    return image
 
 
 def patch_map(folder: Path) -> np.ndarray:

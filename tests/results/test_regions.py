@@ -1,5 +1,4 @@
 import json
-import time
 from dataclasses import replace
 
 import numpy as np
@@ -245,15 +244,6 @@ def test_a_map_without_idc_has_no_regions(value, shape):
     regions = delineate(heatmap, CELLS_200_UM, MPP0, 0.5, EVERYTHING)
     assert regions == []
     assert not rasterise(regions, CELLS_200_UM, shape).any()
-
-
-def test_a_large_map_takes_seconds():
-    noise = np.random.default_rng(0).random((2000, 2000), dtype=np.float32)
-    heatmap = scipy.ndimage.gaussian_filter(noise, 10)
-    started = time.perf_counter()
-    regions = delineate(heatmap, Plane(50, 50), MPP0, 0.5, DelineateOptions())
-    assert len(regions) > 1
-    assert time.perf_counter() - started < 15
 
 
 def test_a_region_rasterises_on_another_plane_too():
