@@ -108,6 +108,14 @@ def noise(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
     return np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
 
 
+def tissue_texture(
+    height: int, width: int, colour: tuple[int, int, int] = (190, 110, 170)
+) -> NDArray[np.int_]:
+    """Tissue of some such colour: `noise`, and detail as fine as a pixel, so that it is in focus."""
+    grain = np.random.default_rng(0).integers(-9, 10, (height, width, 1))
+    return np.asarray(noise(height, width).astype(int) // 8 + np.array(colour) + grain)
+
+
 def write_scn(path: Path, image: NDArray[np.uint8], x0: int, y0: int, canvas: tuple[int, int]) -> Path:
     """A Leica SCN at 0.5 um/px: `image` lies at (x0, y0) of a larger canvas (width, height) that is not scanned."""
 

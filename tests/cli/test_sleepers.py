@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import noise
+from conftest import tissue_texture
 
 # Beats and their end within a second, and blocks slow enough to be stopped between two of them.
 QUICK = """
@@ -45,7 +45,7 @@ def test_who_wakes_after_a_take_over_changes_nothing_of_the_others_result(
     tmp_path: Path, make_slide, same: bool
 ) -> None:
     image = np.full((1000, 1000, 3), 243, np.uint8)
-    image[50:-50, 50:-50] = noise(900, 900).astype(int) // 8 + np.array([190, 110, 170])
+    image[50:-50, 50:-50] = tissue_texture(900, 900)
     slide, out = make_slide("a.tiff", image, mpp=(4.0, 4.0)), tmp_path / "out"
     (tmp_path / "one.yaml").write_text("grid: {block_px: 256}\nclassify: {precision: fp32}\n")
     (tmp_path / "two.yaml").write_text("grid: {block_px: 256, stride_px: 25}\nclassify: {precision: fp32}\n")

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import zarr
-from conftest import SHARED, noise, write_scn
+from conftest import SHARED, tissue_texture, write_scn
 from models import brightness_model, dimmer_model, random_step
 from PIL import Image
 
@@ -50,8 +50,7 @@ OUTPUTS = {
 def section(height: int = 1200, width: int = 1600, margin: int = 100) -> np.ndarray:
     """Pink textured tissue on glass, in focus, with a darker half."""
     image = np.full((height, width, 3), 243, np.uint8)
-    tissue = noise(height - 2 * margin, width - 2 * margin).astype(int) // 8 + np.array([190, 110, 170])
-    tissue += np.random.default_rng(0).integers(-9, 10, (*tissue.shape[:2], 1))
+    tissue = tissue_texture(height - 2 * margin, width - 2 * margin)
     tissue[:, width // 2 :] -= 60
     image[margin:-margin, margin:-margin] = tissue
     return image

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import shapely
 import zarr
-from conftest import noise
+from conftest import tissue_texture
 from models import brightness_model
 
 from wsi_pipeline.base.errors import DataError, RecipeError
@@ -60,7 +60,7 @@ def heatmap(result: Any) -> np.ndarray:
 @pytest.fixture
 def slide(make_slide: MakeSlide) -> Path:
     image = np.full((1200, 1600, 3), 243, np.uint8)
-    image[50:-50, 50:-50] = noise(1100, 1500).astype(int) // 8 + np.array([190, 110, 170])
+    image[50:-50, 50:-50] = tissue_texture(1100, 1500)
     return make_slide("a.tiff", image, mpp=(4.0, 4.0), factors=(1, 4))
 
 

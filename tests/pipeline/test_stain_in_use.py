@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import noise, write_slide
+from conftest import noise, tissue_texture, write_slide
 from models import brightness_model
 
 from wsi_pipeline.base.errors import ModelError
@@ -136,7 +136,7 @@ def test_evaluation_normalises_each_patients_patches_as_a_map_does_its_slides(me
 
 def test_a_slide_whose_stain_cannot_be_told_is_mapped_as_it_is_with_a_warning(reference, tmp_path):
     pale = np.full((1200, 1600, 3), 243, np.uint8)
-    pale[100:-100, 100:-100] = (noise(1000, 1400) // 8 + np.array([212, 185, 205])).clip(0, 255)
+    pale[100:-100, 100:-100] = tissue_texture(1000, 1400, (212, 185, 205)).clip(0, 255)
     path = write_slide(tmp_path / "pale.tiff", pale.astype(np.uint8), (4.0, 4.0), factors=(1, 4))
     model = asking("macenko", stain_of(reference, method="macenko"))
     result = infer_slide(path, tmp_path / "out", InferConfig(), of(model))
