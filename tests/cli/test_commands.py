@@ -34,8 +34,9 @@ COMMANDS = {
     "export-map": ["run", "--exports", "asap"],
     "view-slides": ["maps"],
     "models": ["list"],
+    "monitor": ["maps"],
 }
-COMPUTES = COMMANDS.keys() - {"tile-slides", "explore-patches", "export-map", "models"}
+COMPUTES = COMMANDS.keys() - {"tile-slides", "explore-patches", "export-map", "models", "monitor"}
 # Packages that take longer to import than --help may take.
 SLOW = (
     *("torch", "torchvision", "openvino", "optuna", "zarr", "numcodecs", "dask", "distributed", "matplotlib"),

@@ -42,6 +42,7 @@ COMMANDS = (
     "classify-images",
     "export-map",
     "models",
+    "monitor",
 )
 SHELL = ("mkdir", "cp", "mv", "for", "done")
 # Private words, or words that say less than the plain one beside them (docs/glossary.md).

@@ -11,9 +11,10 @@ from test_infer import section
 
 prometheus = pytest.importorskip("prometheus_client.parser", reason="needs the extra 'viewer'")
 testclient = pytest.importorskip("fastapi.testclient", reason="needs the extra 'viewer'")
+from wsi_pipeline.models.score_distance import score_distance  # noqa: E402
 from wsi_pipeline.viewer.access import Access  # noqa: E402
 from wsi_pipeline.viewer.app import make_app  # noqa: E402
-from wsi_pipeline.viewer.monitoring import Metrics, score_distance  # noqa: E402
+from wsi_pipeline.viewer.monitoring import Metrics  # noqa: E402
 from wsi_pipeline.viewer.service import Viewer  # noqa: E402
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"

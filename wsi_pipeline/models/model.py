@@ -43,8 +43,13 @@ class Model:
     sha256: str
     # The context step that travels with it, if its card names one.
     context: ContextStep | None = None
-    # NAME@VERSION of the registry, where it was asked for by that; it decides no map.
-    registered: str = ""
+    # By what it was asked for: a shipped name, NAME@VERSION of the registry, or a file; it decides no map.
+    given: str = ""
+
+    @property
+    def registered(self) -> str:
+        """NAME@VERSION of the registry, where it was asked for by that; else empty."""
+        return self.given if is_registered_name(self.given) else ""
 
 
 def load_model(name_or_path: str | Path, trust: bool = False) -> Model:
@@ -94,8 +99,10 @@ def load_model(name_or_path: str | Path, trust: bool = False) -> Model:
             f"{problem}; correct the card's architecture_options or take its own weights"
         ) from error
     network = network.float().to(memory_format=torch.channels_last).eval().requires_grad_(False)  # type: ignore[call-overload]
-    registered = str(name_or_path) if is_registered_name(name_or_path) else ""
-    return Model(card, network, hashlib.sha256(weights + card_text).hexdigest(), context, registered)
+    # A file is named so that it is found from another folder too.
+    is_file = weights_path == Path(name_or_path)
+    given = str(weights_path.absolute()) if is_file else str(name_or_path)
+    return Model(card, network, hashlib.sha256(weights + card_text).hexdigest(), context, given)
 
 
 def load_models(names_or_paths: Sequence[str | Path | Model], trust: bool = False) -> tuple[Model, ...]:

@@ -61,6 +61,7 @@ from wsi_pipeline.results.summary import (
     inside_info,
     mean_uncertainty,
     region_info,
+    score_info,
     summarise,
 )
 from wsi_pipeline.slides.annotations.cell_labels import inside_on_slide
@@ -231,6 +232,11 @@ def _draw_report(job: _Job, store: SlideStore, watch: Stopwatch, drawn_again: st
     summary |= region_info(finished.regions, overview.tissue_mm2(slide.mpp), slide.mpp)
     summary["model_words"] = model_words(models)
     summary["registered"] = [model.registered or None for model in models]
+    summary["scores"] = score_info(
+        _patch_scores(store, shown),
+        models,
+        (config.grid.stride_px or config.grid.patch_px) == config.grid.patch_px,
+    )
     summary["inside"] = inside_info(job.inside, slide.mpp)
     summary["heatmap_png"] = heatmap_place(finished, slide.size0, slide.mpp)
     with watch("export"):
@@ -295,6 +301,11 @@ def why_draw_map(
     if not how[0].fields.count:
         needed.remove(SHEET)
     return why_draw(folder, map_report(map_key_of(store), slide, *how), needed)
+
+
+def _patch_scores(store: SlideStore, shown: ShownMap) -> NDArray[np.float32]:
+    """Of each cell what its patches alone say, [row, column], NaN where not scored."""
+    return store.array("patch_heatmap/0" if shown.step else "heatmap/0")
 
 
 def _maps_of(shown: ShownMap, models: "Sequence[Model]") -> tuple[str, ...]:

@@ -8,13 +8,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from wsi_pipeline.base.types import Mask
 from wsi_pipeline.base.version import VERSION
+from wsi_pipeline.models.score_distance import count_scores
 from wsi_pipeline.results.extent import largest_dimension_mm
 from wsi_pipeline.results.fields import FieldChoice
 from wsi_pipeline.results.grading import SOURCE, mitotic_thresholds
@@ -25,6 +26,10 @@ from wsi_pipeline.slides.slide import Slide
 from wsi_pipeline.tiling.cell_status import Status
 from wsi_pipeline.tiling.grid import Plan
 from wsi_pipeline.tiling.overview import Overview
+
+if TYPE_CHECKING:  # torch takes seconds to import
+    from wsi_pipeline.models.card import ModelCard
+    from wsi_pipeline.models.model import Model
 
 log = logging.getLogger(__name__)
 
@@ -116,6 +121,50 @@ def region_info(regions: Sequence[IdcRegion], tissue_mm2: float, mpp0: tuple[flo
             for region in regions
         ],
     }
+
+
+def score_info(
+    scores: NDArray[np.float32], models: "Sequence[Model]", one_patch_a_cell: bool
+) -> dict[str, Any]:
+    """What the summary says of the scores of a map's cells, each patch alone, [row, column], NaN where not scored.
+
+    `one_patch_a_cell`: a cell is a patch, and no mean of several that overlap. What the card says of its validation
+    patches stands beside, where the scores can be compared with them: of one model, and of single patches.
+    """
+    threshold = sum(model.card.threshold for model in models) / len(models)
+    scored = scores[np.isfinite(scores)].astype(np.float64)
+    wrong = np.where(scored >= threshold, 1 - scored, scored)
+    reliability = models[0].card.metrics.get("reliability") or []
+    why_not = ""
+    if len(models) > 1:
+        why_not = "the map is a mean of models, and no card knows how such means spread"
+    elif not one_patch_a_cell:
+        why_not = "patches overlap: a cell is a mean of several, and the card's scores are of single patches"
+    elif not reliability:
+        why_not = "the model's card does not say how its validation patches scored"
+    return {
+        "threshold": threshold,
+        "counts": count_scores(scored),
+        "positive": int((scored >= threshold).sum()),
+        "expected_wrong": float(wrong.mean()) if wrong.size else None,
+        "model_given": [model.given for model in models],
+        "validation": None if why_not else _validation_info(models[0].card, reliability),
+        "not_compared": why_not,
+    }
+
+
+def _validation_info(card: "ModelCard", reliability: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The card's validation patches by their scores, and their measured share of IDC, of positive and of wrong ones."""
+    measured = card.metrics.get("val") or {}
+    found: dict[str, Any] = {"reliability": reliability, "positive": None, "wrong": None}
+    try:
+        idc, recall, precision = (float(measured[name]) for name in ("idc_share", "recall", "precision"))
+    except (KeyError, TypeError, ValueError):
+        return found
+    if precision > 0:
+        positive = idc * recall / precision
+        found |= {"positive": positive, "wrong": idc * (1 - recall) + positive * (1 - precision)}
+    return found
 
 
 def field_info(choice: FieldChoice, field_mm: float) -> dict[str, Any]:

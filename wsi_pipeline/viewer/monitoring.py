@@ -1,12 +1,12 @@
 """What a deployed model needs watching for, as Prometheus reads it: requests, and what maps and pictures say."""
 
-import bisect
-import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from wsi_pipeline.models.score_distance import bin_of, score_distance
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 SPREADS = (0.5, 1, 1.5, 2, 3, 4, 6, 10)
@@ -66,7 +66,7 @@ class Metrics:
             self.stains.labels(model).observe(float(stain["spreads"]))
         if reliability:
             given = self._given.setdefault(model, [0.0] * len(reliability))
-            given[_bin_of(value, reliability)] += 1
+            given[bin_of(value, reliability)] += 1
             self._distance.labels(model).set(score_distance(given, [row["patches"] for row in reliability]))
 
     def text(self, slides: list[dict[str, Any]], cache_bytes: int) -> bytes:
@@ -81,14 +81,3 @@ class Metrics:
         self._mean_stain.set(sum(spreads) / len(spreads) if spreads else math.nan)
         self.cache_bytes.set(cache_bytes)
         return generate_latest(self._registry)
-
-
-def score_distance(given: Sequence[float], expected: Sequence[float]) -> float:
-    """Largest difference between the cumulative shares of two counts over the same bins: 0 alike, 1 apart."""
-    here, there = (list(itertools.accumulate(counts)) for counts in (given, expected))
-    return max(abs(a / here[-1] - b / there[-1]) for a, b in zip(here, there, strict=True))
-
-
-def _bin_of(value: float, reliability: Sequence[dict[str, Any]]) -> int:
-    starts = [float(row["from"]) for row in reliability]
-    return max(0, bisect.bisect_right(starts, value) - 1)

@@ -14,11 +14,12 @@ from scipy.optimize import minimize, minimize_scalar
 from scipy.stats import rankdata
 
 from wsi_pipeline.models.calibration import log_odds, probability
+from wsi_pipeline.models.score_distance import SCORE_BINS
 
 Floats = NDArray[np.floating[Any]]
 Labels = NDArray[np.integer[Any]]
 
-CALIBRATION_BINS = 15
+CALIBRATION_BINS = SCORE_BINS
 
 
 @dataclass(frozen=True)

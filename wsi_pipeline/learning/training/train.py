@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import nn
 from tqdm import tqdm
 
-from wsi_pipeline.base.errors import ConfigError, TrainingError
+from wsi_pipeline.base.errors import ConfigError, DataError, TrainingError
 from wsi_pipeline.base.files import clear_leftovers_of
 from wsi_pipeline.base.options import options_to_dict
 from wsi_pipeline.learning.datasets import LabelledPatches, load_split
@@ -117,7 +117,9 @@ def train(
     Beside them lie epochs.csv, curves.png and last.pt, from which the same training goes on when it was
     stopped. `after_epoch` is called with all epochs so far; what it raises ends the training.
     """
-    run = set_up(options, *_load(options, data, group.readers), device, group)
+    patches, held_out = _load(options, data, group.readers)
+    _check_slides_heard(options, patches)
+    run = set_up(options, patches, held_out, device, group)
     out.mkdir(parents=True, exist_ok=True)
     weights_path = out / f"{options.name}.safetensors"
     if group.is_first:
@@ -142,6 +144,15 @@ def train(
             after_epoch(history)
     log.info(ending)
     return weights_path
+
+
+def _check_slides_heard(options: TrainOptions, patches: LabelledPatches | SlidePatches) -> None:
+    """Raises DataError where a network that hears of its slide would be trained on one alone."""
+    if options.architecture_options.get("slide_condition") and len(set(patches.patients)) < 2:
+        raise DataError(
+            f"found training patches of one {patches.by}, expected two {patches.by}s at the least: a network with "
+            "'slide_condition' learns how far slides lie from one another; add slides, or set val_share lower"
+        )
 
 
 def _load(

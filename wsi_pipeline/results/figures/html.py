@@ -78,7 +78,15 @@ class Sheet:
     kind: ClassVar[str] = "sheet"
 
 
-Block: TypeAlias = str | Table | Plots | Sheet
+@dataclass(frozen=True)
+class CommandLines:
+    """Lines to be copied into a terminal."""
+
+    lines: Sequence[str]
+    kind: ClassVar[str] = "lines"
+
+
+Block: TypeAlias = str | Table | Plots | Sheet | CommandLines
 
 
 @dataclass(frozen=True)
