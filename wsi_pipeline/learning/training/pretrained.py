@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from wsi_pipeline.base.errors import ModelError
+from wsi_pipeline.models.architectures.encoder import Encoder
 from wsi_pipeline.models.architectures.registry import core_of, head_of
 from wsi_pipeline.models.architectures.slide_condition import SlideConditioned
 from wsi_pipeline.models.card import ModelCard
@@ -90,6 +91,7 @@ def load_pretrained(network: nn.Module, architecture: str, path: Path) -> bool:
     core = core_of(network)
     wanted = core.state_dict()
     found = {_named_as_now(name): tensor for name, tensor in _read(path).items()}
+    found = _of_encoder(found, core)
     condition = {name: found.pop(name) for name in list(found) if name.startswith(CONDITION)}
     head = head_of(architecture) + "."
     heads = [name for name in wanted if name.startswith(head)]
@@ -110,6 +112,20 @@ def load_pretrained(network: nn.Module, architecture: str, path: Path) -> bool:
     core.load_state_dict(found, strict=False)
     _load_condition(network, condition, path)
     return with_head
+
+
+def _of_encoder(found: dict[str, torch.Tensor], core: nn.Module) -> dict[str, torch.Tensor]:
+    """The weights under the names that they have in an `Encoder`, where the file is of the encoder alone.
+
+    What such a file has beyond (a classifier of its own) is left out, and named.
+    """
+    if not isinstance(core, Encoder) or any(name.startswith(core.prefix) for name in found):
+        return found
+    wanted = core.state_dict()
+    named = {core.prefix + name: tensor for name, tensor in found.items()}
+    if extra := [name for name in named if name not in wanted]:
+        log.info("pretrained: left out, as the encoder has none: %s", ", ".join(sorted(extra)[:5]))
+    return {name: tensor for name, tensor in named.items() if name in wanted}
 
 
 def _load_condition(network: nn.Module, found: Mapping[str, torch.Tensor], path: Path) -> None:

@@ -10,6 +10,7 @@ from wsi_pipeline.base.errors import ConfigError, ModelError
 from wsi_pipeline.base.options import options_from_dict
 from wsi_pipeline.models.architectures.cancernet import CancerNet
 from wsi_pipeline.models.architectures.clahe import ClaheOptions
+from wsi_pipeline.models.architectures.encoder import Encoder
 from wsi_pipeline.models.architectures.inputs import OneOutput, PreparedInput
 from wsi_pipeline.models.architectures.plain_cnn import PlainCnn
 from wsi_pipeline.models.architectures.residual import ResidualCnn
@@ -132,4 +133,5 @@ _ARCHITECTURES = {
     "resnet50": _Architecture(_resnet("resnet50"), "fc"),
     "densenet121": _Architecture(_of_torchvision("densenet121"), "classifier"),
     "vgg16": _Architecture(_of_torchvision("vgg16"), "classifier.6"),
+    "encoder": _Architecture(Encoder, "head"),
 }

@@ -1,0 +1,106 @@
+"""A pathology foundation model, or any other encoder that timm builds, with a linear layer on its features.
+
+Its weights come from a file that the user has (`pretrained` of train-model), and go with the layer into the model's own
+file. Nothing is ever fetched.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from wsi_pipeline.base.errors import ModelError
+
+# Of timm's, those that say of what shape an encoder is; others read files, fetch weights or run what they are given.
+_NUMBERS = (
+    *("img_size", "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio", "init_values", "reg_tokens"),
+    *("no_embed_class", "dynamic_img_size", "qkv_bias", "class_token"),
+)
+_WORDS = {
+    "global_pool": ("token", "avg", "max"),
+    "act_layer": ("gelu", "silu"),
+    "mlp_layer": ("Mlp", "GluMlp", "SwiGLU", "SwiGLUPacked"),
+}
+_MOST = 16_384
+
+
+class Encoder(nn.Module):
+    """An encoder of timm's (Wightman 2019), and a linear layer that tells classes apart by what it gives.
+
+    encoder: timm's name of the architecture. shape: its arguments, where they are not those of that name. trained:
+    'head', the linear layer alone, the encoder stays as it is in the file; 'all', both. Raises ModelError where timm is
+    not installed, ValueError for a name that it does not know, or an argument that is not of `shape`.
+    """
+
+    # Under which its weights lie among the network's; files of encoders have them without.
+    prefix = "encoder."
+
+    def __init__(
+        self,
+        encoder: str,
+        classes: int = 2,
+        shape: Mapping[str, Any] | None = None,
+        trained: Literal["head", "all"] = "head",
+    ):
+        super().__init__()
+        if trained not in ("head", "all"):
+            raise ValueError(f"trained is '{trained}', neither head nor all")
+        self.encoder = _timm_encoder(encoder, dict(shape or {}))
+        self.frozen = trained == "head"
+        self.encoder.requires_grad_(not self.frozen)
+        self.head = nn.Linear(int(self.encoder.num_features), classes)
+
+    def train(self, mode: bool = True) -> "Encoder":
+        """A frozen encoder stays as in use: its statistics and what it drops do not change."""
+        super().train(mode)
+        if self.frozen:
+            self.encoder.eval()
+        return self
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Logits [N, classes] of normalised patches [N, 3, H, W]."""
+        if self.frozen:
+            with torch.no_grad():
+                features = self.encoder(x)
+        else:
+            features = self.encoder(x)
+        logits: torch.Tensor = self.head(features)
+        return logits
+
+
+def _timm_encoder(name: str, shape: dict[str, Any]) -> Any:
+    try:
+        # timm imports torchvision, which may need help.
+        from wsi_pipeline.models.architectures import torchvision_guard  # noqa: F401
+
+        import timm  # isort: skip
+    except ModuleNotFoundError as error:
+        if error.name not in ("timm", "torchvision"):
+            raise
+        raise ModelError(
+            "architecture 'encoder' is built by timm, which is not installed: pip install '.[encoder]'"
+        ) from error
+    if not timm.is_model(name):  # nor a name on a hub or a folder, from which timm would read
+        near = timm.list_models(f"*{name.partition('_')[0]}*")[:5] if name.isidentifier() else []
+        raise ValueError(
+            f"timm {timm.__version__} knows no encoder '{name}'; expected one of timm.list_models()"
+            + (f", as {', '.join(near)}" if near else "")
+        )
+    for argument, value in shape.items():
+        if argument in _NUMBERS:
+            if not isinstance(value, int | float) or not 0 <= value <= _MOST:
+                raise ValueError(f"shape.{argument} is {value!r}, expected a number of 0 to {_MOST:,}")
+        elif argument not in _WORDS:
+            known = ", ".join([*_NUMBERS, *_WORDS])
+            raise ValueError(
+                f"shape.{argument} is no argument of an encoder's shape; expected one of {known}"
+            )
+        elif value not in _WORDS[argument]:
+            raise ValueError(f"shape.{argument} is {value!r}, expected one of {', '.join(_WORDS[argument])}")
+    if "mlp_layer" in shape:
+        shape["mlp_layer"] = getattr(timm.layers, shape["mlp_layer"])
+    try:
+        return timm.create_model(name, pretrained=False, num_classes=0, **shape)
+    except (RuntimeError, AssertionError, ZeroDivisionError) as error:
+        raise ValueError(str(error)) from error
