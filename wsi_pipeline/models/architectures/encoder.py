@@ -5,6 +5,7 @@ file. Nothing is ever fetched.
 """
 
 from collections.abc import Mapping
+from difflib import get_close_matches
 from typing import Any, Literal
 
 import torch
@@ -82,10 +83,10 @@ def _timm_encoder(name: str, shape: dict[str, Any]) -> Any:
             "architecture 'encoder' is built by timm, which is not installed: pip install '.[encoder]'"
         ) from error
     if not timm.is_model(name):  # nor a name on a hub or a folder, from which timm would read
-        near = timm.list_models(f"*{name.partition('_')[0]}*")[:5] if name.isidentifier() else []
+        near = ", ".join(get_close_matches(name, timm.list_models()))
         raise ValueError(
             f"timm {timm.__version__} knows no encoder '{name}'; expected one of timm.list_models()"
-            + (f", as {', '.join(near)}" if near else "")
+            + (f", as {near}" if near else "")
         )
     for argument, value in shape.items():
         if argument in _NUMBERS:
