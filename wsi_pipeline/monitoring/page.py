@@ -86,9 +86,7 @@ def _lead(monitored: Monitored) -> list[str]:
     first = len(monitored.first)
     lead.append(f"{_count(first, 'slide')} to look at first." if first else "No slide stands out.")
     if runs.problems:
-        lead.append(
-            f"{_count(len(runs.problems), 'thing')} could not be read or stands out, and is named below."
-        )
+        lead.append(f"Not read, not finished, or to be known, each named below: {len(runs.problems)}.")
     return lead
 
 
