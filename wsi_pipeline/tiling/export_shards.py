@@ -5,7 +5,8 @@
                          <slide>_x1200_y350.json   slide, patient, x0, y0 (level-0 pixels), mpp
 
 A dot ends a sample's name there, so that one in a slide's name is written %2E (and % as %25): no two slides share
-names, also where shards are unpacked into one folder. The JSON has the name as it is. The same patches give the same bytes: members have no time and no owner.
+names, also where shards are unpacked into one folder. The JSON has the name as it is. The same patches give the same
+bytes: members have no time and no owner.
 """
 
 import io
