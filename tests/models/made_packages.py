@@ -58,7 +58,7 @@ def package(
         "transform": steps,
     } | changed
     (folder / "config.json").write_text(json.dumps(config))
-    save(network(len(classes)), folder, size or 70)
+    save(network(len(classes)), folder, size or config["patch_size_pixels"])
     return folder
 
 
