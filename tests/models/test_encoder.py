@@ -90,6 +90,10 @@ def test_a_file_of_another_encoder_is_refused(tmp_path: Path) -> None:
         ({"encoder": NAME, "shape": {"depth": 10**9}}, "expected a number of 0 to"),
         ({"encoder": NAME, "shape": {"mlp_layer": "os.system"}}, "expected one of Mlp"),
         ({"encoder": NAME, "shape": {"embed_dim": 25, "num_heads": 2}}, "cannot be built with"),
+        ({"encoder": NAME, "shape": {"depth": 16384}}, "expected a number of 0 to 256"),
+        ({"encoder": NAME, "shape": {"depth": 1.5}}, "cannot be built with"),
+        ({"encoder": "resnet10t", "shape": {"depth": 3}}, "cannot be built with"),
+        ({"encoder": 3}, "knows no encoder '3'"),
         ({"encoder": NAME, "trained": "tail"}, "neither head nor all"),
     ],
 )
@@ -109,3 +113,10 @@ def test_the_shape_of_a_large_foundation_model_can_be_said() -> None:
     network = build_network("encoder", encoder="vit_giant_patch14_224", shape=shape, input_px=28).eval()
     with torch.inference_mode():
         assert network(torch.zeros(2, 3, 50, 50)).shape == (2, 2)
+
+
+@pytest.mark.parametrize("name", ["mobilenetv3_small_050", "lcnet_050", "resnet10t"])
+def test_the_layer_is_as_wide_as_what_the_encoder_gives(name: str) -> None:
+    network = build_network("encoder", encoder=name).eval()
+    with torch.inference_mode():
+        assert network(torch.zeros(2, 3, 64, 64)).shape == (2, 2)

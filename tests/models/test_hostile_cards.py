@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import resource
 import shutil
 import struct
 from pathlib import Path
@@ -12,7 +13,7 @@ import safetensors.torch
 import torch
 
 from wsi_pipeline.base.errors import ModelError
-from wsi_pipeline.models.model import MOST_CARD_BYTES, SHIPPED, load_model
+from wsi_pipeline.models.model import MOST_CARD_BYTES, SHIPPED, build_network, load_model
 
 CARD = json.loads((SHIPPED / "idc_default.json").read_text())
 NAN, INF = float("nan"), float("inf")
@@ -83,6 +84,50 @@ def test_so_is_one_of_the_context_step(tmp_path, key):
 def test_a_network_that_would_fill_the_memory_is_refused(tmp_path, options):
     with pytest.raises(ModelError, match=r"expected at most .* channels and .* blocks"):
         load_model(written(tmp_path, architecture_options=options))
+
+
+@pytest.mark.parametrize(
+    ("architecture", "options"),
+    [
+        ("cancernet", {"input_px": 2**24}),
+        ("plain_cnn", {"input_px": 2**24}),
+        ("resnet50", {"width_per_group": 2**22}),
+        (
+            "encoder",
+            {
+                "encoder": "vit_tiny_patch16_224",
+                "shape": {"img_size": 4096, "patch_size": 1, "embed_dim": 12288},
+            },
+        ),
+        ("encoder", {"encoder": "eva02_enormous_patch14_clip_224"}),
+    ],
+)
+def test_a_network_larger_than_its_weights_is_refused_before_it_takes_memory(tmp_path, architecture, options):
+    if architecture not in ("cancernet", "plain_cnn"):
+        pytest.importorskip("wsi_pipeline.models.architectures.torchvision_guard", reason="needs torchvision")
+    if architecture == "encoder":
+        pytest.importorskip("timm", reason="needs the extra 'encoder'")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(ModelError, match="the weights do not fit the"):
+        load_model(written(tmp_path, architecture=architecture, architecture_options=options))
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**19  # kB
+
+
+def test_what_a_network_holds_beside_its_weights_is_bounded_too(tmp_path):
+    pytest.importorskip("wsi_pipeline.models.architectures.torchvision_guard", reason="needs torchvision")
+    pytest.importorskip("timm", reason="needs the extra 'encoder'")
+    shape = {"embed_dim": 12}
+    options = {"encoder": "swin_tiny_patch4_window7_224", "shape": shape}
+    network = build_network("encoder", **options)
+    path = with_weights(tmp_path, safetensors.torch.save(network.state_dict()))
+    card = json.loads((tmp_path / "m.json").read_text()) | {"architecture": "encoder", "context": None}
+    card["architecture_options"] = options
+    path.with_suffix(".json").write_text(json.dumps(card))
+    load_model(path)
+    shape["img_size"] = 4096  # its masks of attention lie in no file
+    path.with_suffix(".json").write_text(json.dumps(card))
+    with pytest.raises(ModelError, match="values beside its weights, expected at most"):
+        load_model(path)
 
 
 def test_weights_that_are_no_numbers_are_refused(tmp_path):

@@ -31,6 +31,8 @@ SHIPPED = Path(__file__).parent / "weights"
 CONTEXT = "context."
 # A card names its patients, and is of some kB.
 MOST_CARD_BYTES = 8 * 2**20
+# Values that a network makes for itself; a Swin of 1024 px holds some 5 million.
+MOST_HELD = 2**26
 
 
 @dataclass(frozen=True)
@@ -89,15 +91,9 @@ def load_model(name_or_path: str | Path, trust: bool = False) -> Model:
             "weights; was the training's loss NaN? take those of an earlier epoch"
         )
     context = _split_context(card, state, weights_path)
+    _refuse_other_weights(card, state, weights_path)
     network = build_network(card.architecture, classes=len(card.classes), **card.architecture_options)
-    try:
-        network.load_state_dict(state)
-    except RuntimeError as error:
-        problem = " ".join(str(error).split())[:300]
-        raise ModelError(
-            f"{weights_path}: the weights do not fit the '{card.architecture}' that the card describes: "
-            f"{problem}; correct the card's architecture_options or take its own weights"
-        ) from error
+    network.load_state_dict(state)
     network = network.float().to(memory_format=torch.channels_last).eval().requires_grad_(False)  # type: ignore[call-overload]
     # A file is named so that it is found from another folder too.
     is_file = weights_path == Path(name_or_path)
@@ -211,6 +207,27 @@ def _scale_and_shift(mean: Rgb, std: Rgb, device: torch.device) -> tuple[torch.T
     scale = torch.tensor([1 / (255 * s) for s in std], device=device)
     shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=device)
     return scale, shift
+
+
+def _refuse_other_weights(card: ModelCard, state: Mapping[str, torch.Tensor], path: Path) -> None:
+    """Raise ModelError where the card's network is not that of the weights, before any memory is taken for it."""
+    with torch.device("meta"):
+        network = build_network(card.architecture, classes=len(card.classes), **card.architecture_options)
+    try:
+        network.load_state_dict(state, assign=True)
+    except RuntimeError as error:
+        problem = " ".join(str(error).split())[:300]
+        raise ModelError(
+            f"{path}: the weights do not fit the '{card.architecture}' that the card describes: "
+            f"{problem}; correct the card's architecture_options or take its own weights"
+        ) from error
+    # What a network holds and no file does, masks of attention for example, grows with its input.
+    held = sum(values.numel() for values in network.buffers() if values.is_meta)
+    if held > MOST_HELD:
+        raise ModelError(
+            f"{path}: the '{card.architecture}' that the card describes holds {held:,} values beside its weights, "
+            f"expected at most {MOST_HELD:,}; correct the card's architecture_options"
+        )
 
 
 def _split_context(card: ModelCard, state: dict[str, torch.Tensor], path: Path) -> ContextStep | None:

@@ -23,7 +23,7 @@ _WORDS = {
     "act_layer": ("gelu", "silu"),
     "mlp_layer": ("Mlp", "GluMlp", "SwiGLU", "SwiGLUPacked"),
 }
-_MOST = 16_384
+_MOST, _MOST_OF = 16_384, {"depth": 256, "img_size": 4096}
 
 
 class Encoder(nn.Module):
@@ -50,7 +50,9 @@ class Encoder(nn.Module):
         self.encoder = _timm_encoder(encoder, dict(shape or {}))
         self.frozen = trained == "head"
         self.encoder.requires_grad_(not self.frozen)
-        self.head = nn.Linear(int(self.encoder.num_features), classes)
+        # Some widen what they pooled once more (MobileNet V3 and V4, VGG): to that width, where timm names one.
+        width = getattr(self.encoder, "head_hidden_size", None) or self.encoder.num_features
+        self.head = nn.Linear(int(width), classes)
 
     def train(self, mode: bool = True) -> "Encoder":
         """A frozen encoder stays as in use: its statistics and what it drops do not change."""
@@ -72,26 +74,30 @@ class Encoder(nn.Module):
 
 def _timm_encoder(name: str, shape: dict[str, Any]) -> Any:
     try:
-        # timm imports torchvision, which may need help.
-        from wsi_pipeline.models.architectures import torchvision_guard  # noqa: F401
+        with torch.device("cpu"):  # whatever it makes for itself, also while a network is built on none
+            # timm imports torchvision, which may need help.
+            from wsi_pipeline.models.architectures import torchvision_guard  # noqa: F401
 
-        import timm  # isort: skip
+            import timm  # isort: skip
     except ModuleNotFoundError as error:
         if error.name not in ("timm", "torchvision"):
             raise
         raise ModelError(
             "architecture 'encoder' is built by timm, which is not installed: pip install '.[encoder]'"
         ) from error
-    if not timm.is_model(name):  # nor a name on a hub or a folder, from which timm would read
-        near = ", ".join(get_close_matches(name, timm.list_models()))
+    if not isinstance(name, str) or not timm.is_model(
+        name
+    ):  # nor a name on a hub or a folder, from which timm would read
+        near = ", ".join(get_close_matches(str(name), timm.list_models()))
         raise ValueError(
             f"timm {timm.__version__} knows no encoder '{name}'; expected one of timm.list_models()"
             + (f", as {near}" if near else "")
         )
     for argument, value in shape.items():
         if argument in _NUMBERS:
-            if not isinstance(value, int | float) or not 0 <= value <= _MOST:
-                raise ValueError(f"shape.{argument} is {value!r}, expected a number of 0 to {_MOST:,}")
+            most = _MOST_OF.get(argument, _MOST)
+            if not isinstance(value, int | float) or not 0 <= value <= most:
+                raise ValueError(f"shape.{argument} is {value!r}, expected a number of 0 to {most:,}")
         elif argument not in _WORDS:
             known = ", ".join([*_NUMBERS, *_WORDS])
             raise ValueError(
@@ -103,5 +109,7 @@ def _timm_encoder(name: str, shape: dict[str, Any]) -> Any:
         shape["mlp_layer"] = getattr(timm.layers, shape["mlp_layer"])
     try:
         return timm.create_model(name, pretrained=False, num_classes=0, **shape)
-    except (RuntimeError, AssertionError, ZeroDivisionError) as error:
-        raise ValueError(str(error)) from error
+    except (
+        Exception
+    ) as error:  # timm's networks check little, and meet such a shape with whatever it leads to
+        raise ValueError(f"timm: {type(error).__name__}: {error}") from error

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
 from wsi_pipeline.base.errors import ConfigError, ModelError
@@ -89,7 +90,8 @@ def _of_torchvision(name: str) -> Callable[..., nn.Module]:
     def build(classes: int = 2, **options: Any) -> nn.Module:
         # Imported here: torchvision takes a second, and the default network runs where it is not installed.
         try:
-            from wsi_pipeline.models.architectures.torchvision_guard import torchvision
+            with torch.device("cpu"):  # whatever it makes for itself, also while a network is built on none
+                from wsi_pipeline.models.architectures.torchvision_guard import torchvision
         except ModuleNotFoundError as error:
             if error.name != "torchvision":
                 raise
