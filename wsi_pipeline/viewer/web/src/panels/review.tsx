@@ -52,7 +52,7 @@ export function ReviewPanel({ space }: { space: Workspace }) {
       </details>
       <p class="small">
         Saved beside the run as <code>review.geojson</code>, never over the model's own regions. QuPath opens it, and
-        tile-slides and train-model take it as labels.
+        tile-slides takes it as labels for training.
       </p>
     </>
   );
