@@ -62,6 +62,19 @@ def test_an_encoder_of_a_file_gets_a_head_and_its_own_weights_stay(tmp_path: Pat
         assert torch.allclose(model.network(given), expected, atol=1e-5)
 
 
+def test_patches_of_another_side_than_the_encoders_are_refused_with_what_to_set(tmp_path: Path) -> None:
+    options = TrainOptions(
+        name="mine",
+        architecture="encoder",
+        architecture_options={"encoder": NAME, "shape": SHAPE},
+        patch_px=8,
+        epochs=1,
+        split=SplitOptions(train=("train",), val=("val",)),
+    )
+    with pytest.raises(ModelError, match=r"takes no patches of 8 px: .*; set architecture_options.input_px"):
+        train(options, write_sheets(tmp_path / "data"), tmp_path / "out", torch.device("cpu"))
+
+
 def test_only_a_network_that_is_trained_whole_learns_in_its_encoder() -> None:
     for trained, learns in (("head", False), ("all", True)):
         network = build_network("encoder", encoder=NAME, shape=SHAPE, trained=trained).train()

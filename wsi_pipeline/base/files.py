@@ -311,12 +311,19 @@ def names(folder: OutPath) -> set[str]:
     if isinstance(folder, Path):
         if not folder.is_dir():
             return set()
-        return {entry.name for entry in os.scandir(folder) if entry.is_file() and entry.stat().st_size}
+        return {entry.name for entry in os.scandir(folder) if _holds_bytes(entry)}
     try:
         found = folder.fs.ls(folder.path, detail=True)
     except FileNotFoundError:
         return set()
     return {entry["name"].rpartition("/")[2] for entry in found if entry["type"] == "file" and entry["size"]}
+
+
+def _holds_bytes(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_file() and entry.stat().st_size > 0
+    except FileNotFoundError:  # moved away since the folder was listed
+        return False
 
 
 def version_of(path: OutPath) -> str | None:

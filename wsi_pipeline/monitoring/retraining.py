@@ -38,7 +38,7 @@ class Retraining:
 def plan_retraining(out: OutPath, slides: Sequence[MappedSlide]) -> Retraining:
     """By the reviews of all `slides`, going on from the model of the newest reviewed one."""
     reviewed = [slide for slide in slides if slide.review and slide.review.has_labels]
-    here = [slide for slide in reviewed if Path(slide.path).exists()]
+    here = [slide for slide in reviewed if _is_there(slide.path)]
     notes = [
         f"{slide.name}: its slide is not at {slide.path} any more, and is left out; put it back, or run this in the "
         "folder in which it was mapped"
@@ -128,3 +128,11 @@ def write_retraining(out: OutPath, plan: Retraining) -> list[OutPath]:
     grid = {"patch_px": model.patch_px, "mpp": model.mpp, "min_tissue": MIN_TISSUE}
     write_bytes(out / TILE_CONFIG, yaml.safe_dump({"grid": grid}, sort_keys=False).encode())
     return [out / LIST_NAME, out / TILE_CONFIG]
+
+
+def _is_there(path: str) -> bool:
+    """Whether the slide's file can be found; a name that no file system takes, or a folder without rights, is not."""
+    try:
+        return Path(path).exists()
+    except (OSError, ValueError):
+        return False

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import nn
 from tqdm import tqdm
 
-from wsi_pipeline.base.errors import ConfigError, DataError, TrainingError
+from wsi_pipeline.base.errors import ConfigError, DataError, ModelError, TrainingError
 from wsi_pipeline.base.files import clear_leftovers_of
 from wsi_pipeline.base.options import options_to_dict
 from wsi_pipeline.learning.datasets import LabelledPatches, load_split
@@ -65,7 +65,7 @@ from wsi_pipeline.learning.training.pretrained import load_average, pretrained_f
 from wsi_pipeline.learning.training.sampling import class_weights, draw_weights, epoch_batches
 from wsi_pipeline.models.architectures.slide_condition import LEAST_PATCHES, SlideConditioned
 from wsi_pipeline.models.card import ModelCard, Stain
-from wsi_pipeline.models.cost import network_cost
+from wsi_pipeline.models.cost import Cost, network_cost
 from wsi_pipeline.models.device_feed import copies_to, feed
 from wsi_pipeline.models.logits import evaluate, logits_by_slide, sampled_rows, slide_heads
 from wsi_pipeline.models.model import Model, build_network, normalised, save_model
@@ -144,6 +144,17 @@ def train(
             after_epoch(history)
     log.info(ending)
     return weights_path
+
+
+def _cost(network: nn.Module, options: TrainOptions) -> Cost:
+    """What a patch costs; the first that the network sees. Raises ModelError where it takes none of that size."""
+    try:
+        return network_cost(network, options.patch_px)
+    except (RuntimeError, AssertionError, ValueError) as error:
+        raise ModelError(
+            f"architecture '{options.architecture}' takes no patches of {options.patch_px} px: "
+            f"{' '.join(str(error).split())[:200]}; set architecture_options.input_px to the side that it was made for"
+        ) from error
 
 
 def _check_slides_heard(options: TrainOptions, patches: LabelledPatches | SlidePatches) -> None:
@@ -378,7 +389,7 @@ def set_up(
         with_head = load_average(network, options.architecture, files)
         names = " and ".join(map(str, files))
         log.info("starting from %s%s", names, "" if with_head else ", with a new last layer")
-    cost = network_cost(network, options.patch_px)
+    cost = _cost(network, options)
     network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     log.info(
         "training '%s' (%s, %s parameters, %.1f MFLOP a patch) on %d patches of %d patients, "
