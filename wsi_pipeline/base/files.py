@@ -259,10 +259,9 @@ def remove_leftovers(folder: OutPath, names: Sequence[str]) -> None:
     another machine's.
     """
     if isinstance(folder, Path):
-        found = [path for name in names for path in folder.glob(f".{glob.escape(name)}.*{PART}")]
-        _remove_old(
-            folder, found + [path for path in folder.glob(f".*{PART}") if _PROBE.fullmatch(path.name)]
-        )
+        begun = [path for name in names for path in folder.glob(f".{glob.escape(name)}.*{PART}")]
+        probes = [path for path in folder.glob(f".*{PART}") if _PROBE.fullmatch(path.name)]
+        _remove_old(folder, begun + probes)
 
 
 def remove_old(folder: Path, name: re.Pattern[str]) -> None:
@@ -404,9 +403,8 @@ def read_whole(path: OutPath) -> bytes:
         try:
             return path.read_bytes()
         except OSError as error:
-            error.filename = error.filename or str(
-                path
-            )  # of a read that fails Python does not say in which file
+            # Of a read that fails Python does not say in which file.
+            error.filename = error.filename or str(path)
             raise
     content: bytes = path.fs.cat_file(path.path)
     return content

@@ -5,7 +5,7 @@ without tumour has few high scores and is no fault. Of fewer than `MIN_SLIDES` t
 concluded.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Literal
@@ -176,8 +176,6 @@ def _wrong(slides: Sequence[MappedSlide]) -> Comparison:
 
 def _stain(slides: Sequence[MappedSlide]) -> Comparison:
     known = [slide for slide in slides if slide.spreads is not None]
-    share = _share(sum(map(is_far_by_stain, known)), len(known))
-    state = _state(share, len(known), share is not None and share > MAX_FAR_SHARE)
     middle = (
         f"; the median slide is {median(slide.spreads or 0 for slide in known):.1f} spreads off"
         if known
@@ -187,33 +185,39 @@ def _stain(slides: Sequence[MappedSlide]) -> Comparison:
         "beyond": f"another stain, scanner or lamp than the training slides had{middle}",
         "within": f"stained as the training slides{middle}",
     }
-    return Comparison(
+    return _far_slides(
         "share of slides stained otherwise",
-        share,
+        [is_far_by_stain(slide) for slide in known],
         f"a slide: at most {MAX_SPREADS:g} spreads among training patients, {MAX_HUE_FOLD:g}-fold hue",
-        f"at most {MAX_FAR_SHARE:g} of the slides",
-        state,
-        len(known),
-        words.get(state, _unknown(state, "the card does not know its stain")),
+        words,
+        "the card does not know its stain",
     )
 
 
 def _condition(slides: Sequence[MappedSlide]) -> Comparison:
-    known = [slide for slide in slides if slide.distance is not None]
-    share = _share(sum((slide.distance or 0) > MAX_CONDITION_DISTANCE for slide in known), len(known))
-    state = _state(share, len(known), share is not None and share > MAX_FAR_SHARE)
+    distances = [slide.distance for slide in slides if slide.distance is not None]
     words = {
         "beyond": "these slides look unlike the training slides as the network sees them",
         "within": "these slides look like the training slides as the network sees them",
     }
-    return Comparison(
+    return _far_slides(
         "share of slides that look otherwise",
-        share,
+        [distance > MAX_CONDITION_DISTANCE for distance in distances],
         f"a slide: at most {MAX_CONDITION_DISTANCE:g} times as far as the farthest usual training slide",
-        f"at most {MAX_FAR_SHARE:g} of the slides",
-        state,
-        len(known),
-        words.get(state, _unknown(state, "this network does not hear what a slide looks like")),
+        words,
+        "this network does not hear what a slide looks like",
+    )
+
+
+def _far_slides(
+    measure: str, far: Sequence[bool], expected: str, words: Mapping[str, str], why_unknown: str
+) -> Comparison:
+    """How many of the slides are far from training: `far`, of each that is known. `words`: by state."""
+    share = sum(far) / len(far) if far else None
+    state = _state(share, len(far), share is not None and share > MAX_FAR_SHARE)
+    limit = f"at most {MAX_FAR_SHARE:g} of the slides"
+    return Comparison(
+        measure, share, expected, limit, state, len(far), words.get(state, _unknown(state, why_unknown))
     )
 
 
@@ -234,10 +238,6 @@ def _reviews(slides: Sequence[MappedSlide]) -> Comparison:
         len(known),
         words.get(state, _unknown(state, "nobody reviewed a map of it")),
     )
-
-
-def _share(count: int, of: int) -> float | None:
-    return count / of if of else None
 
 
 def _state(found: float | None, slides: int, is_beyond: bool) -> State:

@@ -61,11 +61,11 @@ class ArtefactOptions:
     """Reject tissue that is out of focus by more than such a plane's pixel."""
 
     min_sharpness: Annotated[float, Field(gt=0)] = 0.95
-    """Least ratio of fine detail to coarse, over a window: in focus tissue has 1.15 and more at 8 um per pixel, and
-    blurred by a Gaussian of 8 um 0.8 in the median."""
+    """Least ratio of fine detail to coarse, over a window, of tissue in focus (blur.py). docs/tissue.md says how much
+    is found with it, and what of tissue in focus is rejected."""
 
     sharpness_um: Annotated[float, Field(gt=0)] = 400.0
-    """Side of the windows: the smallest area out of focus that is found. Smaller windows tell less surely."""
+    """Side of the windows: about the smallest area out of focus that is found."""
 
     min_spot_um2: Annotated[float, Field(ge=0)] = 1_000.0
     """Smaller spots stay: a patch is not spoilt by a speck of 30 um."""

@@ -85,9 +85,8 @@ def _timm_encoder(name: str, shape: dict[str, Any]) -> Any:
         raise ModelError(
             "architecture 'encoder' is built by timm, which is not installed: pip install '.[encoder]'"
         ) from error
-    if not isinstance(name, str) or not timm.is_model(
-        name
-    ):  # nor a name on a hub or a folder, from which timm would read
+    # A name on a hub or of a folder, from which timm would read, is none of its models.
+    if not isinstance(name, str) or not timm.is_model(name):
         near = ", ".join(get_close_matches(str(name), timm.list_models()))
         raise ValueError(
             f"timm {timm.__version__} knows no encoder '{name}'; expected one of timm.list_models()"
@@ -109,7 +108,5 @@ def _timm_encoder(name: str, shape: dict[str, Any]) -> Any:
         shape["mlp_layer"] = getattr(timm.layers, shape["mlp_layer"])
     try:
         return timm.create_model(name, pretrained=False, num_classes=0, **shape)
-    except (
-        Exception
-    ) as error:  # timm's networks check little, and meet such a shape with whatever it leads to
+    except Exception as error:  # timm's networks check little: whatever such a shape leads to
         raise ValueError(f"timm: {type(error).__name__}: {error}") from error
