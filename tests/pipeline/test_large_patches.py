@@ -41,3 +41,7 @@ def test_a_map_of_patches_of_512_px(tmp_path: Path, save: Callable[..., Any]) ->
         with torch.no_grad():
             expected = net(torch.from_numpy(patch.transpose(2, 0, 1)[None])).softmax(1)[0, 1]
         assert abs(result.map[row, column] - float(expected)) < 5e-5
+    assert any(
+        "not calibrated, and the threshold was chosen on nothing" in each
+        for each in result.summary["warnings"]
+    )

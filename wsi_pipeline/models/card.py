@@ -106,6 +106,11 @@ class ModelCard:
     weights_sha256: str = ""
     """SHA-256 of the weights file; filled in when the model is saved."""
 
+    @property
+    def is_package(self) -> bool:
+        """Whether it describes a package of other people's (packages.py), which nobody calibrated here."""
+        return "package" in self.training
+
     def __post_init__(self) -> None:
         if self.stain_method != "gain" and self.stain_normalisation:
             of_numbers(self.stain_method, self.stain.reference)

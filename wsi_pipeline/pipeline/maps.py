@@ -39,16 +39,25 @@ def choose_map(models: "Sequence[Model]", config: InferConfig) -> ShownMap:
     Several models show the mean of what each says of each patch alone, and the threshold is the mean of their
     cards': a context step is trained on its own network's scores, and fits no mean.
 
+    That probabilities of a package of other people's are not calibrated is a warning.
+
     Patches with gaps between them are shown alone, with a warning: their neighbours are not where those were
     that the step was trained on. `config.grid` is settled, as `grid_for_model` does.
     """
     registered = tuple(model.registered for model in models)
+    warnings = [
+        f"{model.card.name}: its probabilities are as its network gives them, not calibrated"
+        + ("" if config.delineate.threshold else ", and the threshold was chosen on nothing")
+        for model in models
+        if model.card.is_package
+    ]
     if len(models) > 1:
         cards = [model.card.threshold for model in models]
         threshold = config.delineate.threshold or sum(cards) / len(cards)
-        return ShownMap(MEAN_OF_MODELS.format(len(models)), None, threshold, registered=registered)
+        kind = MEAN_OF_MODELS.format(len(models))
+        return ShownMap(kind, None, threshold, tuple(warnings), registered)
     (model,) = models
-    grid, step, warnings = config.grid, model.context if config.context else None, []
+    grid, step = config.grid, model.context if config.context else None
     if step and grid.stride_px and grid.patch_px and grid.stride_px > grid.patch_px:
         step = None
         warnings.append(
