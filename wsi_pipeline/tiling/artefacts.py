@@ -61,7 +61,7 @@ class ArtefactOptions:
     """Reject tissue that is out of focus by more than such a plane's pixel."""
 
     min_sharpness: Annotated[float, Field(gt=0)] = 0.95
-    """Least ratio of fine detail to coarse, over a window, of tissue in focus (blur.py). docs/tissue.md says how much
+    """Least ratio of fine detail to coarse, over a window, of tissue in focus (tiling/blur.py). docs/tissue.md says how much
     is found with it, and what of tissue in focus is rejected."""
 
     sharpness_um: Annotated[float, Field(gt=0)] = 400.0
