@@ -61,8 +61,8 @@ class ArtefactOptions:
     """Reject tissue that is out of focus by more than such a plane's pixel."""
 
     min_sharpness: Annotated[float, Field(gt=0)] = 0.95
-    """Least ratio of fine detail to coarse, over a window, of tissue in focus (tiling/blur.py). docs/tissue.md says how much
-    is found with it, and what of tissue in focus is rejected."""
+    """Least ratio of fine detail to coarse, over a window, of tissue in focus (tiling/blur.py). docs/tissue.md says how
+    much is found with it, and what of tissue in focus is rejected."""
 
     sharpness_um: Annotated[float, Field(gt=0)] = 400.0
     """Side of the windows: about the smallest area out of focus that is found."""
