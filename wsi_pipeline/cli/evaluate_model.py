@@ -94,6 +94,9 @@ def _patches(text: str) -> int:
 
 def _run(args: argparse.Namespace) -> int:
     # Imported here: --help and a wrong argument should not wait for it.
+    from wsi_pipeline.models.names import check_model_names
+
+    check_model_names(filter(None, (args.model, args.against)))
     from wsi_pipeline.base.files import check_writable, write_json
     from wsi_pipeline.cli.progress import SlideProgress
     from wsi_pipeline.inference.classifier import Classifier

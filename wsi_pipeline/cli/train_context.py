@@ -38,6 +38,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(args: argparse.Namespace) -> int:
     # Imported here: torch takes seconds, and --help or a wrong argument should not wait for it.
+    from wsi_pipeline.models.names import check_model_names
+
+    check_model_names([args.model])
     from wsi_pipeline.inference.classifier import Classifier
     from wsi_pipeline.inference.classify import ClassifyOptions
     from wsi_pipeline.inference.device import choose_device
