@@ -111,6 +111,17 @@ def test_patches_that_changed_are_counted_and_listed_and_so_are_patients() -> No
     assert gained == sorted(gained)
 
 
+def test_an_older_model_that_may_have_been_trained_on_these_patients_is_named() -> None:
+    patches = side()
+    new, old = said(patches, 1.0), said(patches, 1.0, name="old")
+    assert comparison_of(new, old, draws=2)["note"] == ""
+    otherwise = {"config": {"split": {"val_patients": ["x"]}}}
+    for training, is_said in ((otherwise, True), (otherwise | {"data": "another set"}, False)):
+        other = replace(old, card=replace(old.card, training=training))
+        compared = comparison_of(new, other, draws=2)
+        assert ("old split its patients otherwise than new" in in_words(compared)[-1]) == is_said
+
+
 def test_models_of_other_patches_cannot_be_compared() -> None:
     with pytest.raises(ScaleError, match="sees patches of 16 px at 2 um/px"):
         check_same_patches(CARD, replace(CARD, name="old", mpp=2.0))

@@ -317,6 +317,10 @@ def test_a_config_that_cannot_be_used_is_refused(tmp_path):
         config.write_text(text)
         with pytest.raises(ConfigError, match=found):
             load_train_options(config)
+    for name in ("''", ".x", "a/b", "x" * 201):
+        config.write_text(f"name: {name}")
+        with pytest.raises(ConfigError, match="expected one that a file can have"):
+            load_train_options(config)
     with pytest.raises(ConfigError, match="found neither such a file nor a shipped config"):
         load_train_options(tmp_path / "none.yaml")
 
