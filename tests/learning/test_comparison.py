@@ -119,7 +119,7 @@ def test_an_older_model_that_may_have_been_trained_on_these_patients_is_named() 
     for training, is_said in ((otherwise, True), (otherwise | {"data": "another set"}, False)):
         other = replace(old, card=replace(old.card, training=training))
         compared = comparison_of(new, other, draws=2)
-        assert ("old split its patients otherwise than new" in in_words(compared)[-1]) == is_said
+        assert ("the older model split its patients otherwise" in in_words(compared)[-1]) == is_said
 
 
 def test_models_of_other_patches_cannot_be_compared() -> None:
@@ -148,3 +148,5 @@ def test_the_command_writes_the_comparison_and_says_it(
     assert "against old: f1" in capsys.readouterr().out
     found = json.loads((tmp_path / "out" / "comparison.json").read_text(), parse_constant=pytest.fail)
     assert (found["new"]["name"], found["old"]["name"], found["data"]["patients"]) == ("new", "old", 2)
+    assert main([str(each) for each in arguments if each not in arguments[2:4]]) == 0
+    assert not (tmp_path / "out" / "comparison.json").exists()

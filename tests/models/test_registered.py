@@ -34,7 +34,10 @@ def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             mean=(0.5, 0.5, 0.5),
             std=(0.2, 0.2, 0.2),
             metrics={"val": {"auroc": auroc}},
-            training={"val": {"patients": 12, "patches": 300}},
+            training={
+                "val": {"patients": 12, "patches": 300},
+                "config": {"split": {"val_patients": [version]}},
+            },
         )
         network: nn.Module = build_network("residual_cnn", classes=2, widths=(4, 4), blocks=(1, 1))
         file = tmp_path / f"{version}.safetensors"
@@ -109,6 +112,7 @@ def test_list_show_and_compare_say_what_the_cards_do(
     said = capsys.readouterr().out
     assert ["auroc", "0.750", "0.875"] in [line.split() for line in said.splitlines()]
     assert "evaluate-model --model mine@1.1 --against mine@1.0 --data PATCHES" in said
+    assert "the measures are of different validation patches" in said  # as many, and of other patients
 
 
 @pytest.mark.parametrize(

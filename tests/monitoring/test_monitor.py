@@ -324,6 +324,17 @@ def test_the_list_of_reviewed_slides_holds_no_formula_and_is_read_as_it_was_mean
     assert (entry.name, entry.patient) == ("a", "=1+1")
 
 
+def test_of_a_package_no_training_is_said_to_go_on(mapped, out):
+    def of_package(summary: dict[str, Any]) -> None:
+        summary["map_recipe"]["models"][0]["card"]["architecture"] = "package of resnet34"
+
+    folder = add_slide(mapped, out, "a", of_package)
+    review_of(folder)(region_of(folder), "accepted")
+    found = monitor(out, None).retraining
+    assert found.lines == ()
+    assert "a package of other people's cannot be trained on" in found.notes[-1]
+
+
 def test_since_leaves_older_maps_out_and_counts_them(mapped, out, capsys):
     add_slide(mapped, out, "old", on("2026-01-01"))
     add_slide(mapped, out, "new", on("2026-02-01"))

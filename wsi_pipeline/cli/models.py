@@ -65,7 +65,7 @@ def _run(args: argparse.Namespace) -> int:
         return ALL_DONE
     (first, second) = (_facts(*each) for each in found)
     _print_rows([("", *args.names)] + [(name, first[name], second[name]) for name in first])
-    if first["validation"] != second["validation"]:
+    if len({str(_validation_of(card)) for card, _ in found}) > 1:
         print("the measures are of different validation patches: they say little of which model is better")
     print(
         f"on the same patches: evaluate-model --model {args.names[1]} --against {args.names[0]} --data PATCHES"
@@ -146,6 +146,17 @@ def _facts(card: "ModelCard", entry: "Entry | None") -> dict[str, str]:
         "limits": card.limits or "none named",
         "weights": card.weights_sha256[:16],
     }
+
+
+def _validation_of(card: "ModelCard") -> tuple[object, ...]:
+    """On which patches its measures are, as far as the card says: how many, of which data, by which split."""
+    training = card.training
+    config = training.get("config")
+    return (
+        training.get("val"),
+        training.get("data"),
+        config.get("split") if isinstance(config, dict) else None,
+    )
 
 
 def _side(counts: object) -> str:

@@ -21,6 +21,9 @@ CONFIG, CLASS_MARK = "config.json", "#"
 # What a package's network ends in: TorchScript, ONNX, torch.export.
 NETWORK_ENDINGS = (".pt", ".onnx", ".pt2")
 
+# How the card of a package's network calls its architecture.
+PACKAGE_OF = "package of "
+
 
 @dataclass(frozen=True)
 class Package:
@@ -32,6 +35,15 @@ class Package:
 
     mapped: str = ""
     """The class to map; empty: the one that says tumour."""
+
+
+def refuse_package(name: str | Path, option: str) -> None:
+    """Raises ModelError where `option` names a package: its network can be run, and neither trained nor saved anew."""
+    if package := find_package(name):
+        raise ModelError(
+            f"{option} {name}: is a package of other people's ({package.folder / CONFIG}), whose network can be run "
+            "and not trained; expected a model of train-model or a shipped one"
+        )
 
 
 def check_model_names(names: Iterable[str], registry: Path | None = None) -> None:

@@ -21,7 +21,7 @@ from wsi_pipeline.base.options import Field, options, options_from_dict
 from wsi_pipeline.models.architectures.inputs import OneOutput
 from wsi_pipeline.models.card import MOST_PATCH_PX, ModelCard, Rgb
 from wsi_pipeline.models.exported_file import load_exported
-from wsi_pipeline.models.names import CLASS_MARK, CONFIG, NETWORK_ENDINGS, Package
+from wsi_pipeline.models.names import CLASS_MARK, CONFIG, NETWORK_ENDINGS, PACKAGE_OF, Package
 from wsi_pipeline.models.onnx_file import read_onnx
 from wsi_pipeline.models.onnx_network import OnnxNetwork
 from wsi_pipeline.models.torchscript_file import load_torchscript, short
@@ -176,7 +176,7 @@ FILES = ("torchscript_model.pt", "model.onnx", "model.pt2")
 def _card(config: PackageConfig, classes: tuple[str, ...], mapped: str, weights_sha256: str) -> ModelCard:
     return ModelCard(
         name=f"{config.name} ({mapped})",
-        architecture=f"package of {config.architecture}",
+        architecture=f"{PACKAGE_OF}{config.architecture}",
         architecture_options={},
         patch_px=config.patch_size_pixels,
         mpp=config.spacing_um_px,

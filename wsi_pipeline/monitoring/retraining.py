@@ -54,6 +54,12 @@ def plan_retraining(out: OutPath, slides: Sequence[MappedSlide]) -> Retraining:
         return Retraining(tuple(here), (), (*notes, why))
     model = here[-1].model
     notes += _notes(here)
+    if model.is_package:
+        why = (
+            f"{model.words} made the newest reviewed map: a package of other people's cannot be trained on. Train a "
+            "network of your own on these slides, with train-model and no --from"
+        )
+        return Retraining(tuple(here), (), (*notes, why))
     if not model.given:
         return Retraining(
             tuple(here),

@@ -14,6 +14,7 @@ from wsi_pipeline.base.errors import ResultError, UsageError
 from wsi_pipeline.base.files import OutPath, folders, names, read_whole, reading
 from wsi_pipeline.base.text import counted, from_spreadsheet, printable_values
 from wsi_pipeline.jobs.events import EVENTS
+from wsi_pipeline.models.names import PACKAGE_OF
 from wsi_pipeline.models.score_distance import SCORE_BINS, Reliability
 from wsi_pipeline.monitoring.reviews import SlideReview, read_review
 from wsi_pipeline.pipeline.manifest import MANIFEST_NAME, SLIDE_EVENT
@@ -40,6 +41,9 @@ class ModelRef:
     mpp: float
     hears_slide: bool
     """Whether its network takes what the whole slide looks like beside each patch."""
+
+    is_package: bool = False
+    """Whether it is a package of other people's, which cannot be trained."""
 
 
 @dataclass(frozen=True)
@@ -257,6 +261,7 @@ def _model_of(summary: Mapping[str, Any]) -> ModelRef:
         patch_px=int(summary["patch_px"]),
         mpp=float(models[0]["card"]["mpp"]),
         hears_slide=(models[0]["card"].get("architecture_options") or {}).get("slide_condition") is not None,
+        is_package=str(models[0]["card"].get("architecture", "")).startswith(PACKAGE_OF),
     )
 
 

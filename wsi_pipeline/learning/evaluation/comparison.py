@@ -96,7 +96,7 @@ def _about_splits(new: "ModelCard", old: "ModelCard") -> str:
     if not is_one_set or split_of(new) == split_of(old):
         return ""
     return (
-        f"{old.name} split its patients otherwise than {new.name} (split on their cards): if it was trained on "
+        "the older model split its patients otherwise than the newer one (split on their cards): if it was trained on "
         "patients of these, it is flattered here"
     )
 
