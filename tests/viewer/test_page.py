@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import write_scn, write_slide
+from made_packages import package
 from models import brightness_model
 from page import (
     AXE,
@@ -253,6 +254,19 @@ def test_keys_and_buttons_zoom_and_the_address_keeps_the_view(page: Any) -> None
     )
 
 
+def test_the_first_view_asks_for_its_own_tiles_first_and_for_the_maps_values_last(page: Any) -> None:
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    with page.expect_response(re.compile("/values$")):
+        page.goto("/slides/bounded#x=1600&y=1000&at=20")
+    levels = [int(found[1]) for url in asked if (found := re.search(r"/tiles/(\d+)/", url))]
+    # The small picture in the corner has the tile of the whole.
+    assert next(level for level in levels if level != 9) == max(levels) == 12
+    tiles = [number for number, url in enumerate(asked) if re.search("/(tiles|layers)/", url)]
+    assert next(number for number, url in enumerate(asked) if url.endswith("/values")) > max(tiles)
+    assert sum(url.endswith("/api/slides/bounded") for url in asked) == 1
+
+
 def test_layers_are_shown_and_hidden_by_keys_and_panel(page: Any) -> None:
     go(page, "whole")
     with_map = stage_pixels(page)
@@ -265,6 +279,46 @@ def test_layers_are_shown_and_hidden_by_keys_and_panel(page: Any) -> None:
     legend = page.get_by_role("list", name=re.compile("what became of each cell"))
     assert "background" in legend.inner_text()
     assert "rejected" in legend.inner_text()
+
+
+def test_the_sliders_are_named(page: Any) -> None:
+    go(page, "whole")
+    for name in ("Opacity", "IDC from"):
+        assert page.get_by_role("slider", name=re.compile(name)).count() == 1
+
+
+def test_the_key_of_a_layer_that_a_slide_has_not_leaves_the_map(page: Any) -> None:
+    go(page, "whole")
+    page.keyboard.press("u")
+    page.get_by_text("This slide has no such layer").wait_for()
+    assert view_of(page)["map"] == "heatmap"
+
+
+def test_the_probability_of_each_class_is_a_layer_with_its_value_under_the_pointer(
+    site: Site, page: Any, tmp_path: Path
+) -> None:
+    model = package(
+        tmp_path / "package", None, ("Stroma", "Tumor", "in situ"), patch_size_pixels=50, spacing_um_px=4.0
+    )
+    result = wp.infer_slide(site.slides / "whole.tiff", tmp_path / "out", model=str(model), device="cpu")
+    row, column = np.argwhere(np.isfinite(result.map))[7]
+    with served(tmp_path / "out", [site.slides]) as address:
+        page.goto(
+            f"{address}/slides/whole#at=2.5&opacity=1&x={result.x_um[column] / 4}&y={result.y_um[row] / 4}"
+        )
+        page.locator(".scale-bar").wait_for()
+        wait_for_tiles(page)
+        mapped = stage_pixels(page)
+        page.get_by_role("radio", name="probability of in situ").check()
+        wait_for_change(page, mapped, share=0.2)
+        bar = page.locator(".colour-bar")
+        assert "probability of in situ" in bar.inner_text()
+        assert bar.locator("i").count() == 0  # the threshold is one of IDC
+        box = page.locator(".osd").bounding_box()
+        page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+        value = float(result.class_map("in situ")[row, column])
+        page.get_by_test_id("readout").get_by_text(f"probability of in situ {value:.2f}").wait_for()
+        assert view_of(page)["map"] == "class%3Ain_situ"
 
 
 def test_the_threshold_outlines_anew_and_nothing_is_saved(site: Site, page: Any) -> None:
@@ -414,6 +468,8 @@ def test_the_models_regions_are_accepted_and_rejected_and_each_change_can_be_und
 
 def test_an_outline_is_drawn_with_the_keys_alone(site: Site, page: Any, fresh: None) -> None:
     go(page, "whole", x=800, y=600, at=5)
+    page.keyboard.press("v")  # the panel has the focus, and with it the arrows, until a corner is set
+    page.get_by_role("button", name="With the keys").wait_for()
     for key in ("b", "ArrowRight", "b", "ArrowDown", "b"):
         page.keyboard.press(key)
         page.wait_for_timeout(120)
@@ -492,6 +548,36 @@ def test_a_mark_is_taken_back_from_further_off_where_marks_are_drawn_larger(
     page.get_by_label("Mitoses counted").get_by_text("1", exact=True).wait_for()
     page.mouse.click(x + 15, y)
     page.get_by_label("Mitoses counted").get_by_text(str(counted), exact=True).wait_for()
+
+
+# --- keys ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("focus", ["tab", "combobox", "slider", "checkbox"])
+def test_the_keys_are_shown_over_the_slide_whatever_has_the_focus(page: Any, focus: str) -> None:
+    go(page, "whole")
+    page.get_by_role(focus).first.focus()
+    page.keyboard.press("?")
+    keys = page.get_by_role("dialog", name="Keys")
+    keys.get_by_text("next region").wait_for()
+    page.keyboard.press("m")  # what lies below hears nothing
+    page.keyboard.press("Escape")
+    keys.wait_for(state="hidden")
+    assert view_of(page)["map"] == "heatmap"
+    assert page.evaluate("document.activeElement.getAttribute('role') ?? document.activeElement.type") in (
+        focus,
+        {"combobox": "select-one", "slider": "range"}.get(focus),
+    )
+
+
+def test_escape_leads_from_a_text_back_to_the_slide(page: Any) -> None:
+    go(page, "whole", x=800, y=600, at=5, tab="review")
+    page.get_by_label("Your name").focus()
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("Escape")
+    before = float(view_of(page)["x"])
+    page.keyboard.press("ArrowRight")
+    assert float(view_of(page)["x"]) > before
 
 
 # --- the other pages --------------------------------------------------------------------------------------------
