@@ -6,6 +6,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -673,6 +674,79 @@ def test_sorted_by_patient_the_list_sums_the_slides_of_each(site: Site, page: An
     assert "1 slide, 1 without a map" in heads.last.inner_text()
     page.get_by_role("button", name="Status").click()
     assert heads.count() == 0
+
+
+def test_the_list_follows_a_batch_that_runs_and_lets_the_server_end(
+    site: Site, page: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(site.out / "whole", tmp_path / "out/whole")
+    shutil.copytree(site.out / "bounded", tmp_path / "out/bounded")
+    (tmp_path / "out/bounded/summary.json").unlink()
+    begun = datetime.now(UTC) - timedelta(seconds=100)
+    (tmp_path / "out/.batch/events").mkdir(parents=True)
+
+    def happens(event: str, after: float, **values: object) -> None:
+        line = {"time": (begun + timedelta(seconds=after)).isoformat(), "event": event, **values}
+        with (tmp_path / "out/.batch/events/1.jsonl").open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+    happens("batch_started", 0, slides=4)
+    happens("slide", 50, slide="whole", status="done")
+    happens("slide_started", 51, slide="bounded")
+    happens("slide_progress", 80, slide="bounded", done=30, total=40)
+    with served(tmp_path / "out", [site.slides]) as address:
+        page.goto(address)
+        page.get_by_text("1 of 4 slides ended, about 5 min left").wait_for()
+        row = page.get_by_role("row", name=re.compile("bounded"))
+        assert "running" in row.inner_text()
+        assert row.get_by_role("progressbar").evaluate("bar => bar.value") == 0.75
+        # The page hears of what happens while it is looked at.
+        happens("slide", 95, slide="bounded", status="failed", reason="cut short")
+        page.get_by_text("2 of 4 slides ended, 1 failed").wait_for()
+        assert "cut short" in row.inner_text()
+        happens("batch_ended", 99)
+        page.get_by_text("slides ended").wait_for(state="hidden")
+        other = page.context.new_page()  # whose complaints, once the server is gone, are no fault
+        other.goto(address)
+        other.get_by_text("2 slides").wait_for()
+        page.goto("about:blank")
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_label_and_macro_are_fetched_only_when_asked_for(
+    site: Site, page: Any, tmp_path: Path, shared: Path
+) -> None:
+    slide = shared / "data/slides/cmu_1_small_region.svs"
+    wp.infer_slide(slide, tmp_path, model=brightness_model(), device="cpu")
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    with served(tmp_path, [slide.parent]) as address:
+        page.goto(f"{address}/slides/{slide.stem}#tab=about")
+        page.get_by_text("They can carry a patient's name").wait_for()
+        wait_for_tiles(page)
+        assert not any("associated" in url for url in asked)
+        with page.expect_response(re.compile("associated/label.jpg")) as found:
+            page.get_by_role("button", name="Show the label").click()
+        assert found.value.headers["cache-control"] == "no-store"
+        assert not any("macro" in url for url in asked)
+        page.goto("about:blank")
+
+
+def test_a_read_only_page_shows_what_was_said_and_takes_nothing(
+    site: Site, page: Any, fresh: None, made: Path
+) -> None:
+    put_outline(site, page, "whole", [[400, 400], [900, 400], [900, 800], [400, 800], [400, 400]])
+    with served(made / "out", [made / "slides"], read_only=True) as address:
+        page.goto(f"{address}/slides/whole#tab=review")
+        page.get_by_text("Read only: the review is shown").wait_for()
+        page.get_by_role("button", name=re.compile("Added")).wait_for()
+        assert page.get_by_role("button", name=re.compile("Accept|Draw a region|Undo")).count() == 0
+        wait_for_tiles(page)
+        page.keyboard.press("n")
+        page.keyboard.press("y")
+        page.get_by_text("Not saved").wait_for()
+        page.goto("about:blank")
+    assert review(site, page, "whole")["revision"] == 1
 
 
 def test_no_path_leads_out_of_the_run_folders(site: Site, page: Any) -> None:

@@ -32,6 +32,7 @@ from wsi_pipeline.viewer.access import Access, hashed, is_loopback
 from wsi_pipeline.viewer.deep_zoom import DeepZoom
 
 fastapi_testclient = pytest.importorskip("fastapi.testclient", reason="needs the extra 'viewer'")
+from wsi_pipeline.viewer import app as app_module  # noqa: E402
 from wsi_pipeline.viewer import pixels as pixels_module  # noqa: E402
 from wsi_pipeline.viewer.app import make_app  # noqa: E402
 from wsi_pipeline.viewer.append_log import AppendLog, RevisionConflict  # noqa: E402
@@ -588,6 +589,15 @@ def test_a_picture_is_scored_beside_what_validation_found_at_that_score(client):
     Image.new("1", (30_000, 30_000)).save(huge, format="PNG")
     refused = client.post("/api/predict?mpp=4", content=huge.getvalue(), headers=OURS)
     assert "too large" in refused.json()["error"]
+
+
+def test_a_picture_that_takes_too_long_is_given_up(client, monkeypatch):
+    monkeypatch.setattr(app_module, "PREDICTION_SECONDS", 0)
+    content = io.BytesIO()
+    Image.fromarray(section()[:150, :150]).save(content, format="PNG")
+    answer = client.post("/api/predict?mpp=4", content=content.getvalue(), headers=OURS)
+    assert answer.status_code == 408
+    assert "give a smaller picture" in answer.json()["error"]
 
 
 def test_a_place_says_what_the_map_says_of_its_patch(made, tmp_path):

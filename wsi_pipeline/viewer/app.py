@@ -65,6 +65,7 @@ def make_app(viewer: Viewer, access: Access, hosts: frozenset[str] | None = None
 
     app = FastAPI(title="wsi_pipeline", version=VERSION, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.metrics = Metrics()
+    app.state.stopping = asyncio.Event()
     _add_errors(app)
     _add_checks(app, access, hosts)
     _add_pages(app, access)
@@ -219,12 +220,13 @@ def _add_slides(app: FastAPI, viewer: Viewer, access: Access) -> None:
     @app.get("/api/events")
     async def events(request: Request) -> Response:
         async def changes() -> AsyncIterator[str]:
-            known = ""
-            while not await request.is_disconnected():
+            known, stopping = "", app.state.stopping
+            while not (stopping.is_set() or await request.is_disconnected()):
                 state = await anyio.to_thread.run_sync(viewer.state)
                 yield 'data: {"kind": "changed"}\n\n' if state != known else ": waiting\n\n"
                 known = state
-                await asyncio.sleep(WATCH_SECONDS)
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(stopping.wait(), WATCH_SECONDS)
 
         return StreamingResponse(changes(), media_type="text/event-stream")
 
