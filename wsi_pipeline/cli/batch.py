@@ -227,7 +227,9 @@ class _Batch:
             assert self._log
             self._watchdog.moved()
             self._progress.started(entry.name)
-            self._attempts[entry] = self._manifest.started(entry.name, attempt=attempt, worker=worker)
+            self._attempts[entry] = self._manifest.started(
+                entry.name, path=str(entry.path.absolute()), attempt=attempt, worker=worker
+            )
 
     def progressed(self, entry: SlideEntry, done: int, total: int) -> None:
         """`done` of `total` patches of the slide."""

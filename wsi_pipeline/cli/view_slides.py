@@ -58,6 +58,7 @@ def _run(args: argparse.Namespace) -> int:
         from wsi_pipeline.viewer.access import Access, hashed, is_loopback
         from wsi_pipeline.viewer.app import make_app
         from wsi_pipeline.viewer.service import Viewer
+        from wsi_pipeline.viewer.serving import PageServer
     except ImportError as error:
         raise UsageError(
             f"view-slides needs {error.name}, which is not installed: pip install '.[viewer]'"
@@ -83,8 +84,9 @@ def _run(args: argparse.Namespace) -> int:
     access = Access(hashed(token) if token else None, args.read_only)
     names = frozenset({"localhost", "127.0.0.1", "::1"}) if is_loopback(args.host) and not token else None
     viewer = Viewer(out, args.slides, args.model, args.device)
+    app = make_app(viewer, access, names)
     config = uvicorn.Config(
-        make_app(viewer, access, names),
+        app,
         host=args.host,
         port=args.port,
         log_level="warning",
@@ -92,7 +94,7 @@ def _run(args: argparse.Namespace) -> int:
         server_header=False,
         timeout_graceful_shutdown=3,
     )
-    server = uvicorn.Server(config)
+    server = PageServer(app, config)
     socket = config.bind_socket()
     # Who opens the address at once waits until the server answers, and is not refused.
     socket.listen(config.backlog)
