@@ -11,7 +11,8 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
-from conftest import noise, write_slide
+from conftest import noise, write_outlines, write_slide
+from shapely.geometry import box
 from test_infer import section
 
 from wsi_pipeline.cli import infer_slide, tile_slides
@@ -126,6 +127,20 @@ def test_two_slides_of_one_name_do_not_share_a_folder(slide: Path, config: Path,
     rows = manifest(tmp_path / "out")
     assert [row["status"] for row in rows] == ["done", "failed"]
     assert "same name" in rows[1]["reason"]
+
+
+def test_slides_of_a_patient_cut_by_two_commands_are_said_to_share_names_in_the_idc_layout(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    slides = [write_slide(tmp_path / f"P1{n}.tiff", section()[:400, :500], mpp=(4.0, 4.0)) for n in "ab"]
+    for each in slides:
+        write_outlines(each, [(box(100, 100, 400, 300), "IDC")])
+    how = ["--out", tmp_path / "out", "--config", config, "--annotations", tmp_path, "--export-format", "idc"]
+    for given, is_warned in (([slides[0]], False), ([slides[1]], True), (slides, False)):
+        assert tile(*given, *how, "--patient-pattern", "^P1", "--no-isolate") == 0
+        assert ("other slides were cut before (P1a)" in capsys.readouterr().err) == is_warned
+    exported = [path.name for path in (tmp_path / "out").rglob("P1_idx*.png")]
+    assert len(set(exported)) == len(exported) > 1
 
 
 def test_another_slide_of_a_name_is_refused_naming_both_and_one_that_was_moved_keeps_one_row(

@@ -190,6 +190,20 @@ class Manifest:
         return True
 
 
+def done_before(out: OutPath) -> dict[str, str]:
+    """Of each slide that the manifest calls done its patient, empty where it says none; nothing without a manifest."""
+    try:
+        text = read_whole(out / MANIFEST_NAME).decode()
+    except (FileNotFoundError, ValueError):
+        return {}
+    rows = csv.DictReader(io.StringIO(text, newline=""))
+    return {
+        from_spreadsheet(row.get("slide") or ""): from_spreadsheet(row.get("patient") or "")
+        for row in rows
+        if row.get("status") in ("done", "skipped")
+    }
+
+
 def _cell(value: Any) -> Any:
     """As the file has it: events that others wrote may hold what steers a terminal or a spreadsheet."""
     return for_spreadsheet(on_one_line(value) if isinstance(value, str) else value)
