@@ -23,6 +23,7 @@ from test_infer import section
 
 import wsi_pipeline as wp
 from wsi_pipeline.base.geometry import Box
+from wsi_pipeline.jobs.events import EVENTS
 from wsi_pipeline.results.figures.palette import colour
 from wsi_pipeline.slides.annotations.files import outlines_of
 from wsi_pipeline.slides.annotations.geojson import AnnotationOptions, qupath_origin0, read_outlines
@@ -37,6 +38,7 @@ from wsi_pipeline.viewer.app import make_app  # noqa: E402
 from wsi_pipeline.viewer.append_log import AppendLog, RevisionConflict  # noqa: E402
 from wsi_pipeline.viewer.open_results import stamp_of  # noqa: E402
 from wsi_pipeline.viewer.pixels import find_slide  # noqa: E402
+from wsi_pipeline.viewer.run_folders import RunFolders  # noqa: E402
 from wsi_pipeline.viewer.service import Viewer  # noqa: E402
 
 TestClient = fastapi_testclient.TestClient
@@ -740,3 +742,12 @@ def test_boxes_and_planes_meet_at_the_slides_edge():
     zoom = DeepZoom(wp.Size(1000, 700))
     last = zoom.levels - 1
     assert zoom.box(last, 1, 1) == Box(512, 512, 488, 188)
+
+
+def test_a_second_slide_of_a_name_that_was_refused_gives_the_map_no_patient(tmp_path: Path) -> None:
+    done = {"event": "slide", "slide": "a", "status": "done", "patient": "P1", "time": "2026-01-05T01:00:00"}
+    refused = done | {"status": "failed", "refused": True, "patient": "P2", "time": "2026-01-06T01:00:00"}
+    (tmp_path / EVENTS).mkdir(parents=True)
+    (tmp_path / EVENTS / "one.jsonl").write_text(f"{json.dumps(done)}\n{json.dumps(refused)}\n")
+    (row,) = RunFolders(tmp_path).listing()["slides"]
+    assert row["patient"] == "P1"

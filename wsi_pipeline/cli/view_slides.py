@@ -64,14 +64,18 @@ def _run(args: argparse.Namespace) -> int:
             f"view-slides needs {error.name}, which is not installed: pip install '.[viewer]'"
         ) from error
 
-    from wsi_pipeline.base.files import out_path
+    from wsi_pipeline.base.files import out_path, reading
+    from wsi_pipeline.models.names import check_model_names
 
+    check_model_names([args.model])
     if args.device not in ("auto", "cpu"):
         from wsi_pipeline.inference.device import choose_device
 
         choose_device(args.device)
     out = out_path(args.out)
-    if not out.exists():
+    with reading(out):
+        is_there = out.exists()
+    if not is_there:
         raise UsageError(f"{out}: no such folder; expected the --out of infer-slide or tile-slides")
     for folder in args.slides:
         if not folder.is_dir():

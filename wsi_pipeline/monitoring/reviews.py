@@ -80,7 +80,7 @@ def read_review(
             )
         return None
     try:
-        content = AppendLog(folder / LOG_NAME, is_change).read()
+        content = AppendLog(folder / LOG_NAME, is_change).read(warns=False)
     except (OutputError, OSError) as error:
         problems.append(f"{folder.name}/{LOG_NAME}: cannot be read: {error}")
         return None
@@ -98,7 +98,7 @@ def read_review(
         _count_outline(review, feature, regions, map_key, scale)
     if review.earlier:
         problems.append(
-            f"{folder.name}/{LOG_NAME}: {review.earlier} outlines are of an earlier map of this slide; they label "
+            f"{folder.name}/{LOG_NAME}: outlines of an earlier map of this slide: {review.earlier}; they label "
             "patches, and are in no figure of this one"
         )
     if not review.has_labels:

@@ -119,7 +119,9 @@ class RunFolders:
             elif kind == _ENDED:
                 known.status = str(event.get("status", ""))
                 known.reason = str(event.get("reason") or "")
-                known.patient = str(event.get("patient") or "")
+                # A second slide of the name, which was refused, is not the one that is shown.
+                if known.status != "failed" or not known.patient:
+                    known.patient = str(event.get("patient") or "")
                 known.finished = str(event.get("finished") or when)
                 known.progress = None
 
