@@ -315,6 +315,7 @@ def test_the_probability_of_each_class_is_a_layer_with_its_value_under_the_point
         bar = page.locator(".colour-bar")
         assert "probability of in situ" in bar.inner_text()
         assert bar.locator("i").count() == 0  # the threshold is one of IDC
+        assert page.get_by_label("Hide below the threshold").is_disabled()
         box = page.locator(".osd").bounding_box()
         page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
         value = float(result.class_map("in situ")[row, column])
@@ -470,7 +471,7 @@ def test_the_models_regions_are_accepted_and_rejected_and_each_change_can_be_und
 def test_an_outline_is_drawn_with_the_keys_alone(site: Site, page: Any, fresh: None) -> None:
     go(page, "whole", x=800, y=600, at=5)
     page.keyboard.press("v")  # the panel has the focus, and with it the arrows, until a corner is set
-    page.get_by_role("button", name="With the keys").wait_for()
+    page.wait_for_function("() => document.activeElement.id === 'tab-review'")
     for key in ("b", "ArrowRight", "b", "ArrowDown", "b"):
         page.keyboard.press(key)
         page.wait_for_timeout(120)
@@ -682,7 +683,7 @@ def test_the_list_follows_a_batch_that_runs_and_lets_the_server_end(
     shutil.copytree(site.out / "whole", tmp_path / "out/whole")
     shutil.copytree(site.out / "bounded", tmp_path / "out/bounded")
     (tmp_path / "out/bounded/summary.json").unlink()
-    begun = datetime.now(UTC) - timedelta(seconds=100)
+    begun = datetime.now(UTC) - timedelta(seconds=1000)
     (tmp_path / "out/.batch/events").mkdir(parents=True)
 
     def happens(event: str, after: float, **values: object) -> None:
@@ -691,20 +692,21 @@ def test_the_list_follows_a_batch_that_runs_and_lets_the_server_end(
             file.write(json.dumps(line) + "\n")
 
     happens("batch_started", 0, slides=4)
-    happens("slide", 50, slide="whole", status="done")
-    happens("slide_started", 51, slide="bounded")
-    happens("slide_progress", 80, slide="bounded", done=30, total=40)
+    happens("slide", 500, slide="whole", status="done")
+    happens("slide_started", 501, slide="bounded")
+    happens("slide_progress", 990, slide="bounded", done=30, total=40)
     with served(tmp_path / "out", [site.slides]) as address:
         page.goto(address)
-        page.get_by_text("1 of 4 slides ended, about 5 min left").wait_for()
+        # In 1,000 s, 1.75 of them.
+        page.get_by_text(re.compile("1 of 4 slides ended, about 2[0-4] min left")).wait_for()
         row = page.get_by_role("row", name=re.compile("bounded"))
         assert "running" in row.inner_text()
         assert row.get_by_role("progressbar").evaluate("bar => bar.value") == 0.75
         # The page hears of what happens while it is looked at.
-        happens("slide", 95, slide="bounded", status="failed", reason="cut short")
+        happens("slide", 995, slide="bounded", status="failed", reason="cut short")
         page.get_by_text("2 of 4 slides ended, 1 failed").wait_for()
         assert "cut short" in row.inner_text()
-        happens("batch_ended", 99)
+        happens("batch_ended", 999)
         page.get_by_text("slides ended").wait_for(state="hidden")
         other = page.context.new_page()  # whose complaints, once the server is gone, are no fault
         other.goto(address)
@@ -800,6 +802,11 @@ def test_no_page_breaks_a_rule_of_accessibility(site: Site, page: Any, scheme: s
     for tab in ("Map", "Regions", "Review", "Grading", "Ask", "About"):
         page.get_by_role("tab", name=tab).click()
         check(tab)
+    page.keyboard.press("?")
+    check("the keys")
+    page.goto("/slides/broken")
+    page.get_by_role("alert").wait_for()
+    check("a broken slide")
     for path in ("/try", "/model", "/help"):
         page.goto(path)
         page.locator("h1").wait_for()

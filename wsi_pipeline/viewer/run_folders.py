@@ -231,10 +231,15 @@ class RunFolders:
         ]
         failed = sum(known.status == "failed" for known in newer)
         running = bool(batch.started) and batch.ended < batch.started and _age_s(batch.last_event) < SILENT_S
+        # Slides that are worked on count for the part of them that is done: of one alone nothing else is known.
+        done = len(newer) + sum(
+            known.progress or 0.0
+            for known in self._known.values()
+            if known.status == "running" and known.heard >= batch.started
+        )
         left = None
-        if running and newer and batch.planned > len(newer):
-            spent = _age_s(batch.started)
-            left = round(spent / len(newer) * (batch.planned - len(newer)))
+        if running and done > 0 and batch.planned > len(newer):
+            left = round(_age_s(batch.started) / done * max(0.0, batch.planned - done))
         return {
             "running": running,
             "done": len(newer) - failed,

@@ -8,6 +8,7 @@ export function LayersPanel({ space }: { space: Workspace }) {
   const { view } = space;
   const maps = view.layers.filter((layer) => layer.kind !== "classes");
   const masks = view.layers.filter((layer) => layer.kind === "classes");
+  const shown = view.layers.find(({ name }) => name === space.layer.value);
   return (
     <>
       <fieldset>
@@ -74,6 +75,7 @@ export function LayersPanel({ space }: { space: Workspace }) {
           <input
             type="checkbox"
             checked={space.hideBelow.value}
+            disabled={shown !== undefined && shown.kind !== "probability"}
             onChange={(event) => {
               space.hideBelow.value = event.currentTarget.checked;
             }}
