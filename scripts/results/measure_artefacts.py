@@ -45,6 +45,8 @@ FOLDS = {"fold, two layers": 2, "fold, three layers": 3}
 GREY = {"dust": 0.35, "fibre": 0.3, "rim of a bubble": 0.45, "edge of a coverslip": 0.6}
 # Between what is laid on glass and the nearest tissue.
 AWAY_UM = 400.0
+# Between two kinds, in pixels of the plane: more than TissueOptions.smooth_um and close_um bridge.
+APART_PX = 12
 # Of red beside blue, in pixels of the plane.
 FRINGE_PX = 0.125
 STROKES, WIDTH_UM, LENGTH_UM, FIELD_UM, SEED = 6, 240.0, 1_600.0, 800.0, 0
@@ -127,11 +129,11 @@ def section(slides: list[Seen]) -> str:
             *rows,
             "",
             f"The same inks, and what is grey, on glass {AWAY_UM:g} um and more away from tissue, {STROKES} of each on "
-            "a slide:",
+            "a slide, all kinds together:",
             "",
             "| on glass | of it taken for tissue | of it scored | on the slide where it is most |",
             "| --- | --- | --- | --- |",
-            *(glass_row(name, slides) for name in (*GREY, *INKS)),
+            *glass_rows(slides),
         ]
     )
 
@@ -157,62 +159,70 @@ def as_they_stand(slides: list[Seen]) -> list[str]:
     ]
 
 
-def glass_row(name: str, slides: list[Seen]) -> str:
-    """A line of the second table."""
-    found = np.array([counted_on_glass(one, name) for one in slides])  # [slides, 3]
-    found = found[found[:, 0] > 0]  # there are slides without so much glass
-    defect, tissue, scored = found.sum(axis=0)
-    most = (found[:, 2] / found[:, 0]).max()
-    row = f"| {name} | {tissue / defect:.1%} | {scored / defect:.1%} | {most:.1%} |"
-    print(row, flush=True)
-    return row
+def glass_rows(slides: list[Seen]) -> list[str]:
+    """The lines of the second table."""
+    of_slides = [counted_on_glass(one) for one in slides]
+    rows = []
+    for name in (*GREY, *INKS):
+        found = np.array([of_slide[name] for of_slide in of_slides])  # [slides, 3]
+        found = found[found[:, 0] > 0]  # there are slides without so much glass
+        defect, tissue, scored = found.sum(axis=0)
+        most = (found[:, 2] / found[:, 0]).max()
+        rows.append(f"| {name} | {tissue / defect:.1%} | {scored / defect:.1%} | {most:.1%} |")
+    return rows
 
 
-def counted_on_glass(one: Seen, name: str) -> tuple[int, int, int]:
-    """Pixels of the defect, those of them that are taken for tissue, and those that would be scored."""
-    where = on_glass(one, name)
-    passes = np.asarray(INKS[name]) / GLASS if name in INKS else np.full(3, GREY[name])
-    amount = ndimage.gaussian_filter(where.astype(np.float32), 0.5)
+def counted_on_glass(one: Seen) -> dict[str, tuple[int, int, int]]:
+    """Of each kind its pixels, those of them that are taken for tissue, and those that would be scored."""
+    placed = on_glass(one)
     rgb = one.rgb.astype(np.float32)
     for channel, aside in enumerate((FRINGE_PX, 0, -FRINGE_PX)):
-        there = ndimage.shift(amount, (0, aside), order=1, mode="nearest")
-        rgb[..., channel] *= 1 - there * (1 - passes[channel])
+        kept_out = np.zeros(rgb.shape[:2], np.float32)
+        for name, where in placed.items():
+            kept_out[where] = 1 - (INKS[name][channel] / GLASS if name in INKS else GREY[name])
+        blurred = ndimage.gaussian_filter(kept_out, 0.5)
+        rgb[..., channel] *= 1 - ndimage.shift(blurred, (0, aside), order=1, mode="nearest")
     changed = np.clip(np.rint(rgb), 0, 255).astype(np.uint8)
     tissue = find_tissue(changed, one.plane, one.mpp, TissueOptions())
-    taken = where & tissue.mask
-    if not taken.any():
-        return int(where.sum()), 0, 0
     found = find_artefacts(changed, one.plane, one.mpp, tissue.mask, tissue.glass, ArtefactOptions())
-    return int(where.sum()), int(taken.sum()), int((taken & ~found.rejected).sum())
+    scored = tissue.mask & ~found.rejected
+    return {
+        name: (int(where.sum()), int((where & tissue.mask).sum()), int((where & scored).sum()))
+        for name, where in placed.items()
+    }
 
 
-def on_glass(one: Seen, name: str) -> Mask:
-    """Where the defect lies: nowhere within AWAY_UM of tissue."""
-    away = round(AWAY_UM / min(one.mpp))
-    free = ~ndimage.maximum_filter(one.tissue.mask, 2 * away + 1)
-    where = np.zeros_like(free)
-    places = np.argwhere(free)
-    if not len(places):
-        return where
+def on_glass(one: Seen) -> dict[str, Mask]:
+    """Where each kind lies: nowhere within AWAY_UM of tissue, nor within APART_PX of another kind."""
+    free = ~_widened(one.tissue.mask, round(AWAY_UM / min(one.mpp)))
     chance = np.random.default_rng(SEED)
     rows, columns = np.indices(free.shape, np.float32)
-    for row, column in places[chance.integers(0, len(places), STROKES)]:
-        angle = chance.uniform(0, np.pi)
-        x, y = (columns - column) * one.mpp[0], (rows - row) * one.mpp[1]
-        along = np.abs(x * np.cos(angle) + y * np.sin(angle))
-        across = np.abs(y * np.cos(angle) - x * np.sin(angle))
-        radius = np.hypot(x, y)
-        if name == "dust":
-            where |= radius <= chance.uniform(10, 60)
-        elif name == "fibre":
-            where |= (across <= 8) & (along <= 500)
-        elif name == "rim of a bubble":
-            where |= np.abs(radius - chance.uniform(200, 800)) <= 20
-        elif name == "edge of a coverslip":
-            where |= across <= 12
-        else:
-            where |= (along <= LENGTH_UM / 2) & (across <= WIDTH_UM / 2)
-    return np.asarray(where & free)
+    placed = {}
+    for name in (*GREY, *INKS):
+        where, places = np.zeros_like(free), np.argwhere(free)
+        for row, column in places[chance.integers(0, len(places), STROKES)] if len(places) else []:
+            angle = chance.uniform(0, np.pi)
+            x, y = (columns - column) * one.mpp[0], (rows - row) * one.mpp[1]
+            along = np.abs(x * np.cos(angle) + y * np.sin(angle))
+            across = np.abs(y * np.cos(angle) - x * np.sin(angle))
+            radius = np.hypot(x, y)
+            if name == "dust":
+                where |= radius <= chance.uniform(10, 60)
+            elif name == "fibre":
+                where |= (across <= 8) & (along <= 500)
+            elif name == "rim of a bubble":
+                where |= np.abs(radius - chance.uniform(200, 800)) <= 20
+            elif name == "edge of a coverslip":
+                where |= across <= 12
+            else:
+                where |= (along <= LENGTH_UM / 2) & (across <= WIDTH_UM / 2)
+        placed[name] = where & free
+        free &= ~_widened(placed[name], APART_PX)
+    return placed
+
+
+def _widened(mask: Mask, by_px: int) -> Mask:
+    return np.asarray(ndimage.maximum_filter(mask, 2 * by_px + 1))
 
 
 def counted(one: Seen, name: str) -> tuple[int, int, int, int]:

@@ -195,7 +195,7 @@ def test_each_reason_not_to_score_tissue_has_its_own_colour_and_its_area(tmp_pat
     names = [*SPOILT, *PASSED_OVER]
     bands = {name: np.zeros_like(tissue) for name in names}
     for i, name in enumerate(names):
-        bands[name][:, 100 + 150 * i : 200 + 150 * i] = True
+        bands[name][:, 50 + 120 * i : 130 + 120 * i] = True
     render_tissue(tmp_path / "all.png", thumbnail, tissue, {n: (m, 1.5) for n, m in bands.items()}, None, 4.0)
     render_tissue(tmp_path / "none.png", thumbnail, tissue, {}, None, 4.0)
     shown, plain = pixels(tmp_path / "all.png"), pixels(tmp_path / "none.png")
