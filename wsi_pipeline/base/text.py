@@ -1,4 +1,4 @@
-r"""One way to write any name as text: for terminals, tables, events, pages and pictures.
+r"""One way to write any name, and any number of things, as text: for terminals, tables, events, pages and pictures.
 
 A file's name is bytes. Python gives those that are no UTF-8 as lone surrogates, which no file of text can hold; control
 characters and those that turn the direction of writing change what a terminal shows around them. `printable` writes
@@ -86,6 +86,17 @@ def printable_values(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [printable_values(each) for each in value]
     return value
+
+
+def counted(number: int, one: str, many: str = "") -> str:
+    """So many of something, in words of a sentence; `many` where the plural is no regular one.
+
+    >>> counted(1, "slide"), counted(2_000, "patch"), counted(0, "focus", "foci")
+    ('1 slide', '2,000 patches', '0 foci')
+    """
+    if number == 1:
+        return f"1 {one}"
+    return f"{number:,} {many or one + ('es' if one.endswith(('s', 'x', 'ch', 'sh')) else 's')}"
 
 
 def _escaped(character: str) -> str:

@@ -10,7 +10,6 @@ Folds are left out: at this scale they are as dark as dense carcinoma beside the
 """
 
 from dataclasses import dataclass
-from itertools import product
 from typing import Annotated
 
 import numpy as np
@@ -21,7 +20,7 @@ from wsi_pipeline.base.geometry import Plane
 from wsi_pipeline.base.options import Field, options
 from wsi_pipeline.base.types import Mask, RgbImage
 from wsi_pipeline.tiling.blur import find_blur
-from wsi_pipeline.tiling.tissue import Glass, channel_od, strips, without_small
+from wsi_pipeline.tiling.tissue import Glass, by_strips, channel_od, without_small
 
 
 @options
@@ -105,23 +104,24 @@ def find_artefacts(
     """
     checked = {"pen": options.check_pen, "red": options.check_red, "dark": options.check_dark}
     found = {reason: np.ones_like(tissue) for reason, wanted in checked.items() if wanted}
-    for rows, one in product(strips(len(rgb)), glass):
-        red, green, blue = channel_od(rgb[rows], one)
-        if options.check_pen:
-            found["pen"][rows] &= red - green > options.min_pen_od
-        if options.check_red:
-            of_red = (green > options.min_red_od) & (blue > options.min_red_blue * green)
-            found["red"][rows] &= of_red & (red < options.max_red_red * green)
-        if options.check_dark:
-            mean = (red + green + blue) / 3
-            spread = np.maximum(np.maximum(red, green), blue) - np.minimum(np.minimum(red, green), blue)
-            found["dark"][rows] &= (mean > options.min_dark_od) & (spread <= options.max_grey_share * mean)
 
-    spoilt_by = {
-        reason: _with_margin(without_small(spots, options.min_spot_um2 / (mpp[0] * mpp[1])), mpp, options)
-        & tissue
-        for reason, spots in found.items()
-    }
+    def look_at(rows: slice) -> None:
+        for one in glass:
+            red, green, blue = channel_od(rgb[rows], one)
+            if options.check_pen:
+                found["pen"][rows] &= red - green > options.min_pen_od
+            if options.check_red:
+                of_red = (green > options.min_red_od) & (blue > options.min_red_blue * green)
+                found["red"][rows] &= of_red & (red < options.max_red_red * green)
+            if options.check_dark:
+                mean = (red + green + blue) / 3
+                spread = np.maximum(np.maximum(red, green), blue) - np.minimum(np.minimum(red, green), blue)
+                found["dark"][rows] &= (mean > options.min_dark_od) & (
+                    spread <= options.max_grey_share * mean
+                )
+
+    by_strips(len(rgb), look_at)
+    spoilt_by = {reason: _spots(found_by, mpp, options) & tissue for reason, found_by in found.items()}
     rejected = np.zeros_like(tissue)
     for spoilt in spoilt_by.values():
         rejected |= spoilt
@@ -133,6 +133,10 @@ def find_artefacts(
     return Artefacts(rejected, plane, areas_mm2, spoilt_by)
 
 
-def _with_margin(mask: Mask, mpp: tuple[float, float], options: ArtefactOptions) -> Mask:
+def _spots(mask: Mask, mpp: tuple[float, float], options: ArtefactOptions) -> Mask:
+    """The mask's pieces that are no specks, with their margin."""
+    if not mask.any():  # as on most slides
+        return mask
+    mask = without_small(mask, options.min_spot_um2 / (mpp[0] * mpp[1]))
     size_px = [2 * round(options.margin_um / size_um) + 1 for size_um in (mpp[1], mpp[0])]
     return np.asarray(ndimage.maximum_filter(mask, size_px, mode="constant"))
