@@ -4,6 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from wsi_pipeline.base.text import counted
 from wsi_pipeline.cli.common import ALL_DONE, command_parser, run_command
 
 EXAMPLE = """  monitor maps
@@ -42,7 +43,7 @@ def _run(args: argparse.Namespace) -> int:
     found = monitor(out_path(args.out), since)
     written = write_monitor(found)
     for own in found.models:
-        print(on_one_line(f"{own.model.words}: {len(own.slides)} slides"))
+        print(on_one_line(f"{own.model.words}: {counted(len(own.slides), 'slide')}"))
         for each in own.comparisons:
             if each.state == "beyond":
                 print(
@@ -50,7 +51,9 @@ def _run(args: argparse.Namespace) -> int:
                         f"  beyond its limit: {each.measure} {each.found:.3f} ({each.limit}): {each.words}"
                     )
                 )
-    print(f"{len(found.first)} slides to look at first, {len(found.runs.failed)} failures")
+    print(
+        f"{counted(len(found.first), 'slide')} to look at first, {counted(len(found.runs.failed), 'failure')}"
+    )
     for first in found.first[:5]:
         print(on_one_line(f"  {first.slide.name}: {first.reasons[0]}"))
     for problem in found.runs.problems:

@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
+from wsi_pipeline.base.text import counted
 from wsi_pipeline.base.version import VERSION
 from wsi_pipeline.inference.stain_check import MAX_SPREADS
 from wsi_pipeline.monitoring.against_card import (
@@ -60,16 +61,16 @@ def monitor_page(monitored: Monitored) -> Page:
 def _lead(monitored: Monitored) -> list[str]:
     runs = monitored.runs
     days = {slide.day for slide in runs.slides}
-    text = f"{_count(len(runs.slides), 'slide')} mapped on {_count(len(days), 'day')} (UTC)"
-    text += f" by {_count(len(monitored.models), 'model')}"
+    text = f"{counted(len(runs.slides), 'slide')} mapped on {counted(len(days), 'day')} (UTC)"
+    text += f" by {counted(len(monitored.models), 'model')}"
     text += (
-        f"; {_count(len({each.name for each in runs.failed}), 'slide')} failed"
+        f"; {counted(len({each.name for each in runs.failed}), 'slide')} failed"
         if runs.failed
         else "; none failed"
     )
-    text += f"; {_count(runs.before, 'older map')} left out" if runs.before else ""
+    text += f"; {counted(runs.before, 'older map')} left out" if runs.before else ""
     text += (
-        f"; {_count(runs.tiled, 'folder')} of tile-slides, which hold no map, left out" if runs.tiled else ""
+        f"; {counted(runs.tiled, 'folder')} of tile-slides, which hold no map, left out" if runs.tiled else ""
     )
     lead = [f"{text}."]
     lead += [
@@ -84,7 +85,7 @@ def _lead(monitored: Monitored) -> list[str]:
             else f"No figure can be compared with a card yet: that takes {MIN_SLIDES} slides of one model."
         )
     first = len(monitored.first)
-    lead.append(f"{_count(first, 'slide')} to look at first." if first else "No slide stands out.")
+    lead.append(f"{counted(first, 'slide')} to look at first." if first else "No slide stands out.")
     if runs.problems:
         lead.append(f"Not read, not finished, or to be known, each named below: {len(runs.problems)}.")
     return lead
@@ -131,7 +132,7 @@ def _against_card(own: ModelFigures) -> Section:
     ]
     names = ("figure", "state", "meaning", "on the card", "limit", "slides", "found")
     blocks: list[Block] = [
-        f"{_count(len(own.slides), 'slide')} together, each patch alone. Of fewer than {MIN_SLIDES} slides nothing is "
+        f"{counted(len(own.slides), 'slide')} together, each patch alone. Of fewer than {MIN_SLIDES} slides nothing is "
         "concluded.",
         Table(names, rows, text_columns=5),
     ]
@@ -295,7 +296,7 @@ def _retraining(monitored: Monitored) -> Section:
     blocks: list[Block] = []
     if plan.lines:
         blocks.append(
-            f"On {_count(len(plan.slides), 'reviewed slide')}: cut and label, go on from the model, compare with it."
+            f"On {counted(len(plan.slides), 'reviewed slide')}: cut and label, go on from the model, compare with it."
         )
         blocks.append(CommandLines(plan.lines))
     return Section("From here to a new model", [*blocks, *plan.notes])
@@ -322,7 +323,3 @@ def _problems(monitored: Monitored) -> list[Section]:
 
 def _figure(value: float | None) -> str:
     return "–" if value is None else f"{value:.3f}"
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number:,} {what}{'' if number == 1 else 's'}"

@@ -10,7 +10,7 @@ from pathlib import Path
 import yaml
 
 from wsi_pipeline.base.files import OutPath, write_bytes
-from wsi_pipeline.base.text import without_surrogates
+from wsi_pipeline.base.text import counted, without_surrogates
 from wsi_pipeline.monitoring.runs import MappedSlide
 from wsi_pipeline.slides.catalog import COLUMNS
 
@@ -73,19 +73,21 @@ def _notes(here: Sequence[MappedSlide]) -> list[str]:
             ", two to train on, since its network hears what a slide looks like," if model.hears_slide else ""
         )
         notes.append(
-            f"Reviewed slides of {len(patients)} patients: train-model needs {needed} at the least{why} and one to "
+            f"Reviewed slides of {counted(len(patients), 'patient')}: train-model needs {needed} at the "
+            f"least{why} and one to "
             "evaluate on. Review more, else it refuses"
         )
     idc = sum(slide.review.idc_outlines for slide in here if slide.review)
     not_idc = sum(slide.review.not_idc_outlines for slide in here if slide.review)
     if not idc or not not_idc:
         notes.append(
-            f"The reviews hold {idc} outlines of IDC and {not_idc} of what is not: a network is trained on both. "
+            f"The reviews hold {counted(idc, 'outline')} of IDC and {not_idc} of what is not: a network is "
+            f"trained on both. "
             "Reject wrong regions, and outline some benign tissue as Normal"
         )
     if unknown := sum(not slide.patient for slide in here):
         notes.append(
-            f"Of {unknown} reviewed slides the patient is not known: each counts as a patient of its own"
+            f"Of {counted(unknown, 'reviewed slide')} the patient is not known: each counts as a patient of its own"
         )
     if len(model.given) > 1:
         notes.append(

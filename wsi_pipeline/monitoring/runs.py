@@ -12,7 +12,7 @@ from typing import Any
 
 from wsi_pipeline.base.errors import ResultError, UsageError
 from wsi_pipeline.base.files import OutPath, folders, names, read_whole
-from wsi_pipeline.base.text import from_spreadsheet, printable_values
+from wsi_pipeline.base.text import counted, from_spreadsheet, printable_values
 from wsi_pipeline.jobs.events import EVENTS
 from wsi_pipeline.models.score_distance import SCORE_BINS, Reliability
 from wsi_pipeline.monitoring.reviews import SlideReview, read_review
@@ -319,10 +319,8 @@ def _rows_of_manifest(out: OutPath, patients: dict[str, str], problems: list[str
     except (ValueError, KeyError, csv.Error) as error:
         problems.append(f"{MANIFEST_NAME}: cannot be read ({error})")
         return
-    counted = Counter(row.get("status") for row in rows)
-    problems.append(
-        f"{EVENTS}: no event of a slide; {MANIFEST_NAME} counts {counted['failed']} failed slides, on days not known"
-    )
+    failed = counted(Counter(row.get("status") for row in rows)["failed"], "failed slide")
+    problems.append(f"{EVENTS}: no event of a slide; {MANIFEST_NAME} counts {failed}, when is not known")
 
 
 def _failures(
