@@ -2,10 +2,13 @@
 
 import json
 import os
+import re
+from pathlib import Path
 
 from hypothesis import given
 from hypothesis import strategies as st
 
+import wsi_pipeline
 from wsi_pipeline.base.text import as_named, printable, printable_values
 
 NAMES = st.binary(min_size=1, max_size=40).map(os.fsdecode)
@@ -40,3 +43,48 @@ def test_values_of_json_hold_no_surrogate_anywhere() -> None:
     found = printable_values(value)
     assert found == {"n\\xe9": ["\\xff", {"deep": ["\\x80", 3, None]}], "two\nlines": 1.5}
     assert json.loads(json.dumps(found, ensure_ascii=False).encode()) == found
+
+
+# What is counted in messages; a number before one of these goes through `counted`, which knows of one.
+COUNTED_NOUNS = (
+    "cells|circles|classes|days|epochs|failures|fields|files|foci|folders|groups|images|lines|mitoses|models|outlines|"
+    "overlaps|patches|patients|pictures|places|processes|regions|reviews|runs|shards|slides|tiles|warnings|workers"
+)
+# Never one where they are said, or no number.
+NOT_ONE = {
+    *(
+        "len(known)",
+        "len(entries)",
+        "pattern.groups",
+        "len(row)",
+        "len(regions)",
+        "uncertainty.models",
+        "fields",
+    ),
+    *(
+        "models",
+        "count",
+        "self.count",
+        "cells",
+        "self.batch_size",
+        "rows * columns:,",
+        "there[0]",
+        "",
+        "widths",
+    ),
+    *("self.rate:,.0f", "len(groups):,", "ending(place)", "layout", "held", "options.min_tumour:.0%"),
+    *("counted(len(missing), listing.by)", "%d patches", "%s of slides", "{} models", ":.2f"),
+}
+
+
+def test_no_message_says_one_of_a_plural() -> None:
+    package = Path(wsi_pipeline.__file__).parent
+    by_hand = re.compile(rf"(?:\{{([^{{}}\"]*)\}}|%[ds])(?: [a-z%-]+)? (?:{COUNTED_NOUNS})\b")
+    found = [
+        f"{path.relative_to(package)}: {match[0]}"
+        for path in sorted(package.rglob("*.py"))
+        for match in by_hand.finditer(path.read_text())
+        # In capitals stand limits, which are larger.
+        if (match[1] or match[0]) not in NOT_ONE and not re.search(r"\b[A-Z][A-Z_]+\b", match[1] or "")
+    ]
+    assert found == []

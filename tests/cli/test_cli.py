@@ -114,7 +114,7 @@ def test_done_slides_are_skipped_and_other_results_refused(
     printed = capsys.readouterr()
     assert "failed: " in printed.out
     assert "--overwrite" in printed.out
-    assert "1 of 1 slides failed; reasons in " in printed.err
+    assert "1 of 1 slide failed; reasons in " in printed.err
     assert "but for 1 refused (reasons above), of which it keeps the earlier results" in printed.err
     assert [row["status"] for row in manifest(out)] == ["skipped"]  # the row of the result that lies there
     assert tile(slide, "--out", out, "--config", config, "--overwrite") == 0
@@ -178,8 +178,8 @@ def test_a_dry_run_prints_and_writes_nothing(
     before = sorted(tmp_path.rglob("*"))
     assert tile(slide, "--out", tmp_path / "out", "--config", config, "--dry-run") == 0
     said = capsys.readouterr().out
-    assert "patches in 1 blocks" in said
-    assert "1 slides, 560 patches: about" in said
+    assert "patches in 1 block," in said
+    assert "1 slide, 560 patches: about" in said
     assert "MB on the disk" in said
     assert sorted(tmp_path.rglob("*")) == before
 
@@ -197,7 +197,7 @@ def test_a_dry_run_says_what_is_done_and_what_is_refused(
     said = capsys.readouterr().out
     assert "good: done already by the same recipe: would be skipped" in said
     assert "foreign: would be refused: " in said
-    assert "1 slides, " in said
+    assert "1 slide, " in said
     assert "0 begun before, 1 done already, 1 refused, 0 would fail" in said
     assert tile(foreign, *arguments, "--dry-run") == tile(foreign, *arguments) == 2
 

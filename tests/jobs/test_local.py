@@ -96,7 +96,7 @@ def test_a_job_that_cannot_be_opened_ends_the_batch_with_its_reason() -> None:
 
 
 def test_workers_that_die_at_the_start_end_the_batch() -> None:
-    with pytest.raises(JobError, match="3 workers died while they started"):
+    with pytest.raises(JobError, match="3 workers died while starting"):
         list(run_local(FailingStart(), ITEMS, 1, Ears()))
 
 

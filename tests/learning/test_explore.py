@@ -120,7 +120,7 @@ def test_the_command_refuses_what_it_cannot_use(tmp_path, capsys):
 def test_a_set_of_which_nothing_can_be_decoded_is_refused_by_name(tmp_path, capsys):
     write(tmp_path / "set", "a", 0, 0, pink(0)).write_bytes(b"no image")
     assert explore_patches.main([str(tmp_path / "set"), "--out", str(tmp_path / "out.html")]) == 2
-    assert "found none of 1 images that can be decoded, the first: " in capsys.readouterr().err
+    assert "found none of 1 image that can be decoded, the first: " in capsys.readouterr().err
     assert not (tmp_path / "out.html").exists()
 
 

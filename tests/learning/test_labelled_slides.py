@@ -43,7 +43,7 @@ def test_a_picture_of_labels_comes_before_outlines_and_what_is_left_over_is_logg
         pairs = found(tmp_path, "a.svs", "a_labels.png", "a.svs.geojson", "b.svs")
     assert pairs == [("a.svs", "a_labels.png")]
     assert "a.svs.geojson, are passed over: a label picture lies beside it" in caplog.text
-    assert "1 slides have no labels and are passed over: b.svs" in caplog.text
+    assert "1 slide without labels passed over: b.svs" in caplog.text
 
 
 def test_labels_that_fit_no_slide_or_two_are_refused(tmp_path: Path) -> None:

@@ -257,7 +257,7 @@ def test_the_table_says_which_stain_and_scale_were_used(tmp_path, capsys):
     said = capsys.readouterr().out
     assert "stain: of the picture by itself\nscale: not known, taken as the model's\n" in said
     assert classify_images.main([str(tmp_path / "a.png"), "--one-slide"]) == 0
-    assert "stain: of these 1 pictures" in capsys.readouterr().out
+    assert "stain: of this 1 picture" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", ["breast_40x.svs", "cmu_1_small_region.svs"])

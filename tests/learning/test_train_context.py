@@ -130,7 +130,7 @@ def test_mounts_are_split_by_patient_and_what_is_unknown_is_refused(tmp_path: Pa
     assert split_slides(list("abc"), named, None) == (["a", "c"], ["b"])
     with pytest.raises(DataError, match="found no patient x"):
         split_slides(["a", "x"], SplitOptions(), manifest)
-    with pytest.raises(DataError, match="1 slides to train on and 0 to evaluate on"):
+    with pytest.raises(DataError, match="1 slide to train on and 0 to evaluate on"):
         split_slides(["a"], SplitOptions(), None)
     with pytest.raises(DataError, match="both sides"):
         split_slides(list("abc"), SplitOptions(train=("train", "val"), val=("val",)), manifest)

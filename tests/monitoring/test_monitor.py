@@ -211,7 +211,7 @@ def test_outlines_of_an_earlier_map_are_named_and_in_no_figure(mapped, out):
     found = monitor(out, None)
     review = found.runs.slides[0].review
     assert (review.earlier, review.verdicts, review.corrected_share) == (1, {}, None)
-    assert any("outlines of an earlier map of this slide: 1;" in line for line in found.runs.problems)
+    assert any("of an earlier map of this slide: 1 outline, which" in line for line in found.runs.problems)
     assert found.days[0].corrections == 0
 
 

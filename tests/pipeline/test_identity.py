@@ -672,7 +672,7 @@ def test_patches_are_exported_after_they_were_planned_and_what_is_missing_is_mad
     assert run(export=False).skipped  # what is asked for is there
     sorted(place.iterdir())[3].unlink()
     assert run(export=False).skipped
-    assert run(export=True).drawn_again == "missing: 1 exported patches"
+    assert run(export=True).drawn_again == "missing: 1 exported patch"
     assert len(list(place.iterdir())) == first.patches
     info = (place.parent / "export.json").read_bytes()
     (place.parent / "export.json").unlink()

@@ -14,7 +14,13 @@ import wsi_pipeline as wp
 from wsi_pipeline.base.geometry import Plane
 from wsi_pipeline.pipeline.fields import fields_of, write_fields
 from wsi_pipeline.results.fields import FieldOptions
-from wsi_pipeline.results.figures.field_sheet import read_field, sheet_mpp
+from wsi_pipeline.results.figures.field_sheet import (
+    _lines,
+    _words,
+    read_field,
+    sheet_mpp,
+    write_field_sheet,
+)
 from wsi_pipeline.results.finished_map import FinishedMap
 from wsi_pipeline.results.regions import DelineateOptions, delineate
 from wsi_pipeline.slides.slide import open_slide
@@ -70,6 +76,30 @@ def test_a_slide_that_shows_nuclei_has_fields_by_them_and_a_sheet_and_crops(draw
     none = FieldOptions(count=0)
     write_fields(tmp_path, slide, overview, finished, none)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("fields", [0, 1, 4])
+def test_the_sheet_says_what_there_is_and_cuts_no_words(drawn, tmp_path: Path, fields: int):
+    slide, overview, finished = drawn
+    options = FieldOptions(count=4)
+    choice = fields_of(slide, overview, finished.heatmap, finished.plane, finished.regions, options)
+    finished = replace(finished, choice=replace(choice, fields=choice.fields[:fields]))
+    words = _words(slide, finished, 0.55, 0.5)
+    said = " ".join(word.text for word in words)
+    assert ("10" in said, "mm2" in said, "1 fields" in said) == (False, False, False)
+    assert {0: "No field found room", 1: "1 field, 0.55 mm", 4: "4 fields, 0.55 mm"}[fields] in said
+    assert ("no score of one field alone" in said) == (fields == 1)
+    assert ("in 4 fields of 0.55 mm, 0.95 mm²: score 1: up to 3" in said) == (fields == 4)
+    # No hot spot of 2 mm2, for there is less carcinoma: its line has no sign in the picture.
+    assert [word.sign for word in words if word.sign][-3:] == ["hot spot", "region", "nuclei"]
+    width, size = 300, 17
+    for word in words:
+        assert "".join(_lines(word, width, size)).replace(" ", "") == word.text.replace(" ", "")
+    write_field_sheet(tmp_path / "fields.png", slide, overview.thumbnail, finished, 0.55)
+    with Image.open(tmp_path / "fields.png") as sheet:
+        letters = np.asarray(sheet.convert("L")) < 90
+    # All words stand before the fields begin, and none at the right edge.
+    assert not letters[: sheet.height // 4, -20:].any()
 
 
 def test_a_field_is_shown_where_it_lies_at_its_true_scale(drawn):

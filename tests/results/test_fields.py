@@ -92,7 +92,8 @@ def test_every_field_lies_in_the_slide_on_tissue_and_in_tumour_and_none_over_ano
         for other in circles[:i]:
             assert one.intersection(other).area < 0.001 * one.area
     if len(choice.fields) < 10:
-        assert choice.warnings[0].startswith(f"{len(choice.fields)} fields for grading of 10 found room")
+        found = {0: "no field", 1: "1 field"}.get(n := len(choice.fields), f"{n} fields")
+        assert choice.warnings[0].startswith(f"{found} for grading found room (10 asked for)")
 
 
 def test_more_nuclei_come_first_where_the_model_is_as_sure():
@@ -178,9 +179,28 @@ def test_the_hot_spot_holds_its_areas_of_tissue_around_the_densest_place():
 
 
 def test_where_there_is_too_little_tissue_for_a_hot_spot_it_is_said():
-    heatmap = np.full((5, 5), 0.9, np.float32)  # 1 mm2 in all
+    heatmap = np.zeros((6, 40), np.float32)
+    heatmap[:, :6] = heatmap[:, -6:] = 0.9  # two of 1.44 mm2, 5.6 mm apart
+    tissue = (heatmap > 0).repeat(25, axis=0).repeat(25, axis=1)
+    choice = chosen(heatmap, CELLS_200_UM, MPP0, regions_of(heatmap), tissue=tissue)
+    assert any("Hot spot 2 mm2: there is no more than 1.44 mm2" in warning for warning in choice.warnings)
+
+
+def test_no_hot_spot_is_larger_than_all_carcinoma_and_each_says_how_much_of_it_it_holds():
+    heatmap = np.zeros((30, 30), np.float32)
+    heatmap[10:15, 10:16] = 0.9  # 1.2 mm2 in stroma
+    choice = chosen(heatmap, CELLS_200_UM, MPP0, regions := regions_of(heatmap))
+    (spot,) = choice.hot_spots
+    assert (spot.wanted_mm2, spot.usable_mm2) == (1.0, pytest.approx(1.0, abs=0.02))
+    inside = shapely.Point(spot.x0, spot.y0).buffer(spot.radius_x0, 64).intersection(regions[0].polygon)
+    assert spot.idc_mm2 == pytest.approx(inside.area / 16e6, rel=0.03)
+    assert spot.idc_mm2 < 0.95
+    said = f"no hot spot of 2 mm2: the regions hold {regions[0].area_mm2:.2f} mm2 of tissue in all"
+    assert any(warning.startswith(said) for warning in choice.warnings)
+    heatmap[12:] = 0.0  # 0.48 mm2: one field of it, or two
     choice = chosen(heatmap, CELLS_200_UM, MPP0, regions_of(heatmap))
-    assert any("Hot spot 2 mm2: there is no more than 1.00 mm2" in warning for warning in choice.warnings)
+    assert choice.hot_spots == ()
+    assert any(warning.startswith("no hot spot of 1 mm2 or 2 mm2") for warning in choice.warnings)
 
 
 def test_no_more_is_looked_at_than_is_allowed_and_it_is_where_haematoxylin_is_densest():

@@ -1,11 +1,13 @@
 import itertools
 import math
+import re
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from wsi_pipeline.results.grading import (
+    mitoses_words,
     mitotic_score,
     mitotic_thresholds,
     nottingham_grade,
@@ -76,4 +78,13 @@ def test_what_makes_no_sense_is_refused(call):
 
 def test_scores_are_said_in_one_line_even_where_score_two_is_one_count():
     assert mitotic_thresholds(0.55).text == "score 1: up to 8, 2: 9 to 17, 3: from 18"
-    assert mitotic_thresholds(0.55, fields=1).text == "score 1: up to 0, 2: 1, 3: from 2"
+    assert mitotic_thresholds(0.4, fields=2).text == "score 1: up to 0, 2: 1, 3: from 2"
+
+
+@pytest.mark.parametrize("fields", [0, 1])
+def test_of_one_field_alone_no_score_is_made(fields):
+    with pytest.raises(ValueError, match="mitoses are scored in 2 fields or more, not in"):
+        mitotic_thresholds(0.55, fields)
+    said = mitoses_words(0.55, fields)
+    assert said.startswith("no score")
+    assert not re.search(r"\b10\b|\bten\b", said)

@@ -58,7 +58,7 @@ LEVELS = st.sampled_from([0.0, 0.25, 0.499, 0.5, 0.6, 0.75, 1.0, np.nan])
 
 @given(arrays(np.float32, shapes, elements=LEVELS), planes, st.floats(0.1, 2), st.floats(0.1, 2))
 def test_each_cell_is_inside_or_outside_as_the_map_says_at_its_centre(heatmap, plane, mpp_x, mpp_y):
-    options = DelineateOptions(min_area_mm2=0.0, outline_um=100.0)
+    options = replace(EVERYTHING, outline_um=100.0)
     regions = delineate(heatmap, plane, (mpp_x, mpp_y), 0.5, options)
     assert np.array_equal(rasterise(regions, plane, heatmap.shape), heatmap >= 0.5)
     for region in regions:
@@ -225,6 +225,24 @@ def test_holes_are_filled_below_the_limit_only_and_never_at_the_edge():
     assert not mask[1, 2]
     assert mask[1, 5]
     assert not mask[0, 6]
+
+
+def test_a_fine_map_is_written_in_few_bytes_without_holes_of_single_cells():
+    """Cells of 12.5 um: noise makes a hole of one in ten of them, which nobody would draw."""
+    noisy = 0.5 + 0.5 * np.random.default_rng(0).random((120, 120), dtype=np.float32)
+    noisy[np.random.default_rng(1).random(noisy.shape) < 0.1] = 0.2
+    noisy[60:80, 60:80] = 0.1
+    plane, sizes = Plane(50.0, 50.0), []
+    for options in (DelineateOptions(fill_holes_mm2=0.0), DelineateOptions()):
+        (region,) = delineate(noisy, plane, MPP0, 0.5, options)
+        text = geojson_text(regions_to_geojson([region], []))
+        assert len(text) < 700 + 13 * shapely.get_num_coordinates(region.polygon)
+        sizes.append(len(text))
+    assert sizes[1] < 0.3 * sizes[0]
+    assert not rasterise([region], plane, noisy.shape)[60:80, 60:80].any()  # a hole to be seen stays one
+    # Of coarse cells each is a hole to be seen.
+    (coarse,) = delineate(heatmap_of("999\n919\n999"), CELLS_200_UM, MPP0, 0.5, DelineateOptions())
+    assert len(coarse.polygon.interiors) == 1
 
 
 def test_small_regions_are_left_out_and_one_of_exactly_the_least_area_stays():

@@ -1,4 +1,5 @@
 import os
+import re
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -8,13 +9,17 @@ import openslide
 import pytest
 import scipy.ndimage
 from field_grounds import chosen
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
 from test_maps import MPP0, pixels, slide_of
 
 from wsi_pipeline.base.geometry import Plane, Size
 from wsi_pipeline.results.fields import NO_FIELDS
+from wsi_pipeline.results.figures.grading_page import GradedSlide, grading_figure
 from wsi_pipeline.results.figures.maps import render_overlay
 from wsi_pipeline.results.figures.palette import colour, sample
-from wsi_pipeline.results.figures.report import render_report
+from wsi_pipeline.results.figures.report import render_report, report_figure
 from wsi_pipeline.results.figures.report_words import ReportInfo, info_rows
 from wsi_pipeline.results.finished_map import FinishedMap
 from wsi_pipeline.results.regions import DelineateOptions, delineate
@@ -41,14 +46,10 @@ COUNTS = {"cells": {"scored": 600, "rejected": 2, "unreadable": 1}}
 NO_MAP = FinishedMap(np.zeros((1, 1), np.float32), Plane(1, 1), "each patch alone", 0.5, [], COUNTS)
 
 
-def report(
-    path: Path,
-    heatmap: np.ndarray,
-    info: ReportInfo = INFO,
-    least_mm2: float = 0.1,
-    uncertainty: Uncertainty | None = None,
-) -> np.ndarray:
-    """A report of a made slide under the map, its cells 200 um; a warning fails the test (missing glyphs)."""
+def drawn_on(
+    heatmap: np.ndarray, least_mm2: float = 0.1, uncertainty: Uncertainty | None = None
+) -> tuple[Thumbnail, FinishedMap]:
+    """A made slide under the map, its cells 200 um, and what is found on it."""
     cells = Plane(800.0, 800.0)
     rows, columns = heatmap.shape
     step = max(1, round(max(rows, columns) * 800 / 600))
@@ -58,7 +59,18 @@ def report(
     regions = delineate(heatmap, cells, MPP0, 0.5, options)
     choice = chosen(heatmap, cells, MPP0, regions) if regions else NO_FIELDS
     finished = replace(NO_MAP, heatmap=heatmap, plane=cells, regions=regions, choice=choice)
-    finished = replace(finished, uncertainty=uncertainty)
+    return thumbnail, replace(finished, uncertainty=uncertainty)
+
+
+def report(
+    path: Path,
+    heatmap: np.ndarray,
+    info: ReportInfo = INFO,
+    least_mm2: float = 0.1,
+    uncertainty: Uncertainty | None = None,
+) -> np.ndarray:
+    """A report of it; a warning fails the test (missing glyphs)."""
+    thumbnail, finished = drawn_on(heatmap, least_mm2, uncertainty)
     with warnings.catch_warnings():
         # Those of drawing alone: what other tests left open may be collected, and warned of, while this page is drawn.
         for kind in (UserWarning, RuntimeWarning):
@@ -91,6 +103,51 @@ def test_a_report_of_any_map_is_a_page_with_an_empty_margin(tmp_path, name):
     # Text that runs off the page would stand in the margin.
     assert (page[:, -60:] == 255).all()
     assert (page[-60:] == 255).all()
+
+
+def words_of(figure: Figure) -> list[tuple[str, Bbox]]:
+    """What is written on the page itself, and where, with a blank or two beside it."""
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    written = [text for text in figure.axes[0].texts if text.get_text()]
+    boxes = [text.get_window_extent(renderer) for text in written]
+    return [(text.get_text(), box.padded(6, -1)) for text, box in zip(written, boxes, strict=True)]
+
+
+def assert_apart(words: list[tuple[str, Bbox]]) -> None:
+    over = [
+        (one, other)
+        for i, (one, box) in enumerate(words)
+        for other, beside in words[:i]
+        if box.overlaps(beside)
+    ]
+    assert over == []
+
+
+LIMITS = "Other stains, scanners and carcinomas were not measured; " * 20 + "this is the end."
+
+
+@pytest.mark.parametrize("name", ["one region", "hundreds of regions", "tall", "wide"])
+def test_nothing_on_the_report_runs_into_something_else_and_what_the_card_says_is_whole(name):
+    info = replace(INFO, limits=LIMITS, area_error="on 8 validation slides " + "0.4 to 1.5 times " * 9)
+    words = words_of(report_figure(*drawn_on(MAPS[name], least_mm2=0.0), info))
+    assert_apart(words)
+    written = " ".join(text for text, _ in words)
+    assert LIMITS in written
+    assert info.area_error.strip() in written
+
+
+@pytest.mark.parametrize("fields", [0, 1, 4, 10])
+def test_the_page_to_grade_on_names_no_more_fields_than_there_are(fields):
+    _, finished = drawn_on(np.ones((30, 12), np.float32))
+    some = finished.fields[:fields]
+    page = grading_figure(GradedSlide("section", finished.regions, some, MPP0, "key"))
+    words = words_of(page)
+    assert_apart(words)
+    written = " ".join(text for text, _ in words)
+    assert len(re.findall(r"Field \d", written)) == len(some)
+    assert ("in 4 fields of 0.55 mm, 0.95 mm²: score 1: up to 3" in written) == (fields == 4)
+    assert bool(re.search(r"\b10 fields|\bten\b", written)) == (fields == 10)
+    assert "of one field alone no score is made" in written
 
 
 def test_an_ensembles_models_and_their_uncertainty_are_said_a_row_each(tmp_path):

@@ -42,7 +42,7 @@ def test_a_noisy_map_has_half_the_points_in_whole_pixels_and_keeps_its_cells():
     plane, mpp0 = Plane(50.0, 50.0), (0.25, 0.25)
     points = []
     for outline_um in (0.0, 10.0):
-        options = DelineateOptions(min_area_mm2=0.0, outline_um=outline_um)
+        options = DelineateOptions(min_area_mm2=0.0, fill_holes_mm2=0.0, outline_um=outline_um)
         regions = delineate(heatmap, plane, mpp0, 0.35, options)
         assert all(region.polygon.is_valid for region in regions)
         assert np.array_equal(rasterise(regions, plane, heatmap.shape), heatmap >= np.float32(0.35))

@@ -97,7 +97,7 @@ def test_a_dicom_file_on_a_failing_disk_is_read_again_and_named_where_that_lasts
     left[0] = 100
     found = list_slides([tmp_path / "d"])
     assert named(found) == ["d"]
-    assert str(found.passed_over) == "1 files of .dcm (not read: Input/output error)"
+    assert str(found.passed_over) == "1 file of .dcm (not read: Input/output error)"
 
 
 def test_a_folder_of_dicom_files_is_one_slide(archive: Path) -> None:
@@ -109,7 +109,7 @@ def test_what_is_passed_over_is_counted_by_its_ending(archive: Path) -> None:
     (archive / "LICENSE").touch()
     (archive / "scan.isyntax").touch()
     assert str(list_slides([archive]).passed_over) == (
-        "2 .txt, 1 .isyntax, 1 .zarr folders, 1 files without an ending, 1 hidden files, 1 hidden folders"
+        "2 .txt, 1 .isyntax, 1 .zarr folder, 1 file without an ending, 1 hidden file, 1 hidden folder"
     )
 
 
@@ -164,10 +164,10 @@ def test_a_dicom_slide_is_a_series_however_its_files_are_named_and_given(archive
     write_dicom(folder / "0_annotation.dcm", "1.2.4", REPORT, "SR")
     found = list_slides([archive / "case/dicom"])
     assert found == [SlideEntry(folder, "dicom")]
-    assert str(found.passed_over) == "1 files of .dcm (DICOM SR), 1 hidden files"
+    assert str(found.passed_over) == "1 file of .dcm (DICOM SR), 1 hidden file"
     assert list_slides([folder / "1.DCM", folder / "2"]) == [SlideEntry(folder, "dicom")]
     assert list_slides([str(folder / "*")]) == [SlideEntry(folder, "dicom")]
-    assert str(list_slides([str(folder / "*")]).passed_over) == "1 files of .dcm (of no slide)"
+    assert str(list_slides([str(folder / "*")]).passed_over) == "1 file of .dcm (of no slide)"
     for file in ("1.DCM", "2"):
         (folder / file).unlink()
     (alone,) = list_slides([folder / "0_annotation.dcm"])

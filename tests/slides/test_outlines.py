@@ -104,15 +104,15 @@ def test_every_form_of_the_file_gives_the_same_area(tmp_path: Path, content: Any
         ({"type": "Feature", "geometry": OTHER, "properties": None}, "1 unclassified"),
         ({"type": "Feature", "geometry": OTHER}, "1 unclassified"),
         (feature(OTHER, None), "1 unclassified"),
-        (feature(LINE), "1 lines"),
-        (feature(POINT), "1 points"),
+        (feature(LINE), "1 line"),
+        (feature(POINT), "1 point"),
         (feature({"type": "Polygon", "coordinates": []}), "1 objects without an area"),
         (
             feature({"type": "Polygon", "coordinates": [[[1, 1], [2, 2], [1, 1]]]}),
             "1 objects without an area",
         ),
         (feature(OTHER, {"name": "Grading field"}), "1 of class 'Grading field'"),
-        (feature(OTHER, objectType="cell"), "1 cells"),
+        (feature(OTHER, objectType="cell"), "1 cell"),
         (feature({"type": "Polygon", "coordinates": [[[x + 5000, y] for x, y in RING]]}), "1 off the slide"),
     ],
 )

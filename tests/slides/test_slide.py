@@ -101,7 +101,10 @@ def test_a_slide_smaller_than_what_is_read_gives_its_pixels(make_slide: MakeSlid
     assert (slide.read(Box(0, 0, 50, 50), Plane(1, 1))[:3, :5] == 9).all()
 
 
-def test_each_storage_tile_is_decoded_once_when_blocks_share_tiles(make_slide: MakeSlide) -> None:
+@pytest.mark.parametrize(("step", "reach"), [(190, 0), (512, 40)])
+def test_each_storage_tile_is_decoded_once_when_blocks_share_tiles_or_reach_over_each_other(
+    make_slide: MakeSlide, step: int, reach: int
+) -> None:
     image = noise(1500, 1700)
     reads: list[Box] = []
 
@@ -112,10 +115,11 @@ def test_each_storage_tile_is_decoded_once_when_blocks_share_tiles(make_slide: M
 
     levels = TiledLevels(Counting(make_slide("a.tiff", image, factors=(1,))))
     got = np.zeros_like(image)
-    for y in range(0, 1500, 190):
-        for x in range(0, 1700, 190):
-            box = Box(x, y, 190, 190).intersect(Box(0, 0, 1700, 1500))
-            got[box.y : box.bottom, box.x : box.right] = levels.read(0, box)[0]
+    for y in range(0, 1500, step):
+        for x in range(0, 1700, step):
+            box = Box(x - reach, y - reach, step + 2 * reach, step + 2 * reach)
+            box = box.intersect(Box(0, 0, 1700, 1500))
+            got[box.y : box.bottom, box.x : box.right] = levels.read(0, box, overlap_px=2 * reach)[0]
     assert np.array_equal(got, image)
     decoded = np.zeros((6, 7), int)
     for box in reads:

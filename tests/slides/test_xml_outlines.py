@@ -83,7 +83,7 @@ def test_an_imagescope_negative_region_is_a_hole_in_larger_ones_alone(tmp_path: 
     apart = (OUTER, ""), (shapely.box(600, 600, 700, 700), "")
     found = read(tmp_path, imagescope("IDC", *apart, negative=(1,)))
     assert found.idc.equals(OUTER)
-    assert found.warnings == ("a.xml: 1 negative regions in no larger one passed over: they label nothing",)
+    assert found.warnings == ("a.xml: 1 negative region in no larger one passed over: they label nothing",)
 
 
 def test_of_an_imagescope_region_layer_and_text_name_the_class(tmp_path: Path) -> None:

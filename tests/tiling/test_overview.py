@@ -46,7 +46,7 @@ def test_tissue_that_no_patch_scores_is_counted_by_its_reason(tmp_path):
         flags.repeat(25, axis=0).repeat(25, axis=1) for flags in (overview.plan.kept, overview.plan.rejected)
     )
     clean = overview.tissue.mask & ~overview.artefacts.rejected
-    found, areas = overview.passed_over(), overview.passed_over_mm2((4.0, 4.0))
+    found, areas = overview.passed_over, overview.passed_over_mm2((4.0, 4.0))
     assert np.array_equal(found[TOO_LITTLE], clean & ~kept)
     assert np.array_equal(found[BESIDE_ARTEFACTS], clean & rejected)
     assert areas == {name: pytest.approx(mask.sum() * 64 / 1e6) for name, mask in found.items()}

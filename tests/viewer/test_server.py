@@ -542,17 +542,22 @@ def test_a_grade_follows_from_what_was_entered_and_from_nothing_else(client):
     assert found["mitotic_count"] == 40 * len(names)
     assert found["mitotic_score"] == 3
     assert (found["total"], found["grade"], found["missing"]) == (8, 3, [])
-    # One field without a mitosis, looked at: a score of 1 for its own area.
-    body |= {"revision": 1, "fields": [{"id": names[0], "counted": True, "mitoses": []}]}
+    # Of one field alone there is no score, whatever was counted.
+    body |= {"revision": 1, "fields": [fields[0]]}
+    found = client.put("/api/slides/a/grading", json=body, headers=OURS).json()["computed"]
+    assert (found["mitotic_count"], found["mitotic_score"], found["grade"]) == (40, None, None)
+    assert (found["thresholds"], found["missing"]) == (None, ["mitoses (one field alone gives no score)"])
+    # Two without a mitosis, looked at: a score of 1 for their own area.
+    body |= {"revision": 2, "fields": [{"id": name, "counted": True, "mitoses": []} for name in names[:2]]}
     found = client.put("/api/slides/a/grading", json=body, headers=OURS).json()["computed"]
     assert (found["mitotic_count"], found["mitotic_score"], found["grade"]) == (0, 1, 2)
     assert "grade,2" in client.get("/api/slides/a/grading.csv").text
-    formula = body | {"revision": 2, "reviewer": "=HYPERLINK(A1)"}
+    formula = body | {"revision": 3, "reviewer": "=HYPERLINK(A1)"}
     assert client.put("/api/slides/a/grading", json=formula, headers=OURS).status_code == 200
     assert ",'=HYPERLINK(A1)" in client.get("/api/slides/a/grading.csv").text
-    assert client.get("/api/slides/a/grading.json").json()["grading"]["revision"] == 3
+    assert client.get("/api/slides/a/grading.json").json()["grading"]["revision"] == 4
     for wrong in ({"tubules": 4}, {"fields": [{"id": "Field 99"}]}, {"nuclei": True}):
-        refused = client.put("/api/slides/a/grading", json=body | {"revision": 3} | wrong, headers=OURS)
+        refused = client.put("/api/slides/a/grading", json=body | {"revision": 4} | wrong, headers=OURS)
         assert refused.status_code == 422
 
 

@@ -25,7 +25,7 @@ from wsi_pipeline.base.errors import (
     WsiError,
 )
 from wsi_pipeline.base.files import OutPath, check_writable, remove_leftovers
-from wsi_pipeline.base.text import on_one_line, printable
+from wsi_pipeline.base.text import counted, on_one_line, printable
 from wsi_pipeline.base.version import VERSION
 from wsi_pipeline.cli import watchdog
 from wsi_pipeline.cli.common import ALL_DONE, INTERRUPTED, NOTHING_RUN, SOME_FAILED
@@ -64,7 +64,8 @@ def listed_slides(args: argparse.Namespace) -> SlideList:
         print(f"passed over: {on_one_line(str(found.passed_over))}", file=sys.stderr)
     if cut := [entry.path for entry in found if is_cut(entry.name)]:
         print(
-            f"{len(cut)} names of over {MAX_NAME_BYTES} bytes are cut, and end in a hash: manifest.csv has the paths",
+            f"{counted(len(cut), 'name')} of over {MAX_NAME_BYTES} bytes, cut to end in a hash: manifest.csv has the "
+            "paths",
             file=sys.stderr,
         )
     return SlideList(shard_of(found, args.shard), found.passed_over) if args.shard else found
@@ -94,7 +95,7 @@ def _say_patients(found: SlideList, by_pattern: bool) -> None:
     patients, unknown = {entry.patient for entry in found if entry.patient}, sum(not e.patient for e in found)
     if not patients and not by_pattern:
         return
-    line = f"{len(found)} slides of {len(patients)} patients"
+    line = f"{counted(len(found), 'slide')} of {counted(len(patients), 'patient')}"
     if unknown:
         line += f"; of {unknown} the patient is not known"
         line += ": --patient-pattern does not fit their names" if by_pattern else ""
@@ -209,7 +210,7 @@ class _Batch:
     def standing(self) -> str:
         """How far it is, in words."""
         failed = len(self._failures)
-        return f"{self._ended - failed} of {self._count} slides done, {failed} failed"
+        return f"{self._ended - failed} of {counted(self._count, 'slide')} done, {failed} failed"
 
     @property
     def exit_code(self) -> int:
@@ -343,7 +344,7 @@ class _Batch:
                 where += (
                     f", but for {self._kept} refused (reasons above), of which it keeps the earlier results"
                 )
-            print(f"{failed} of {self._count} slides failed; {where}", file=sys.stderr)
+            print(f"{failed} of {counted(self._count, 'slide')} failed; {where}", file=sys.stderr)
 
     def _begin(self) -> None:
         check_writable(self._out)
@@ -462,4 +463,4 @@ def _line(outcome: SlideOutcome) -> str:
         found = (
             f" ({labels['idc']:,} IDC, {labels['not_idc']:,} not, {labels.get('unlabelled', 0):,} unlabelled)"
         )
-    return f"{name}: {result.patches:,} patches{found} in {result.seconds:.1f} s: {result.folder}"
+    return f"{name}: {counted(result.patches, 'patch')}{found} in {result.seconds:.1f} s: {result.folder}"

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wsi_pipeline.base.errors import ScaleError, UsageError
-from wsi_pipeline.base.text import for_spreadsheet
+from wsi_pipeline.base.text import counted, for_spreadsheet
 from wsi_pipeline.base.version import VERSION
 from wsi_pipeline.cli.common import (
     ALL_DONE,
@@ -119,7 +119,7 @@ def _run(args: argparse.Namespace) -> int:
     stain_check = check_stain_of_all(scores, model.card.stain)
     warning = stain_check.warning if stain_check else ""
     if warning:
-        print(f"warning: over all {len(scores)} pictures, {warning}", file=sys.stderr)
+        print(f"warning: over all of {counted(len(scores), 'picture')}, {warning}", file=sys.stderr)
     info = {
         "model": {"name": model.card.name, "sha256": model.sha256, "threshold": model.card.threshold},
         "patch_px": model.card.patch_px,
@@ -135,7 +135,7 @@ def _run(args: argparse.Namespace) -> int:
     if args.csv:
         write_bytes(args.csv, _table(info).encode())
     if failures:
-        print(f"{len(failures)} of {len(paths)} pictures failed", file=sys.stderr)
+        print(f"{len(failures)} of {counted(len(paths), 'picture')} failed", file=sys.stderr)
     if not scores and all(isinstance(failure.error, ScaleError) for failure in failures):
         return NOTHING_RUN
     return SOME_FAILED if failures else ALL_DONE
@@ -169,7 +169,7 @@ def _line(score: "ImageScore") -> str:
     patches = len(score.probabilities)
     above = "yes" if score.share_above else "no"
     if patches > 1:
-        above = f"{score.share_above:.0%} of {patches:,} patches"
+        above = f"{score.share_above:.0%} of {counted(patches, 'patch')}"
     flag = "  stain unlike the training data" if score.stain_check and score.stain_check.is_far else ""
     return f"{score.mean:11.4f}  {score.highest:7.4f}  {above}{flag}"
 

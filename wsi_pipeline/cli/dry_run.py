@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from wsi_pipeline.base.errors import RecipeError, ScaleError, WsiError
-from wsi_pipeline.base.text import on_one_line
+from wsi_pipeline.base.text import counted, on_one_line
 from wsi_pipeline.cli.common import ALL_DONE, NOTHING_RUN, SOME_FAILED
 from wsi_pipeline.cli.progress import span
 from wsi_pipeline.pipeline.estimate import Estimate, Estimator
@@ -31,8 +31,9 @@ def dry_run(entries: Sequence[SlideEntry], estimate: Estimator, workers: int | N
     count = workers or 1
     seconds, patches = sum(slide.seconds for slide in slides), sum(slide.patches for slide in slides)
     print(
-        f"{outcomes['new'] + outcomes['begun']} slides, {patches:,} patches: about {span(seconds / count)} with "
-        f"{count} {'worker' if count == 1 else 'workers at best'}, up to "
+        f"{counted(outcomes['new'] + outcomes['begun'], 'slide')}, {counted(patches, 'patch')}: about "
+        f"{span(seconds / count)} with "
+        f"{counted(count, 'worker', 'workers at best')}, up to "
         f"{_size(sum(slide.disk_bytes for slide in slides))} on the disk; {outcomes['begun']} begun before, "
         f"{outcomes['done'] + outcomes['to draw']} done already, {outcomes['refused']} refused, "
         f"{outcomes['would fail']} would fail"
@@ -49,7 +50,7 @@ def _described(slide: Estimate) -> str:
         return "mapped already: only its regions, pictures and numbers would be made again"
     begun = "; begun before, a run goes on with it" if slide.standing is Standing.BEGUN else ""
     return (
-        f"{slide.patches:,} patches in {slide.blocks:,} blocks, about {span(slide.seconds)}, "
+        f"{counted(slide.patches, 'patch')} in {counted(slide.blocks, 'block')}, about {span(slide.seconds)}, "
         f"up to {_size(slide.disk_bytes)}{begun}"
     )
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from wsi_pipeline.base.errors import WsiError
+from wsi_pipeline.base.text import counted
 from wsi_pipeline.cli.common import ALL_DONE, SOME_FAILED, add_trust_argument, command_parser, run_command
 
 EXAMPLE = """  evaluate-model --model idc_default --data idc --out evaluation
@@ -147,7 +148,7 @@ def _run(args: argparse.Namespace) -> int:
     robustness = None
     if args.robustness:
         some = sampled(side, args.robustness, seed=0)
-        print(f"robustness: {len(some):,} of {len(side):,} patches", flush=True)
+        print(f"robustness: {len(some):,} of {counted(len(side), 'patch')}", flush=True)
         with SlideProgress("robustness") as progress:
             robustness = robustness_metrics(
                 measure_robustness(model, some, device, len(some), progress=progress), len(some)
@@ -163,7 +164,7 @@ def _run(args: argparse.Namespace) -> int:
         remove(args.out / COMPARISON)  # of an earlier evaluation, of other models or patches
     print(args.out / "index.html")
     if failed:
-        print(f"{len(failed)} of {len(pairs)} slides failed; reasons on the page", file=sys.stderr)
+        print(f"{len(failed)} of {counted(len(pairs), 'slide')} failed; reasons on the page", file=sys.stderr)
     return SOME_FAILED if failed else ALL_DONE
 
 

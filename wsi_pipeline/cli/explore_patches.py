@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from wsi_pipeline.base.text import counted
 from wsi_pipeline.cli.common import ALL_DONE, command_parser, run_command
 
 if TYPE_CHECKING:  # --help and a wrong argument should not wait for it
@@ -52,7 +53,7 @@ def _run(args: argparse.Namespace) -> int:
     for finding in exploration.findings:
         print(f"{finding.what}: {finding.count:,}. {finding.advice}")
     print(f"scale of the images: {listing.scale.words if listing.scale else 'not known'}")
-    print(f"{len(exploration.listing):,} images: {args.out}")
+    print(f"{counted(len(exploration.listing), 'image')}: {args.out}")
     return ALL_DONE
 
 

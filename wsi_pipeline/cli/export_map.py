@@ -4,6 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from wsi_pipeline.base.text import counted
 from wsi_pipeline.cli.common import ALL_DONE, SOME_FAILED, command_parser, run_command
 
 EXAMPLE = """  export-map maps/sample --exports ometiff,dicom
@@ -43,7 +44,7 @@ def _run(args: argparse.Namespace) -> int:
     check_exports(exports)
     runs = [folder for run in args.runs for folder in run_folders(run)]
     if args.slide and len(runs) > 1:
-        raise UsageError(f"--slide {args.slide}: found {len(runs)} runs, expected one")
+        raise UsageError(f"--slide {args.slide}: found {counted(len(runs), 'run')}, expected one")
     failed = 0
     for run in runs:
         try:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from wsi_pipeline.base.text import counted
 from wsi_pipeline.cli.common import ALL_DONE, SOME_FAILED, command_parser, run_command
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def _run(args: argparse.Namespace) -> int:
 
     if len(args.names) != ACTIONS[args.action]:
         raise UsageError(
-            f"models {args.action}: found {len(args.names)} names, expected {ACTIONS[args.action]}; "
+            f"models {args.action}: found {counted(len(args.names), 'name')}, expected {ACTIONS[args.action]}; "
             "see models --help"
         )
     if args.approved_by is not None and args.action != "add":

@@ -6,7 +6,7 @@ from typing import NoReturn
 
 from tqdm import tqdm
 
-from wsi_pipeline.base.text import on_one_line
+from wsi_pipeline.base.text import counted, on_one_line
 
 # A log gets a line of progress this often.
 LOG_EVERY_S = 30.0
@@ -35,7 +35,9 @@ class SlideProgress:
             self._bar.update(done - self._bar.n)
         elif (now := time.monotonic()) - self._logged > LOG_EVERY_S:
             self._logged = now
-            print(f"{self._name}: {done:,} of {total:,} patches, {now - self._start:.0f} s", flush=True)
+            print(
+                f"{self._name}: {done:,} of {counted(total, 'patch')}, {now - self._start:.0f} s", flush=True
+            )
 
 
 class Running:
@@ -162,7 +164,7 @@ class BatchProgress:
             running = "; ".join(self.running) or "none"
             failed = f", {self._failed} failed" if self._failed else ""
             print(
-                f"{self._ended} of {self._total} slides{failed}; working on {running}; {self._left()}",
+                f"{self._ended} of {counted(self._total, 'slide')}{failed}; working on {running}; {self._left()}",
                 flush=True,
             )
 

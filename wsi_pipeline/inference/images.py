@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from wsi_pipeline.base.errors import DataError, ScaleError, UsageError, WsiError
 from wsi_pipeline.base.images import MOST_PIXELS, read_image
+from wsi_pipeline.base.text import counted
 from wsi_pipeline.inference.classifier import Classifier
 from wsi_pipeline.inference.stain_check import StainCheck, check_stain
 from wsi_pipeline.models.stain import (
@@ -218,10 +219,11 @@ def _spread(paths: Sequence[Path]) -> list[Path]:
 
 def _measured(cuts: Iterable[CutImage | FailedImage], pictures: int) -> SharedStain:
     patches = [cut.patches for cut in cuts if isinstance(cut, CutImage)]
+    these = f"of {'this' if pictures == 1 else 'these'} {counted(pictures, 'picture')}"
     if not patches:
-        return SharedStain(np.empty((0, 3)), f"of these {pictures:,} pictures")
+        return SharedStain(np.empty((0, 3)), these)
     every = np.concatenate(patches)
-    return SharedStain(patch_densities(every), f"of these {pictures:,} pictures", every)
+    return SharedStain(patch_densities(every), these, every)
 
 
 def _check_scale(

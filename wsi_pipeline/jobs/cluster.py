@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic
 
 from wsi_pipeline.base.errors import JobError, UsageError, WorkerLostError, WsiError
+from wsi_pipeline.base.text import counted
 from wsi_pipeline.base.types import Progress
 from wsi_pipeline.base.version import VERSION
 from wsi_pipeline.jobs.protocols import (
@@ -296,7 +297,7 @@ def _places(client: "Client", resources: Resources) -> tuple[int, str]:
         places += place
         others["without what --worker-resources asks for"] += not place
     found = ", ".join(f"{count} {what}" for what, count in sorted(others.items()) if count)
-    why = f"of the cluster's {len(workers)} workers none can take a slide"
+    why = f"of {counted(len(workers), 'worker')} of the cluster none can take a slide"
     if not workers:
         why = "the cluster has no workers"
     elif found:

@@ -18,6 +18,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Any, Generic, NoReturn
 
 from wsi_pipeline.base.errors import JobError, WorkerLostError, WsiError
+from wsi_pipeline.base.text import counted
 from wsi_pipeline.jobs.protocols import (
     ATTEMPTS,
     BUSY_POLL_S,
@@ -237,7 +238,9 @@ class _Pool(Generic[Item, Result]):
         if task is None:
             self._failed_starts += 1
             if self._failed_starts >= self._attempts:
-                raise JobError(f"{self._failed_starts} workers died while they started, the last {how}")
+                raise JobError(
+                    f"{counted(self._failed_starts, 'worker')} died while starting, the last {how}"
+                )
             return None
         if task.attempt < self._attempts:
             self._listener.lost(task.item, task.attempt, how)

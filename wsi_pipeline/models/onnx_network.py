@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from wsi_pipeline.base.errors import ModelError
+from wsi_pipeline.base.text import counted
 from wsi_pipeline.models.onnx_file import OnnxFile
 
 # Patches that are computed at once on a thread, where the file leaves that free, and pixels of them.
@@ -125,7 +126,7 @@ def _shape_graph(graph: Any, side: int, path: Path) -> int:
     for batch in free if shape[0].is_dynamic else [int(shape[0].get_length())]:
         if batch * side**2 > MOST_PIXELS_A_BATCH:
             raise ModelError(
-                f"{path}: wants {batch} patches at once, which would fill the memory; export it with N free"
+                f"{path}: wants {counted(batch, 'patch')} at once, which would fill the memory; export it with N free"
             )
         try:
             graph.reshape([batch, 3, side, side])
@@ -136,7 +137,7 @@ def _shape_graph(graph: Any, side: int, path: Path) -> int:
         found = graph.outputs[0].get_partial_shape()
         if found.is_static and len(found) == 2 and found[0].get_length() == batch:
             return batch
-    raise ModelError(f"{path}: gives {found} of {batch} patches, expected [{batch}, classes]")
+    raise ModelError(f"{path}: gives {found} of {counted(batch, 'patch')}, expected [{batch}, classes]")
 
 
 def _check_sizes(graph: Any, side: int, path: Path) -> None:

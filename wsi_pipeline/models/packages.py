@@ -18,6 +18,7 @@ from torch import nn
 
 from wsi_pipeline.base.errors import ConfigError, ModelError
 from wsi_pipeline.base.options import Field, options, options_from_dict
+from wsi_pipeline.base.text import counted
 from wsi_pipeline.models.architectures.inputs import OneOutput
 from wsi_pipeline.models.card import MOST_PATCH_PX, ModelCard, Rgb
 from wsi_pipeline.models.exported_file import load_exported
@@ -55,7 +56,9 @@ class PackageConfig:
 
     def __post_init__(self) -> None:
         if len(self.class_names) != self.num_classes:
-            raise ValueError(f"found {self.num_classes} classes and the names {list(self.class_names)}")
+            raise ValueError(
+                f"found {counted(self.num_classes, 'class')} and the names {list(self.class_names)}"
+            )
         if len(set(self.class_names)) < self.num_classes:
             raise ValueError(f"found a name twice among the classes {list(self.class_names)}")
 

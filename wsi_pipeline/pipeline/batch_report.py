@@ -14,7 +14,7 @@ from matplotlib.backends.backend_pdf import PdfPages
 from PIL import Image
 
 from wsi_pipeline.base.files import OutPath, new_file, read_whole, write_bytes
-from wsi_pipeline.base.text import for_spreadsheet, from_spreadsheet, without_surrogates
+from wsi_pipeline.base.text import counted, for_spreadsheet, from_spreadsheet, without_surrogates
 from wsi_pipeline.base.types import RgbImage
 from wsi_pipeline.base.version import VERSION
 from wsi_pipeline.pipeline.manifest import MANIFEST_NAME
@@ -61,14 +61,15 @@ def write_batch_report(out: OutPath) -> list[OutPath]:
     done = [row for row in rows if row["status"] == "done"]
     failed = len(rows) - len(done)
     lead = [
-        f"{len(done)} slides mapped, {failed} failed; {_sum(done, 'idc_mm2')} mm² of IDC in {_sum(done, 'tissue_mm2')} "
+        f"{counted(len(done), 'slide')} mapped, {failed} failed; {_sum(done, 'idc_mm2')} mm² of IDC in "
+        f"{_sum(done, 'tissue_mm2')} "
         f"mm² of tissue. wsi_pipeline {VERSION}",
         "Research use only, not a medical device",
     ]
     if patients:
         unknown = sum(not row["patient"] for row in rows)
-        also = f"; of {unknown} slides the patient is not known" if unknown else ""
-        lead.insert(1, f"{len(patients)} patients, first their sums, then their slides{also}")
+        also = f"; of {counted(unknown, 'slide')} the patient is not known" if unknown else ""
+        lead.insert(1, f"{counted(len(patients), 'patient')}, first their sums, then their slides{also}")
     pictured = len(rows) <= MOST_PICTURES
     with new_file(out / BATCH_PDF) as file, PdfPages(file, metadata={"CreationDate": None}) as content:
         shown = [BatchRow(f"Patient {row['patient']}", _patient_lines(row), None) for row in patients]
@@ -188,9 +189,9 @@ def _lines(row: Mapping[str, Any]) -> list[str]:
     extent = f", {row['extent_mm']:.1f} mm over all" if row["extent_mm"] != "" else ""
     return [
         f"IDC {row['idc_mm2']:.2f} mm²{share}; tissue {row['tissue_mm2']:.2f} mm²",
-        f"{row['foci']} {'focus' if row['foci'] == 1 else 'foci'}{extent}; threshold {row['threshold']:.3g}",
-        f"{row['scored']:,} cells scored, {row['rejected']:,} rejected, {row['unreadable']:,} unreadable; "
-        f"{row['warnings']} warnings",
+        f"{counted(row['foci'], 'focus', 'foci')}{extent}; threshold {row['threshold']:.3g}",
+        f"{counted(row['scored'], 'cell')} scored, {row['rejected']:,} rejected, {row['unreadable']:,} unreadable; "
+        f"{counted(row['warnings'], 'warning')}",
         f"report {row['report_key']}",
     ]
 

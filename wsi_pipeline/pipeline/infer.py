@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from wsi_pipeline.base.errors import ModelError, RecipeError, UnreadableSlideError
 from wsi_pipeline.base.files import OutPath, names, remove, write_bytes
 from wsi_pipeline.base.memory import release_free_memory
+from wsi_pipeline.base.text import counted
 from wsi_pipeline.base.types import Progress
 from wsi_pipeline.inference.classifier import Classifier
 from wsi_pipeline.inference.classify import classify_blocks, runs_densely
@@ -384,7 +385,7 @@ def _map_warnings(finished: FinishedMap, computed: dict[str, Any]) -> list[str]:
     if why := next(filter(None, computed.get("stain_left_as_is", [])), ""):
         warnings.append(f"the slide's stain was not normalised as the model's card asks: {why}")
     if lost := finished.counts["cells"]["unreadable"]:
-        warnings.append(f"{lost} cells of the map could not be decoded and are not scored")
+        warnings.append(f"{counted(lost, 'cell')} of the map could not be decoded: not scored")
     return [*warnings, *finished.choice.warnings]
 
 

@@ -117,7 +117,7 @@ def render_overview(folder: OutPath, slide: Slide, overview: Overview) -> None:
     areas_mm2 = overview.artefacts.areas_mm2 | overview.passed_over_mm2(slide.mpp)
     not_scored = {
         name: (overview.on_thumbnail(mask), areas_mm2[name])
-        for name, mask in (overview.artefacts.spots | overview.passed_over()).items()
+        for name, mask in (overview.artefacts.spots | overview.passed_over).items()
         if areas_mm2[name]
     }
     place, mask = folder / "tissue.png", overview.on_thumbnail(tissue.mask)

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from wsi_pipeline.base.errors import DataError
 from wsi_pipeline.base.files import OutPath
+from wsi_pipeline.base.text import counted
 from wsi_pipeline.inference.stain_check import sampled_cells, slide_densities
 from wsi_pipeline.pipeline.config import TileConfig
 from wsi_pipeline.pipeline.identity import map_key_of, patches_report, wanted_patches
@@ -208,4 +209,4 @@ def why_tile_again(folder: OutPath, report: dict[str, Any]) -> str | None:
     if info is None:
         return f"missing: {EXPORT_FILE} beside the exported patches"
     missing = found["counts"]["exported"] - count_exported(place, info)
-    return f"missing: {missing} exported patches" if missing > 0 else None
+    return f"missing: {counted(missing, 'exported patch')}" if missing > 0 else None

@@ -7,6 +7,7 @@ whole mount with one small tumour costs no more than the tumour.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -66,8 +67,17 @@ class FieldGround:
         return np.asarray(self.in_region & (self.usable > 0) & np.isfinite(self.probability), np.bool_)
 
     def usable_mm2(self, x0: float, y0: float, radius_um: float) -> float:
-        """Tissue, in mm2, inside a circle around a level-0 point: the share of its pixels that are, of its area."""
-        plane = self.tissue_plane
+        """Tissue, in mm2, inside a circle around a level-0 point."""
+        return self._mm2_in_circle(self.tissue, self.tissue_plane, x0, y0, radius_um)
+
+    def idc_mm2(self, x0: float, y0: float, radius_um: float) -> float:
+        """Of that, what lies in regions, by the cells."""
+        return self._mm2_in_circle(np.where(self.in_region, self.usable, 0), self.plane, x0, y0, radius_um)
+
+    def _mm2_in_circle(
+        self, share: npt.NDArray[Any], plane: Plane, x0: float, y0: float, radius_um: float
+    ) -> float:
+        """The mean share of the pixels inside a circle, 0 beyond the array, times the circle's area."""
         um = (plane.downsample_x * self.mpp0[0], plane.downsample_y * self.mpp0[1])
         x, y = plane.point_from_level0(x0, y0)
         rows, columns = (
@@ -77,10 +87,10 @@ class FieldGround:
         down, right = (rows + 0.5 - y) * um[1], (columns + 0.5 - x) * um[0]
         distance = down[:, None] ** 2 + right[None, :] ** 2
         inside = distance <= max(radius_um**2, float(distance.min()))  # one pixel at least
-        height, width = self.tissue.shape
+        height, width = share.shape
         in_y, in_x = (rows >= 0) & (rows < height), (columns >= 0) & (columns < width)
-        tissue = inside[np.ix_(in_y, in_x)] & self.tissue[np.ix_(rows[in_y], columns[in_x])]
-        return float(tissue.sum() / inside.sum()) * math.pi * (radius_um / 1000) ** 2
+        found = share[np.ix_(rows[in_y], columns[in_x])][inside[np.ix_(in_y, in_x)]]
+        return float(found.sum(dtype=np.float64) / inside.sum()) * math.pi * (radius_um / 1000) ** 2
 
 
 def field_ground(

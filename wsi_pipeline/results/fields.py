@@ -15,6 +15,7 @@ import numpy as np
 import shapely
 
 from wsi_pipeline.base.options import Field, options
+from wsi_pipeline.base.text import counted
 from wsi_pipeline.base.types import Mask
 from wsi_pipeline.results.discs import Floats, mean_at, mean_in_disc
 from wsi_pipeline.results.field_ground import FieldGround
@@ -24,6 +25,8 @@ from wsi_pipeline.results.regions import IdcRegion
 
 # Areas that reading protocols count mitoses in, mm2; the first is where the hottest place is sought.
 HOT_SPOTS_MM2 = (1.0, 2.0)
+# A spot is as large as wanted, and regions hold as much, where so much of it is there: areas are counted by pixels.
+ENOUGH = 0.98
 # The largest radius of the circle that holds so much tissue; beyond it is no spot.
 MOST_HOT_SPOT_UM = 2_000.0
 # Where room is short, places that count so much of the hottest left are as good as it: fields are laid closer then.
@@ -94,6 +97,9 @@ class HotSpot:
     usable_mm2: float
     """Tissue in it that is not rejected; less than wanted where there is no more around."""
 
+    idc_mm2: float
+    """Of that, what lies in regions."""
+
 
 @dataclass(frozen=True, eq=False)
 class FieldChoice:
@@ -137,8 +143,10 @@ def choose_fields(
     if len(fields) < options.count:
         closer = _laid(ground, by, regions, options, score, NEARLY_HOTTEST)
         fields = max(fields, closer, key=len)
-    hot_spots = _hot_spots(ground, by)
-    return FieldChoice(fields, hot_spots, by.rule, _warnings(fields, hot_spots, options), cellularity)
+    idc_mm2 = sum(region.area_mm2 for region in regions)
+    hot_spots = _hot_spots(ground, by, idc_mm2)
+    said = (*_room_warnings(fields, options), *_hot_spot_warnings(hot_spots, idc_mm2))
+    return FieldChoice(fields, hot_spots, by.rule, said, cellularity)
 
 
 def with_warning(choice: FieldChoice, warning: str) -> FieldChoice:
@@ -221,8 +229,14 @@ def _take_room(taken: Floats, score: Floats, disc: Floats, row: int, column: int
     taken[inner] = anew[:height, :width]
 
 
-def _hot_spots(ground: FieldGround, by: FieldScore) -> tuple[HotSpot, ...]:
-    """Around the place whose circle of the first area is hottest, circles that hold as much tissue each."""
+def _hot_spots(ground: FieldGround, by: FieldScore, idc_mm2: float) -> tuple[HotSpot, ...]:
+    """Around the place whose circle of the first area is hottest, circles that hold as much tissue each.
+
+    None is larger than all `idc_mm2` of the regions: it would be counted in tissue that is no carcinoma.
+    """
+    offered = [wanted for wanted in HOT_SPOTS_MM2 if _is_held(idc_mm2, wanted)]
+    if not offered:
+        return ()
     first_um = radius_um_of(HOT_SPOTS_MM2[0])
     score, tissue = by.in_discs(first_um)
     # On a thin core such a circle is never full of tissue: the fuller, the better.
@@ -232,7 +246,7 @@ def _hot_spots(ground: FieldGround, by: FieldScore) -> tuple[HotSpot, ...]:
         return ()
     x0, y0 = ground.plane.point_to_level0(column + 0.5, row + 0.5)
     spots = []
-    for wanted in HOT_SPOTS_MM2:
+    for wanted in offered:
         radius_um = _radius_that_holds(ground, x0, y0, wanted)
         spots.append(
             HotSpot(
@@ -242,10 +256,16 @@ def _hot_spots(ground: FieldGround, by: FieldScore) -> tuple[HotSpot, ...]:
                 radius_x0=radius_um / ground.mpp0[0],
                 radius_y0=radius_um / ground.mpp0[1],
                 wanted_mm2=wanted,
-                usable_mm2=ground.usable_mm2(x0, y0, radius_um),
+                usable_mm2=(usable_mm2 := ground.usable_mm2(x0, y0, radius_um)),
+                idc_mm2=min(usable_mm2, ground.idc_mm2(x0, y0, radius_um)),
             )
         )
     return tuple(spots)
+
+
+def _is_held(there_mm2: float, wanted_mm2: float) -> bool:
+    """Whether there is as much as is wanted, but for what counting by pixels may lose."""
+    return there_mm2 >= ENOUGH * wanted_mm2
 
 
 def _radius_that_holds(ground: FieldGround, x0: float, y0: float, wanted_mm2: float) -> float:
@@ -274,20 +294,30 @@ def _inside(ground: FieldGround, radius_um: float) -> Mask:
     return np.asarray(in_y[:, None] & in_x[None, :], np.bool_)
 
 
-def _warnings(
-    fields: Sequence[GradingField], hot_spots: Sequence[HotSpot], options: FieldOptions
-) -> tuple[str, ...]:
-    said = []
-    if len(fields) < options.count:
-        said.append(
-            f"{len(fields)} fields for grading of {options.count} found room: each is a circle of "
-            f"{options.diameter_mm:g} mm inside the slide, {options.min_tissue:.0%} of it tissue and "
-            f"{options.min_tumour:.0%} in regions, and none over another"
-        )
-    said += [
+def _room_warnings(fields: Sequence[GradingField], options: FieldOptions) -> list[str]:
+    """That there is no room for as many fields as are asked for."""
+    if len(fields) >= options.count:
+        return []
+    found = counted(len(fields), "field") if fields else "no field"
+    return [
+        f"{found} for grading found room ({options.count} asked for): each is a circle of {options.diameter_mm:g} mm "
+        f"inside the slide, {options.min_tissue:.0%} of it tissue and {options.min_tumour:.0%} in regions, and none "
+        f"over another"
+    ]
+
+
+def _hot_spot_warnings(hot_spots: Sequence[HotSpot], idc_mm2: float) -> list[str]:
+    """Which hot spots are not offered, and which hold less tissue than their names say."""
+    said = [
         f"{spot.name}: there is no more than {spot.usable_mm2:.2f} mm2 of tissue within "
         f"{MOST_HOT_SPOT_UM / 1000:g} mm of it"
         for spot in hot_spots
-        if spot.usable_mm2 < 0.98 * spot.wanted_mm2
+        if not _is_held(spot.usable_mm2, spot.wanted_mm2)
     ]
-    return tuple(said)
+    too_large = [f"{wanted:g} mm2" for wanted in HOT_SPOTS_MM2 if not _is_held(idc_mm2, wanted)]
+    if too_large:
+        said.append(
+            f"no hot spot of {' or '.join(too_large)}: the regions hold {idc_mm2:.2f} mm2 of tissue in all; count "
+            f"mitoses in all of it"
+        )
+    return said

@@ -26,6 +26,7 @@ LARGEST = "Largest dimension mm"
 NEAREST = "Nearest region mm"
 USABLE = "Tissue mm^2"
 WANTED = "Wanted tissue mm^2"
+IN_REGIONS = "Tissue in regions mm^2"
 NUCLEI = "Carcinoma nuclei per mm^2"
 FRONT = "Share at the invasive front"
 # The level-0 point from which the coordinates count.
@@ -82,7 +83,7 @@ def regions_to_geojson(
         # GeoJSON knows no ellipse: QuPath writes a polygon with this mark, and reads its bounding box back.
         geometry = {**_geometry(shifted(field_outline(spot))), "isEllipse": True}
         if isinstance(spot, HotSpot):
-            numbers = {USABLE: spot.usable_mm2, WANTED: spot.wanted_mm2}
+            numbers = {USABLE: spot.usable_mm2, WANTED: spot.wanted_mm2, IN_REGIONS: spot.idc_mm2}
             features.append(_feature(_id(identity, spot.name), geometry, spot.name, HOT_SPOT_CLASS, numbers))
         else:
             name = f"{spot.name} ({spot.region_name})"
@@ -136,7 +137,8 @@ def hot_spots_from_geojson(collection: Mapping[str, Any]) -> list[HotSpot]:
         if properties["classification"]["name"] == HOT_SPOT_CLASS["name"]:
             polygon = shapely.transform(shapely.geometry.shape(feature["geometry"]), lambda xy: xy + origin0)
             numbers = properties["measurements"]
-            spots.append(HotSpot(properties["name"], *_circle_of(polygon), numbers[WANTED], numbers[USABLE]))
+            areas = (numbers[WANTED], numbers[USABLE], numbers[IN_REGIONS])
+            spots.append(HotSpot(properties["name"], *_circle_of(polygon), *areas))
     return spots
 
 

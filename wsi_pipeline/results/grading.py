@@ -13,11 +13,15 @@ from dataclasses import dataclass
 # Ten fields of Elston and Ellis's microscope, in mm2, and the least mitoses in them that score 2 and 3.
 REFERENCE_MM2 = 2.74
 REFERENCE_COUNTS = (10, 20)
-# As many fields the count is of.
-FIELDS_COUNTED = 10
+# As many fields the count is of where there is room for them; of fewer than the least no score is made.
+FIELDS_COUNTED, LEAST_FIELDS = 10, 2
 # Diameters, in mm, of the published table.
 PUBLISHED_MM = (0.40, 0.69)
 SOURCE = "Elston and Ellis 1991, by area (Cree et al. 2021)"
+# The rule for any area that is large enough.
+AREA_WORDS = "score {} is from {:.2f} mitoses per mm², {} from {:.2f}".format(
+    *(2, REFERENCE_COUNTS[0] / REFERENCE_MM2), *(3, REFERENCE_COUNTS[1] / REFERENCE_MM2)
+)
 
 # Of a count: whole mitoses meet a threshold that float arithmetic puts a trifle above them.
 _ROUNDING = 1e-9
@@ -66,17 +70,38 @@ class NottinghamGrade:
 def mitotic_thresholds(field_mm: float, fields: int = FIELDS_COUNTED) -> MitoticThresholds:
     """From which counts in so many whole fields, `field_mm` wide, the mitotic score is 2 and 3.
 
-    Raises ValueError for no field, or a diameter that is not positive.
+    Raises ValueError for a diameter that is not positive, and for fewer fields than `LEAST_FIELDS`: what one field
+    alone holds is chance.
 
     >>> mitotic_thresholds(0.55).text
     'score 1: up to 8, 2: 9 to 17, 3: from 18'
     """
     if not (math.isfinite(field_mm) and field_mm > 0):
         raise ValueError(f"a field's diameter is a positive number of mm, not {field_mm}")
-    if fields < 1:
-        raise ValueError(f"mitoses are counted in one field or more, not in {fields}")
-    area_mm2 = fields * math.pi * (field_mm / 2) ** 2
+    if fields < LEAST_FIELDS:
+        raise ValueError(f"mitoses are scored in {LEAST_FIELDS} fields or more, not in {fields}")
+    area_mm2 = area_of_fields(field_mm, fields)
     return MitoticThresholds(field_mm, fields, area_mm2, *thresholds_of_area(area_mm2))
+
+
+def area_of_fields(field_mm: float, fields: int) -> float:
+    """The area of so many whole fields, in mm2."""
+    return fields * math.pi * (field_mm / 2) ** 2
+
+
+def mitoses_words(field_mm: float, fields: int) -> str:
+    """How mitoses in so many proposed fields are scored, in words.
+
+    >>> mitoses_words(0.55, 4)
+    'in 4 fields of 0.55 mm, 0.95 mm²: score 1: up to 3, 2: 4 to 6, 3: from 7'
+    >>> mitoses_words(0.55, 1)
+    'no score of one field alone; by area, score 2 is from 3.65 mitoses per mm², 3 from 7.30'
+    """
+    if fields >= LEAST_FIELDS:
+        thresholds = mitotic_thresholds(field_mm, fields)
+        return f"in {fields} fields of {field_mm:g} mm, {thresholds.area_mm2:.2f} mm²: {thresholds.text}"
+    found = "of one field alone" if fields else "without a field"
+    return f"no score {found}; by area, {AREA_WORDS}"
 
 
 def thresholds_of_area(area_mm2: float) -> tuple[int, int]:

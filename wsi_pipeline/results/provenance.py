@@ -23,7 +23,7 @@ MAP_FORMAT = 1
 # What `tile-slides` keeps in its store: which patches, their tissue, their labels.
 PATCHES_FORMAT = 1
 # What is drawn and counted: regions, fields, pictures, the meaning of numbers in summary.json; for `tile-slides`, PNGs.
-REPORT_FORMAT = 6
+REPORT_FORMAT = 7
 
 # Fields of a model's card that decide neither map nor report, each with the reason; a field that is not here decides.
 CARD_DECIDES_NOTHING = {

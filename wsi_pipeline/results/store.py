@@ -46,6 +46,7 @@ from wsi_pipeline.base.files import (
     zarr_store,
 )
 from wsi_pipeline.base.geometry import Box, Plane, Size
+from wsi_pipeline.base.text import counted
 from wsi_pipeline.results.multiscales import (
     display_factor,
     halve_mean,
@@ -299,8 +300,10 @@ class SlideStore:
         with writing(self.path):
             self._array("labels/status/0")[...] = np.where(lost | strange, planned, status)
         raise OutputError(
-            f"{self.path}: found {int(lost.sum()):,} cells without a score and {int(strange.sum()):,} that no plan "
-            f"has, expected each of the {int(wanted.sum()):,} planned cells done: did another process, or a person, "
+            f"{self.path}: found {counted(int(lost.sum()), 'cell')} without a score and {int(strange.sum()):,} "
+            f"that no plan "
+            f"has, expected each of {counted(int(wanted.sum()), 'planned cell')} done: did another process, or a "
+            f"person, "
             f"write there? They are planned again: run the same command, alone, and it goes on with them"
         )
 

@@ -18,7 +18,7 @@ from wsi_pipeline.base.version import VERSION
 from wsi_pipeline.models.score_distance import count_scores
 from wsi_pipeline.results.extent import largest_dimension_mm
 from wsi_pipeline.results.fields import FieldChoice
-from wsi_pipeline.results.grading import SOURCE, mitotic_thresholds
+from wsi_pipeline.results.grading import LEAST_FIELDS, SOURCE, area_of_fields, mitotic_thresholds
 from wsi_pipeline.results.provenance import key_of
 from wsi_pipeline.results.regions import IdcRegion
 from wsi_pipeline.slides.annotations.geojson import Inside
@@ -173,8 +173,12 @@ def _validation_info(card: "ModelCard", reliability: Sequence[dict[str, Any]]) -
 
 
 def field_info(choice: FieldChoice, field_mm: float) -> dict[str, Any]:
-    """Fields for grading and hot spots, how they were chosen, and from which counts of mitoses scores are 2 and 3."""
-    thresholds = mitotic_thresholds(field_mm)
+    """Fields for grading and hot spots, how they were chosen, and which counts of mitoses in all fields score 2 and 3.
+
+    Of one field alone there is no score.
+    """
+    fields = len(choice.fields)
+    thresholds = mitotic_thresholds(field_mm, fields) if fields >= LEAST_FIELDS else None
     return {
         "diameter_mm": field_mm,
         "rule": choice.rule,
@@ -194,15 +198,16 @@ def field_info(choice: FieldChoice, field_mm: float) -> dict[str, Any]:
                 "name": spot.name,
                 "wanted_mm2": spot.wanted_mm2,
                 "usable_mm2": round(spot.usable_mm2, 4),
+                "idc_mm2": round(spot.idc_mm2, 4),
             }
             for spot in choice.hot_spots
         ],
         "mitoses": {
-            "fields": thresholds.fields,
-            "area_mm2": round(thresholds.area_mm2, 4),
-            "score2_from": thresholds.score2_from,
-            "score3_from": thresholds.score3_from,
-            "published": thresholds.is_published,
+            "fields": fields,
+            "area_mm2": round(area_of_fields(field_mm, fields), 4),
+            "score2_from": thresholds.score2_from if thresholds else None,
+            "score3_from": thresholds.score3_from if thresholds else None,
+            "published": bool(thresholds and thresholds.is_published),
             "source": SOURCE,
         },
     }

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from wsi_pipeline.base.errors import ListError
-from wsi_pipeline.base.text import from_spreadsheet, printable
+from wsi_pipeline.base.text import counted, from_spreadsheet, printable
 from wsi_pipeline.slides.names import ending, fault_of_name, run_name, slide_name
 from wsi_pipeline.slides.readers.formats import dicom_folder, is_dicom_file, is_part_of_a_slide, is_slide_file
 
@@ -23,6 +23,10 @@ LIST_SUFFIX = ".csv"
 COLUMNS = ("slide", "name", "mpp", "patient")
 # Folders of these endings are results, never slides.
 RESULT_SUFFIXES = (".zarr",)
+
+
+# Of what is passed over, by names of ours, one.
+ONE_OF = re.compile(r"\b(file|folder)s\b")
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,7 @@ class PassedOver:
     def __str__(self) -> str:
         """In words, the largest counts first; empty where there is nothing."""
         ordered = sorted(self.counts.items(), key=lambda item: (-item[1], item[0]))
-        words = [f"{count:,} {what}" for what, count in ordered]
+        words = [counted(count, ONE_OF.sub(r"\1", what), what) for what, count in ordered]
         return ", ".join([*words, *(f"{place} ({reason})" for place, reason in self.unreadable.items())])
 
 
@@ -295,7 +299,10 @@ def _of_pattern(pattern: str, passed_over: PassedOver) -> Iterator[SlideEntry]:
     beside = {path.name for path in found}
     slides = [slide for path in found for slide in _slides_at(path, beside, passed_over)]
     if not slides:
-        raise ListError(f"{pattern}: no slide fits this pattern ({len(found)} files and folders do)")
+        raise ListError(
+            f"{pattern}: no slide fits this pattern "
+            f"({counted(len(found), 'file or folder does', 'files and folders do')})"
+        )
     yield from slides
 
 

@@ -28,7 +28,7 @@ from wsi_pipeline.base.errors import (
     SlideReadError,
 )
 from wsi_pipeline.base.geometry import Box, Plane, Region, Size, cover
-from wsi_pipeline.base.text import printable
+from wsi_pipeline.base.text import counted, printable
 from wsi_pipeline.slides.levels import Level, Pyramid, Reader, find_pyramid
 from wsi_pipeline.slides.names import fault_of_name, slide_name
 from wsi_pipeline.slides.readers.formats import dicom_folder, slide_files
@@ -104,10 +104,12 @@ class PlaneReader:
     plane: Plane
     # The level that is read.
     level: int
+    # How far boxes reach over those beside them, in the plane's pixels: what is there is kept for these.
+    overlap_px: int = 0
 
     def __call__(self, box: Box) -> Pixels:
         """The box's pixels, as `Slide.read_readable`."""
-        return self.slide._read(box, self.plane, self.level)
+        return self.slide._read(box, self.plane, self.level, self.overlap_px)
 
     def source(self, box: Box, memory: NDArray[np.uint8], threads: int = 1) -> SourcePixels:
         """What they are made of, for those who resample by themselves, in memory of so many bytes, uint8 [n].
@@ -255,12 +257,15 @@ class Slide:
         """The same, but what cannot be decoded is marked instead of raised."""
         return self._read(box, plane, self.level_for(plane))
 
-    def reader(self, plane: Plane, finer: bool = False) -> "PlaneReader":
-        """What reads boxes of one plane, from the level that `level_for` gives."""
-        return PlaneReader(self, plane, self.level_for(plane, finer=finer))
+    def reader(self, plane: Plane, finer: bool = False, overlap_px: int = 0) -> "PlaneReader":
+        """What reads boxes of one plane, from the level that `level_for` gives.
 
-    def _read(self, box: Box, plane: Plane, index: int) -> Pixels:
-        source = self._source(box, plane, index)
+        overlap_px: how far the boxes reach over those beside them, where that is known beforehand.
+        """
+        return PlaneReader(self, plane, self.level_for(plane, finer=finer), overlap_px)
+
+    def _read(self, box: Box, plane: Plane, index: int, overlap_px: int = 0) -> Pixels:
+        source = self._source(box, plane, index, overlap_px=overlap_px)
         out = resample(source.rgb, box.width, box.height, source.start, source.step)
         if source.unreadable is not None:
             out[source.unreadable] = 255
@@ -284,6 +289,7 @@ class Slide:
         index: int,
         memory: NDArray[np.uint8] | None = None,
         threads: int = 1,
+        overlap_px: int = 0,
     ) -> "SourcePixels":
         level = self.levels[index].plane
         step_x = plane.downsample_x / level.downsample_x
@@ -292,7 +298,8 @@ class Slide:
         shape = (source.height, source.width, 3)
         out = None if memory is None else memory[: math.prod(shape)].reshape(shape)
         with self._open():
-            rgb, lost = self._tiles.read(self.levels[index].index, source, out, threads)
+            overlap = math.ceil(overlap_px * max(step_x, step_y))
+            rgb, lost = self._tiles.read(self.levels[index].index, source, out, threads, overlap)
         start = (_snap(wanted.left - source.x), _snap(wanted.top - source.y))
         step = (_snap(step_x), _snap(step_y))
         if not lost:
@@ -487,7 +494,7 @@ def _slide_file(path: Path) -> Path:
 def _first_of_dicom(folder: Path) -> Path:
     found = dicom_folder(folder)
     if len(found.series) != 1:
-        others = "".join(f", {count} files of {what}" for what, count in found.others.items())
+        others = "".join(f", {counted(count, 'file')} of {what}" for what, count in found.others.items())
         what = f"with {len(found.series)} DICOM slides" if found.series else "without .dcm files of a slide"
         raise SlideOpenError(
             f"{folder}: a folder {what}{others}; expected the files of one; give the slide files one by one"

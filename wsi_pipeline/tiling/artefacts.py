@@ -8,8 +8,8 @@ absorb blue more than green, as only DAB does, and less. And what is stained is 
 pigment and dirt are. Over dense tissue ink has the colour of dense tissue, and is denser than any.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import product
 from typing import Annotated
 
 import numpy as np
@@ -21,7 +21,7 @@ from wsi_pipeline.base.options import Field, options
 from wsi_pipeline.base.types import Mask, RgbImage
 from wsi_pipeline.tiling.blur import find_blur
 from wsi_pipeline.tiling.folds import find_folds
-from wsi_pipeline.tiling.tissue import Glass, channel_od, strips, without_small
+from wsi_pipeline.tiling.tissue import Glass, by_strips, channel_od, without_small
 
 # Blue ink over eosin has haematoxylin's colour, nearly: it absorbs more of red than dense nuclei do over such a pixel,
 # and of blue a smaller part of that than haematoxylin alone, which has 0.45.
@@ -31,6 +31,8 @@ DENSE_RED_GREEN_OD, DENSE_RED_BLUE_OD, DENSE_RED_RED = 1.9, 1.5, 0.45
 # Orange and yellow ink: DAB absorbs blue 1.25 times as much as green, with eosin less, and red 0.38 times as much as
 # blue wherever it absorbs as much blue as green.
 YELLOW_BLUE_OD, YELLOW_GREEN, ORANGE_RED = 0.8, 1.35, 0.3
+
+_Densities = Sequence[NDArray[np.float32]]
 
 
 @options
@@ -125,30 +127,15 @@ def find_artefacts(
     """
     checked = {"pen": options.check_pen, "red": options.check_red, "dark": options.check_dark}
     found = {reason: np.ones_like(tissue) for reason, wanted in checked.items() if wanted}
-    for rows, one in product(strips(len(rgb)), glass):
-        red, green, blue = channel_od(rgb[rows], one)
-        if options.check_pen:
-            over_tissue = (red > DENSE_PEN_RED_OD) & (blue < DENSE_PEN_BLUE * red)
-            found["pen"][rows] &= (red - green > options.min_pen_od) | over_tissue
-        if options.check_red:
-            of_red = (green > options.min_red_od) & (blue > options.min_red_blue * green)
-            of_red &= red < options.max_red_red * green
-            over_tissue = (
-                (green > DENSE_RED_GREEN_OD) & (blue > DENSE_RED_BLUE_OD) & (red < DENSE_RED_RED * green)
-            )
-            orange = (blue > YELLOW_GREEN * green) | ((blue > green) & (red < ORANGE_RED * blue))
-            orange &= (blue > YELLOW_BLUE_OD) & (red < green)  # green ink is not so
-            found["red"][rows] &= of_red | over_tissue | orange
-        if options.check_dark:
-            mean = (red + green + blue) / 3
-            spread = np.maximum(np.maximum(red, green), blue) - np.minimum(np.minimum(red, green), blue)
-            found["dark"][rows] &= (mean > options.min_dark_od) & (spread <= options.max_grey_share * mean)
 
-    spoilt_by = {
-        reason: _with_margin(without_small(spots, options.min_spot_um2 / (mpp[0] * mpp[1])), mpp, options)
-        & tissue
-        for reason, spots in found.items()
-    }
+    def look_at(rows: slice) -> None:
+        for one in glass:
+            od = channel_od(rgb[rows], one)
+            for reason, spots in found.items():
+                spots[rows] &= _SPOT_OF[reason](od, options)
+
+    by_strips(len(rgb), look_at)
+    spoilt_by = {reason: _spots(found_by, mpp, options) & tissue for reason, found_by in found.items()}
     rejected = np.zeros_like(tissue)
     for spoilt in spoilt_by.values():
         rejected |= spoilt
@@ -168,6 +155,37 @@ def find_artefacts(
     return Artefacts(rejected, plane, areas_mm2, spoilt_by)
 
 
-def _with_margin(mask: Mask, mpp: tuple[float, float], options: ArtefactOptions) -> Mask:
+def _spots(mask: Mask, mpp: tuple[float, float], options: ArtefactOptions) -> Mask:
+    """The mask's pieces that are no specks, with their margin."""
+    if not mask.any():  # as on most slides
+        return mask
+    mask = without_small(mask, options.min_spot_um2 / (mpp[0] * mpp[1]))
     size_px = [2 * round(options.margin_um / size_um) + 1 for size_um in (mpp[1], mpp[0])]
     return np.asarray(ndimage.maximum_filter(mask, size_px, mode="constant"))
+
+
+def _pen(od: _Densities, options: ArtefactOptions) -> Mask:
+    red, green, blue = od
+    over_tissue = (red > DENSE_PEN_RED_OD) & (blue < DENSE_PEN_BLUE * red)
+    return np.asarray((red - green > options.min_pen_od) | over_tissue)
+
+
+def _red(od: _Densities, options: ArtefactOptions) -> Mask:
+    red, green, blue = od
+    of_red = (green > options.min_red_od) & (blue > options.min_red_blue * green)
+    of_red &= red < options.max_red_red * green
+    over_tissue = (green > DENSE_RED_GREEN_OD) & (blue > DENSE_RED_BLUE_OD) & (red < DENSE_RED_RED * green)
+    orange = (blue > YELLOW_GREEN * green) | ((blue > green) & (red < ORANGE_RED * blue))
+    orange &= (blue > YELLOW_BLUE_OD) & (red < green)  # green ink is not so
+    return np.asarray(of_red | over_tissue | orange)
+
+
+def _dark(od: _Densities, options: ArtefactOptions) -> Mask:
+    red, green, blue = od
+    mean = (red + green + blue) / 3
+    spread = np.maximum(np.maximum(red, green), blue) - np.minimum(np.minimum(red, green), blue)
+    return np.asarray((mean > options.min_dark_od) & (spread <= options.max_grey_share * mean))
+
+
+# Of each reason, which pixels are so, by their optical density in red, green and blue relative to one glass.
+_SPOT_OF = {"pen": _pen, "red": _red, "dark": _dark}

@@ -6,6 +6,7 @@ beyond that. Both are standard deviations over a window, as in measures of focus
 (Pertuz, Puig and Garcia 2013).
 """
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -52,8 +53,8 @@ def find_blur(
 def _detail(rgb: RgbImage, inner: Mask, block: tuple[int, int]) -> tuple[_Sums, _Sums, _Sums]:
     """By block, float64 [row, col]: the energy of fine and of coarse detail in the tissue, and its pixels."""
     rows = max(1, STRIP_ROWS // block[0]) * block[0]
-    found = []
-    for top in range(0, len(rgb), rows):
+
+    def of_strip(top: int) -> list[_Sums]:
         reach = slice(max(0, top - REACH), top + rows + REACH)
         own = slice(top - reach.start, top - reach.start + rows)
         grey = rgb[reach] @ _LUMA
@@ -62,7 +63,10 @@ def _detail(rgb: RgbImage, inner: Mask, block: tuple[int, int]) -> tuple[_Sums, 
         weight = inner[top : top + rows]
         fine = (grey - smooth)[own] ** 2 * weight
         coarse = (smooth - smoother)[own] ** 2 * weight
-        found.append([block_sums(values, block) for values in (fine, coarse, weight)])
+        return [block_sums(values, block) for values in (fine, coarse, weight)]
+
+    with ThreadPoolExecutor(2, thread_name_prefix="blur") as pool:
+        found = list(pool.map(of_strip, range(0, len(rgb), rows)))
     fine, coarse, count = (np.concatenate(parts) for parts in zip(*found, strict=True))
     return fine, coarse, count
 

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsi_pipeline.base.options import Field, options
+from wsi_pipeline.base.text import counted
 from wsi_pipeline.tiling.grid import Plan
 from wsi_pipeline.tiling.patch_labels import NO_LABEL
 
@@ -86,7 +87,8 @@ class Draw:
             if self.patches[name] + self.left_out[name]
         )
         return (
-            f"export: {total:,} of {total + left:,} patches ({shares}); {left:,} left out, as the config says"
+            f"export: {total:,} of {counted(total + left, 'patch')} ({shares}); {left:,} left out, as the "
+            f"config says"
         )
 
 

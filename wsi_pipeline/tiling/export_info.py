@@ -13,6 +13,7 @@ from typing import Any
 from wsi_pipeline.base.errors import DataError
 from wsi_pipeline.base.files import OutPath, read_trouble, read_whole
 from wsi_pipeline.base.images import png_scale
+from wsi_pipeline.base.text import counted
 from wsi_pipeline.slides.scale import PLAUSIBLE_MPP
 
 EXPORT_FILE = "export.json"
@@ -183,6 +184,7 @@ def _check_numbers(info: ExportInfo) -> None:
         raise ValueError(f"found the optical density {info.od_mean}, expected 0 to {MOST_DENSITY}")
     if len(info.sample) > MOST_SAMPLE or not 0 <= info.od_patches <= MOST_SAMPLE:
         raise ValueError(
-            f"found a sample of {info.od_patches} patches, {len(info.sample)} of them named, expected {MOST_SAMPLE} at "
+            f"found a sample of {counted(info.od_patches, 'patch')}, {len(info.sample)} of them named, expected "
+            f"{MOST_SAMPLE} at "
             "most"
         )

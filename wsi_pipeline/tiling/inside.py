@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from wsi_pipeline.base.text import counted
 from wsi_pipeline.slides.annotations.coverage import Cells, covered_share
 from wsi_pipeline.slides.annotations.geojson import Inside
 from wsi_pipeline.tiling.overview import Overview
@@ -34,9 +35,9 @@ def within(overview: Overview, inside: Inside, mpp0: tuple[float, float]) -> Ove
         ),
     )
     there, all_of_it = limited.tissue_mm2(mpp0), overview.tissue_mm2(mpp0)
-    words = "1 outline" if inside.outlines == 1 else f"{inside.outlines:,} outlines"
     warning = (
-        f"mapped within the {words} of {inside.path.name} alone: {there:.2f} of {all_of_it:.2f} mm2 of tissue; "
+        f"mapped within the {counted(inside.outlines, 'outline')} of {inside.path.name} alone: {there:.2f} of "
+        f"{all_of_it:.2f} mm2 of tissue; "
         "shares and areas are of what lies inside"
     )
     if overview.artefacts.areas_mm2 and overview.artefacts.rejected.any():

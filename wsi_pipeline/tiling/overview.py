@@ -1,6 +1,7 @@
 """A slide looked at from afar: thumbnail, tissue, artefacts, and from these the plan of patches."""
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Annotated
 
 import numpy as np
@@ -61,7 +62,7 @@ class Overview:
     plan: Plan
     warnings: tuple[str, ...]
 
-    @property
+    @cached_property
     def labels(self) -> NDArray[np.uint8]:
         """uint8 [row, column] at the tissue plane: 0 none, 1 tissue, 2 tissue rejected by quality."""
         return np.where(self.artefacts.rejected, 2, 1).astype(np.uint8) * self.tissue.mask
@@ -72,6 +73,7 @@ class Overview:
         pixel_um2 = plane.downsample_x * mpp0[0] * plane.downsample_y * mpp0[1]
         return float((self.labels == 1).sum()) * pixel_um2 / 1e6
 
+    @cached_property
     def passed_over(self) -> dict[str, Mask]:
         """Tissue that is no artefact and yet not scored, [row, col] of the tissue plane, by reason.
 
@@ -97,7 +99,7 @@ class Overview:
         """Its areas; `mpp0` is um per level-0 pixel."""
         plane = self.tissue.plane
         pixel_um2 = plane.downsample_x * mpp0[0] * plane.downsample_y * mpp0[1]
-        return {name: float(mask.sum()) * pixel_um2 / 1e6 for name, mask in self.passed_over().items()}
+        return {name: float(mask.sum()) * pixel_um2 / 1e6 for name, mask in self.passed_over.items()}
 
     def on_thumbnail(self, mask: Mask) -> Mask:
         """A mask of the tissue plane, bool [row, column] of the thumbnail."""

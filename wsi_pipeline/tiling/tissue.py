@@ -14,7 +14,8 @@ What this makes of fat: the thin walls of fat cells are stained and the cells ar
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import product
 from typing import Annotated
@@ -197,14 +198,18 @@ def find_glass(rgb: Floats, seen: Mask, mpp: tuple[float, float]) -> tuple[Glass
     return Glass(grey, 0.0), Glass(by_channel, 0.0)
 
 
-def strips(rows: int) -> Iterator[slice]:
-    """The rows of a plane, so many at a time that what is worked out of them takes little memory."""
-    for top in range(0, rows, STRIP_ROWS):
-        yield slice(top, top + STRIP_ROWS)
+def by_strips(rows: int, work: Callable[[slice], None]) -> None:
+    """Do the work on all rows of a plane, two strips at a time: what is worked out of them takes little memory."""
+    with ThreadPoolExecutor(2, thread_name_prefix="strips") as pool:
+        list(pool.map(work, (slice(top, top + STRIP_ROWS) for top in range(0, rows, STRIP_ROWS))))
 
 
 def channel_od(rgb: RgbImage | Floats, glass: Glass) -> tuple[Floats, Floats, Floats]:
     """Optical density of red, green and blue relative to the glass, each [row, col]; 0 where brighter."""
+    if rgb.dtype == np.uint8:  # by look-up: the very same in a third of the time
+        tables = channel_od(np.arange(256, dtype=np.float32)[None, :, None].repeat(3, axis=2), glass)
+        red, green, blue = (tables[c][0][rgb[..., c]] for c in range(3))
+        return red, green, blue
     noise = glass.rgb * np.float32(DARK_NOISE / USUAL_GLASS)
     red, green, blue = (
         np.maximum(np.log((glass.rgb[c] + noise[c]) / (rgb[..., c] + noise[c])), 0) for c in range(3)
@@ -215,11 +220,15 @@ def channel_od(rgb: RgbImage | Floats, glass: Glass) -> tuple[Floats, Floats, Fl
 def _is_stained(rgb: Floats, glass: tuple[Glass, ...], threshold_od: float, options: TissueOptions) -> Mask:
     """Where the plane is stained relative to any colour that the glass may have."""
     stained = np.zeros(rgb.shape[:2], np.bool_)
-    for rows, one in product(strips(len(rgb)), glass):
-        red, green, blue = channel_od(rgb[rows], one)
-        spread = np.maximum(np.maximum(red, green), blue) - np.minimum(np.minimum(red, green), blue)
-        share = options.min_stain_share / 3 * (red + green + blue)
-        stained[rows] |= spread > np.maximum(share, threshold_od)
+
+    def look_at(rows: slice) -> None:
+        for one in glass:
+            red, green, blue = channel_od(rgb[rows], one)
+            spread = np.maximum(np.maximum(red, green), blue) - np.minimum(np.minimum(red, green), blue)
+            share = options.min_stain_share / 3 * (red + green + blue)
+            stained[rows] |= spread > np.maximum(share, threshold_od)
+
+    by_strips(len(rgb), look_at)
     return stained
 
 

@@ -8,7 +8,13 @@ from typing import Any
 from wsi_pipeline.base.errors import UsageError
 from wsi_pipeline.base.files import OutPath
 from wsi_pipeline.base.text import for_spreadsheet
-from wsi_pipeline.results.grading import SOURCE, mitotic_score, nottingham_grade, thresholds_of_area
+from wsi_pipeline.results.grading import (
+    LEAST_FIELDS,
+    SOURCE,
+    mitotic_score,
+    nottingham_grade,
+    thresholds_of_area,
+)
 from wsi_pipeline.viewer.append_log import AppendLog, LogContent
 from wsi_pipeline.viewer.review import clean_name
 
@@ -111,21 +117,21 @@ def computed(
 ) -> dict[str, Any]:
     """What follows from what was entered, and what is missing for a grade.
 
-    Mitoses count in the fields that somebody counted in, by their usable area. The score of tubules and of nuclei is
-    that entered for the slide; where none is, the highest of its fields (nuclei) or the one that most fields have
-    (tubules) is NOT taken: it is missing.
+    Mitoses count in the fields that somebody counted in, by their usable area; of one field alone no score is made,
+    for its count is chance. The score of tubules and of nuclei is that entered for the slide; where none is, the
+    highest of its fields (nuclei) or the one that most fields have (tubules) is NOT taken: it is missing.
     """
     counted = [entry for entry in fields if entry["counted"]]
     area = sum(areas.get(entry["id"], 0.0) for entry in counted)
     count = sum(len(entry["mitoses"]) for entry in counted)
     missing = [name for name in SCORES if entered[name] is None]
     score = thresholds = None
-    if area > 0:
+    if area > 0 and len(counted) >= LEAST_FIELDS:
         second, third = thresholds_of_area(area)
         thresholds = {"score2_from": second, "score3_from": third, "source": SOURCE}
         score = mitotic_score(count, area)
     else:
-        missing.append("mitoses")
+        missing.append("mitoses (one field alone gives no score)" if counted else "mitoses")
     total = grade = None
     tubules, nuclei = entered["tubules"], entered["nuclei"]
     if tubules is not None and nuclei is not None and score is not None:

@@ -13,6 +13,7 @@ import shapely
 from wsi_pipeline.base.errors import UsageError
 from wsi_pipeline.base.files import OutPath, write_json
 from wsi_pipeline.base.geometry import Size
+from wsi_pipeline.base.text import counted
 from wsi_pipeline.results.geojson import ORIGIN0
 from wsi_pipeline.slides.annotations.files import REVIEW_NAME
 from wsi_pipeline.viewer.append_log import AppendLog, LogContent
@@ -57,7 +58,7 @@ class Review:
             values["feature"] = self._checked(body.get("feature"))
             if len(features) >= MOST_FEATURES and values["feature"]["properties"]["id"] not in features:
                 raise UsageError(
-                    f"found {len(features)} outlines, at most {MOST_FEATURES} are kept for a slide"
+                    f"found {counted(len(features), 'outline')}, at most {MOST_FEATURES} are kept for a slide"
                 )
         elif action == "delete":
             values["feature_id"] = str(body.get("feature_id"))

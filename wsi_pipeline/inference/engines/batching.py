@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsi_pipeline.base.errors import ModelError
+from wsi_pipeline.base.text import counted
 
 if TYPE_CHECKING:  # it takes torch along
     from wsi_pipeline.models.slide_input import SlideInput
@@ -80,7 +81,7 @@ def all_numbers(scores: NDArray[np.float32]) -> NDArray[np.float32]:
     broken = ~np.isfinite(scores)
     if lost := int((broken if broken.ndim == 1 else broken.any(axis=1)).sum()):
         raise ModelError(
-            f"the network gives no numbers (NaN) for {lost:,} of {len(scores):,} patches that can be read; expected "
+            f"the network gives no numbers (NaN) for {lost:,} of {counted(len(scores), 'patch')} to be read; expected "
             "probabilities: take other weights, or precision: fp32 if they are known to be good"
         )
     return scores

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from wsi_pipeline.base.errors import DeviceLostError, ModelError
+from wsi_pipeline.base.text import counted
 from wsi_pipeline.inference.engines.accelerator import device_errors, exact_float32
 from wsi_pipeline.inference.engines.batching import BatchRunner, Engine, Precision
 from wsi_pipeline.inference.engines.cuda_engine import CudaEngine, batch_size_of
@@ -358,7 +359,8 @@ def _problem(moved: NDArray[np.float32], tolerance: Tolerance) -> str:
     if furthest <= tolerance.furthest and mean <= tolerance.mean:  # never true of NaN
         return ""
     return (
-        f"moves {len(moved)} patches by {furthest:.2g} at most and {mean:.2g} in the mean against eager float32; "
+        f"moves {counted(len(moved), 'patch')} by {furthest:.2g} at most and {mean:.2g} in the mean against eager "
+        f"float32; "
         f"expected {tolerance.furthest:g} and {tolerance.mean:g}"
     )
 

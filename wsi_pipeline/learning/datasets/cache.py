@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from wsi_pipeline.base.errors import DataError, OutputError
 from wsi_pipeline.base.files import clear_leftovers_of, new_array, new_file, new_folder, write_json
+from wsi_pipeline.base.text import counted
 from wsi_pipeline.jobs.locks import hold
 from wsi_pipeline.jobs.protocols import Busy
 from wsi_pipeline.learning.datasets.listing import Listing, decode_each
@@ -134,7 +135,9 @@ def _make(place: Path, listing: Listing, patch_px: int, squeeze: bool, readers: 
     if readers.rank == 0:
         seconds = time.monotonic() - began
         count = len(listing)
-        log.info("decoded %d images in %.1f s (%.0f/s) into %s", count, seconds, count / seconds, place)
+        log.info(
+            "decoded %s in %.1f s (%.0f/s) into %s", counted(count, "image"), seconds, count / seconds, place
+        )
     return made
 
 

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsi_pipeline.base.errors import DataError
+from wsi_pipeline.base.text import counted
 from wsi_pipeline.learning.datasets.duplicates import Duplicates, exact_duplicates, near_duplicates
 from wsi_pipeline.learning.datasets.image_stats import THUMBNAIL_PX, ImageStats, measure_images
 from wsi_pipeline.learning.datasets.listing import UNLABELLED, Listing
@@ -75,7 +76,7 @@ def explore(
     info = measure_images(listing)
     if not info.readable.any():
         raise DataError(
-            f"{listing.folder}: found none of {len(listing)} images that can be decoded, the first: "
+            f"{listing.folder}: found none of {counted(len(listing), 'image')} that can be decoded, the first: "
             f"{info.problems[0]}; get the set again"
         )
     exact = exact_duplicates(info.digests, info.readable)

@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
+from wsi_pipeline.base.text import counted
 from wsi_pipeline.base.version import VERSION
 from wsi_pipeline.learning.datasets.duplicates import Duplicates
 from wsi_pipeline.learning.datasets.explore import Exploration, PatientStats, common_size, spans
@@ -49,9 +50,9 @@ def _lead(exploration: Exploration) -> list[str]:
     listing, info = exploration.listing, exploration.info
     counts = Counter(listing.labels.tolist())
     labelled = counts[0] + counts[1]
-    text = f"{len(listing):,} images ({listing.layout})"
+    text = f"{counted(len(listing), 'image')} ({listing.layout})"
     if exploration.patients:
-        text += f" of {len(exploration.patients):,} {listing.by}s"
+        text += f" of {counted(len(exploration.patients), listing.by)}"
     text += f": {counts[1]:,} positive, {counts[0]:,} negative"
     if labelled:
         text += f", {counts[1] / labelled:.1%} of those with a label positive"
@@ -227,7 +228,9 @@ def _doubles(exploration: Exploration) -> Section:
         listing, sides = exploration.listing, exploration.sides
         # Those that matter most first.
         groups = sorted(doubles.groups, key=lambda group: (-len(spans(listing, group, sides)), -len(group)))
-        blocks.append(f"{name}: {len(groups):,} groups, {doubles.surplus:,} images more than needed.")
+        blocks.append(
+            f"{name}: {counted(len(groups), 'group')}, {counted(doubles.surplus, 'image')} more than needed."
+        )
         blocks += [
             _group_table(exploration, groups),
             _group_sheet(exploration, Duplicates(groups[:GROUPS_SHOWN])),

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsi_pipeline.base.errors import DataError
+from wsi_pipeline.base.text import counted
 from wsi_pipeline.inference.classifier import Classifier
 from wsi_pipeline.inference.stain_check import sample_patches
 from wsi_pipeline.models.stain import patch_densities
@@ -82,7 +83,7 @@ def find_labelled_slides(folder: Path) -> list[tuple[Path, Path]]:
         )
     if without:
         log.warning(
-            "%s: %d slides have no labels and are passed over: %s", folder, len(without), _some(without)
+            "%s: %s without labels passed over: %s", folder, counted(len(without), "slide"), _some(without)
         )
     return pairs
 

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsi_pipeline.base.errors import DataError
+from wsi_pipeline.base.text import counted
 from wsi_pipeline.learning.datasets.cache import Decoded, cache_folder, decode
 from wsi_pipeline.learning.datasets.layouts import list_images
 from wsi_pipeline.learning.datasets.listing import UNLABELLED, By, Listing, named_by_pattern
@@ -128,11 +129,12 @@ def _check_readable(decoded: Decoded, sides: Indices, listing: Listing, split: S
         return
     if not split.skip_unreadable:
         raise DataError(
-            f"{listing.folder}: found {len(unreadable)} of {len(sides)} images that cannot be decoded, the first: "
+            f"{listing.folder}: found {len(unreadable)} of {counted(len(sides), 'image')} that cannot be decoded, "
+            f"the first: "
             f"{'; '.join(decoded.problems[index] for index in unreadable[:3])}; mend or remove them (explore-patches "
             "lists all), or set skip_unreadable: true under split in the config"
         )
-    log.warning("left out %d images that cannot be decoded", len(unreadable))
+    log.warning("left out %s that cannot be decoded", counted(len(unreadable), "image"))
 
 
 def _tell_short(decoded: Decoded, sides: Indices, listing: Listing, patch_px: int) -> None:
@@ -146,7 +148,7 @@ def _tell_short(decoded: Decoded, sides: Indices, listing: Listing, patch_px: in
             "(mpp must then be the scale of the squeezed image)"
         )
     if len(other):
-        log.info("left out %d patches that are not %d x %d px", len(other), patch_px, patch_px)
+        log.info("left out %s not of %d x %d px", counted(len(other), "patch"), patch_px, patch_px)
 
 
 def _gather(
@@ -156,7 +158,7 @@ def _gather(
     labels = listing.labels[rows]
     if set(labels.tolist()) != {0, 1}:
         raise DataError(
-            f"{listing.folder}: found {len(rows)} {name} patches, expected some of both labels; "
+            f"{listing.folder}: found {counted(len(rows), f'{name} patch')}, expected some of both labels; "
             "correct the folder, the split or patch_px in the config"
         )
     pixels = shared_zeros((len(rows), *decoded.pixels.shape[1:]), cache or cache_folder(), readers)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from wsi_pipeline.base.errors import DataError, ScaleError
+from wsi_pipeline.base.text import counted
 from wsi_pipeline.tiling.export_info import EXPORT_FILE, export_of, same_scale, scale_in
 
 log = logging.getLogger(__name__)
@@ -35,7 +36,7 @@ class DataScale:
     @property
     def words(self) -> str:
         """For people."""
-        rest = "" if self.known == self.images else f", of {self.known:,} of {self.images:,} images"
+        rest = "" if self.known == self.images else f", of {self.known:,} of {counted(self.images, 'image')}"
         return f"{self.mpp:g} um/px ({self.said_by}{rest})"
 
 

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from wsi_pipeline.base.errors import DataError
 from wsi_pipeline.base.images import decode_image
+from wsi_pipeline.base.text import counted
 from wsi_pipeline.learning.datasets.listing import UNLABELLED
 from wsi_pipeline.models.card import MOST_PATCH_PX
 from wsi_pipeline.tiling.export_info import EXPORT_FILE, ExportInfo
@@ -59,7 +60,8 @@ def samples_of(folder: Path, info: ExportInfo) -> list[Sample]:
         found = _samples_in(folder / name)
         if len(found) != count:
             raise DataError(
-                f"{folder / name}: found {len(found)} patches, expected {count} as {EXPORT_FILE} says; copy it again, "
+                f"{folder / name}: found {counted(len(found), 'patch')}, expected {count} as {EXPORT_FILE} says; "
+                f"copy it again, "
                 "or remove it and run the same tile-slides again"
             )
         samples += found

@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from wsi_pipeline.base.errors import DataError
 from wsi_pipeline.base.geometry import Box
+from wsi_pipeline.base.text import counted
 from wsi_pipeline.learning.datasets.cache import cache_folder
 from wsi_pipeline.learning.datasets.load import LabelledPatches
 from wsi_pipeline.learning.datasets.scale import check_scale
@@ -120,7 +121,8 @@ def plan_epoch(
         sizes[least] += len(piece.rows)
     if min(sizes) < share:
         raise DataError(
-            f"found {min(sizes)} patches for one of {count} processes in an epoch, expected a batch of {share} at "
+            f"found {counted(min(sizes), 'patch')} for one of {counted(count, 'process')} in an epoch, expected a "
+            f"batch of {share} at "
             "least; outline more, or set a smaller batch_size in the config, or start fewer processes"
         )
     mine = shares[rank]
@@ -242,7 +244,8 @@ def read_pieces(
                 slides.done(piece.slide)
                 if unreadable and not patches.skip_unreadable:
                     raise DataError(
-                        f"{patches.slides[piece.slide].path}: {unreadable} of {len(piece.rows)} patches read together "
+                        f"{patches.slides[piece.slide].path}: {unreadable} of {counted(len(piece.rows), 'patch')} "
+                        f"read together "
                         "cannot be decoded; get the slide again, or set skip_unreadable: true under split in the config"
                     )
                 lost += unreadable
@@ -251,7 +254,7 @@ def read_pieces(
     finally:
         slides.close()
         if lost:
-            log.warning("%d patches of slides cannot be decoded, and are skipped", lost)
+            log.warning("%s of slides cannot be decoded: skipped", counted(lost, "patch"))
 
 
 class _OpenSlides:
@@ -365,8 +368,12 @@ def load_tiled_side(
     check_scale(patches.scale, folder, patch_px, mpp, squeeze=False, whose="model")
     if len(patches) > reading.val_patches:
         log.warning(
-            "%s: found %d %s patches, of which %d are drawn and read (reading.val_patches of the model's card)",
-            *(folder, len(patches), "labelled" if side == "all" else side, reading.val_patches),
+            "%s: found %s, of which %d are drawn and read (reading.val_patches of the model's card)",
+            *(
+                folder,
+                counted(len(patches), f"{'labelled' if side == 'all' else side} patch"),
+                reading.val_patches,
+            ),
         )
     return in_memory(limited(patches, reading.val_patches, seed))
 

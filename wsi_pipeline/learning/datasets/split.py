@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from wsi_pipeline.base.errors import DataError
 from wsi_pipeline.base.options import Field, options
-from wsi_pipeline.base.text import from_spreadsheet
+from wsi_pipeline.base.text import counted, from_spreadsheet
 from wsi_pipeline.learning.datasets.listing import UNLABELLED, Listing
 
 log = logging.getLogger(__name__)
@@ -69,7 +69,7 @@ def split_sides(listing: Listing, split: SplitOptions) -> tuple[Indices, Indices
     """
     labelled = listing.labels != UNLABELLED
     if not labelled.all():
-        log.info("left out %d images without a label", int((~labelled).sum()))
+        log.info("left out %s without a label", counted(int((~labelled).sum()), "image"))
     if split.patients_csv:
         train, val = _sides_of_csv(listing, labelled, split)
     elif split.val_patients:
@@ -122,18 +122,19 @@ def _sides_of_csv(
     here = set(listing.patients[labelled].tolist())
     if missing := sorted(here - set(side_of)):
         raise DataError(
-            f"{path}: found no line of {len(missing)} {listing.by}s whose patches lie in {listing.folder} "
+            f"{path}: found no line of {counted(len(missing), listing.by)} whose patches lie in {listing.folder} "
             f"({_some(missing)}); add a line for each, with a split such as 'none' for those to be left out"
         )
     if unknown := sorted(set(side_of) - here):
         raise DataError(
-            f"{path}: found {len(unknown)} patients of whom {listing.folder} has no labelled patch ({_some(unknown)}), "
+            f"{path}: found {counted(len(unknown), 'patient')} of whom {listing.folder} has no labelled patch "
+            f"({_some(unknown)}), "
             f"expected names such as {_some(sorted(here))}; correct or remove their lines"
         )
     if others := {name: side for name, side in side_of.items() if side not in {*split.train, *split.val}}:
         log.info(
-            "%s: left out %d %ss whose split is neither of train (%s) nor of val (%s): %s",
-            *(path, len(others), listing.by, ", ".join(split.train), ", ".join(split.val)),
+            "%s: left out %s whose split is neither of train (%s) nor of val (%s): %s",
+            *(path, counted(len(others), listing.by), ", ".join(split.train), ", ".join(split.val)),
             _some(sorted(set(others.values()))),
         )
     of_each = np.array([side_of.get(name, "") for name in listing.patients.tolist()])

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from wsi_pipeline.base.errors import DataError, RecipeError, SlideError
 from wsi_pipeline.base.geometry import Plane, Size
 from wsi_pipeline.base.options import Field, options, options_from_dict
+from wsi_pipeline.base.text import counted
 from wsi_pipeline.learning.datasets.listing import UNLABELLED, By, Listing, named_by_pattern
 from wsi_pipeline.learning.datasets.scale import DataScale
 from wsi_pipeline.learning.datasets.split import SplitOptions, split_sides
@@ -162,7 +163,8 @@ def split_slides(
     for name, patches in (("train", train), ("val", val)):
         if set(np.unique(patches.labels).tolist()) != {0, 1}:
             raise DataError(
-                f"{folder}: found {len(patches)} {name} patches, expected some of both labels; correct the split in "
+                f"{folder}: found {counted(len(patches), f'{name} patch')}, expected some of both labels; correct "
+                f"the split in "
                 "the config, or outline more"
             )
     return train, val
@@ -187,8 +189,12 @@ def _list(folder: Path, split: SplitOptions) -> Listing:
         labelled.append(labels is not None and bool((labels != UNLABELLED).any()))
     if without := [name for name, found in zip(names, labelled, strict=True) if not found]:
         log.warning(
-            "%s: %d slides without a labelled patch are passed over: %s",
-            *(folder, len(without), ", ".join(without[:5]) + (" ..." if len(without) > 5 else "")),
+            "%s: %s without a labelled patch passed over: %s",
+            *(
+                folder,
+                counted(len(without), "slide"),
+                ", ".join(without[:5]) + (" ..." if len(without) > 5 else ""),
+            ),
         )
     if len(without) == len(names):
         raise DataError(f"{folder}: found no labelled patch; cut the slides with tile-slides --annotations")
@@ -247,7 +253,11 @@ def _patches_of(
         reading,
         split.skip_unreadable,
     )
-    log.info("%d labelled patches of %d slides, read from the slides", len(patches), len(slides))
+    log.info(
+        "%s of %s, read from the slides",
+        counted(len(patches), "labelled patch"),
+        counted(len(slides), "slide"),
+    )
     return patches
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsi_pipeline.base.errors import ScaleError
+from wsi_pipeline.base.text import counted
 from wsi_pipeline.learning.evaluation import metrics
 from wsi_pipeline.learning.evaluation.bootstrap import (
     DRAWS,
@@ -84,8 +85,8 @@ def in_words(comparison: dict[str, Any]) -> list[str]:
     changed, patients = comparison["changed"], comparison["patients"]
     better, worse = (sum(p["new"] > p["old"] for p in patients), sum(p["new"] < p["old"] for p in patients))
     lines.append(
-        f"{changed['fixed']:,} patches are right that were wrong, {changed['broken']:,} wrong that were right; "
-        f"{better} of {len(patients)} {comparison['data']['by']}s better, {worse} worse"
+        f"right that were wrong: {counted(changed['fixed'], 'patch')}; wrong that were right: {changed['broken']:,}; "
+        f"{better} of {counted(len(patients), comparison['data']['by'])} better, {worse} worse"
     )
     return [*lines, *filter(None, [comparison["note"]])]
 

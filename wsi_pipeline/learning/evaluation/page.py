@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from wsi_pipeline.base.files import write_json
+from wsi_pipeline.base.text import counted
 from wsi_pipeline.base.version import VERSION
 from wsi_pipeline.learning.evaluation import plots as plots
 from wsi_pipeline.learning.evaluation.patches import (
@@ -69,10 +70,9 @@ def write_evaluation(
 def page(evaluated: EvaluatedPatches, metrics: dict[str, Any], slides: Sequence[EvaluatedSlide]) -> Page:
     """The page of what was measured."""
     data, patches = metrics["data"], metrics["patches"]
-    several = "" if data["patients"] == 1 else "s"
-    of = "" if data["by"] == "image" else f" of {data['patients']:,} {data['by']}{several}"
+    of = "" if data["by"] == "image" else f" of {counted(data['patients'], data['by'])}"
     lead = [
-        f"{data['patches']:,} patches{of}, {data['idc_patches'] / data['patches']:.1%} of them IDC: "
+        f"{counted(data['patches'], 'patch')}{of}, {data['idc_patches'] / data['patches']:.1%} of them IDC: "
         f"AUROC {_with_interval(patches['auroc'])}, F1 {_with_interval(patches['f1'])}, "
         f"balanced accuracy {_with_interval(patches['balanced_accuracy'])}.",
         f"Scale of the patches: {data['scale']}.",
@@ -148,7 +148,7 @@ def _robustness_section(robustness: Mapping[str, Any], of: int) -> Section:
             Table(
                 ["patches changed", "AUROC", "change", "F1", "balanced accuracy", "flipped"],
                 rows,
-                f"{robustness['patches']:,} of the {of:,} patches, of each patient the same share, drawn by seed "
+                f"{robustness['patches']:,} of {counted(of, 'patch')}, of each patient the same share, drawn by seed "
                 f"{robustness['seed']}; each patient's patches are changed alike, before the stain is normalised. "
                 "Flipped: on the other side of the threshold than the patch as it is. Pixels from beyond a patch are "
                 "mirrored where it is turned, scaled or shifted, so that a slide would show less there.",

@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 from numpy.typing import NDArray
 
+from wsi_pipeline.base.text import counted
 from wsi_pipeline.learning.evaluation import metrics
 from wsi_pipeline.learning.evaluation.patches import EvaluatedPatches
 from wsi_pipeline.learning.evaluation.slides import EvaluatedSlide
@@ -153,7 +154,8 @@ def patients_plot(rows: list[dict[str, float]]) -> Picture:
     axes.set(ylim=(-0.03, 1.03), xlim=(0, 1.02))
     return plot(
         figure,
-        f"F1 of each of the {len(meant)} patients with IDC; larger dots have more patches. Little IDC makes a few "
+        f"F1 of each of {counted(len(meant), 'patient')} with IDC; larger dots have more patches. Little IDC "
+        f"makes a few "
         "mistakes weigh much.",
     )
 

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsi_pipeline.base.options import options
+from wsi_pipeline.base.text import counted
 from wsi_pipeline.learning.evaluation.metrics import Decisions, auroc, decide
 from wsi_pipeline.pipeline.config import InferConfig
 from wsi_pipeline.pipeline.infer import infer_slide
@@ -67,7 +68,7 @@ class EvaluatedSlide:
         """How many cells have which label."""
         idc, known = int((self.labels == IDC).sum()), int(self.known.sum())
         unlabelled = int((~self.known & ~np.isnan(self.probability)).sum())
-        return f"{idc:,} cells IDC, {known - idc:,} not, {unlabelled:,} scored and unlabelled"
+        return f"{counted(idc, 'cell')} IDC, {known - idc:,} not, {unlabelled:,} scored and unlabelled"
 
     @property
     def called(self) -> NDArray[np.bool_]:

@@ -18,6 +18,7 @@ from torch import nn
 
 from wsi_pipeline.base.errors import ConfigError, DataError
 from wsi_pipeline.base.options import Field, options, options_to_dict
+from wsi_pipeline.base.text import counted
 from wsi_pipeline.inference.classifier import Classifier
 from wsi_pipeline.learning.datasets import SplitOptions, check_no_leak
 from wsi_pipeline.learning.datasets.labelled_slides import LabelledSlide, find_labelled_slides, score_slide
@@ -159,7 +160,7 @@ def train_context(
         labelled = []
         for name in names:
             labelled.append(score_slide(*found[name], classifier, config, options.annotations, views))
-            log.info("%s: %d labelled patches scored", name, labelled[-1].evaluated.sum())
+            log.info("%s: %s scored", name, counted(int(labelled[-1].evaluated.sum()), "labelled patch"))
         return labelled
 
     train, val = scored(train_names, options.views), scored(val_names, 1)
@@ -359,7 +360,8 @@ def split_slides(
     check_no_leak(set(train), set(val))
     if len(train) < 2 or not val:
         raise DataError(
-            f"found {len(train)} slides to train on and {len(val)} to evaluate on, expected 2 and 1 at least; "
+            f"found {counted(len(train), 'slide')} to train on and {len(val)} to evaluate on, expected 2 and 1 at "
+            f"least; "
             f"give --manifest, or split.val_patients or split.patients_csv in the config"
         )
     return train, val

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from wsi_pipeline.base.errors import ConfigError, DataError, ModelError, TrainingError
 from wsi_pipeline.base.files import clear_leftovers_of
 from wsi_pipeline.base.options import options_to_dict
+from wsi_pipeline.base.text import counted
 from wsi_pipeline.learning.datasets import LabelledPatches, load_split
 from wsi_pipeline.learning.datasets.cache import cache_folder
 from wsi_pipeline.learning.datasets.scale import check_scale
@@ -178,7 +179,7 @@ def _load(
     check_scale(slides.scale, data, options.patch_px, options.mpp, squeeze=False, whose="config")
     most = min(count or options.reading.val_patches, options.reading.val_patches)
     if len(held_out) > most:
-        log.info("evaluated on %d of %d patches of the slides kept for it", most, len(held_out))
+        log.info("evaluated on %d of %s of the slides kept for it", most, counted(len(held_out), "patch"))
     return limited(slides, count, seed), in_memory(limited(held_out, most, seed), readers)
 
 
@@ -392,10 +393,10 @@ def set_up(
     cost = _cost(network, options)
     network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     log.info(
-        "training '%s' (%s, %s parameters, %.1f MFLOP a patch) on %d patches of %d patients, "
-        "evaluated on %d of %d, on %s",
+        "training '%s' (%s, %s parameters, %.1f MFLOP a patch) on %s of %s, evaluated on %d of %d, on %s",
         *(options.name, options.architecture, f"{cost.parameters:,}", cost.mflop),
-        *(len(train_side), len(set(train_side.patients)), len(val_side), len(set(val_side.patients))),
+        *(counted(len(train_side), "patch"), counted(len(set(train_side.patients)), "patient")),
+        *(len(val_side), len(set(val_side.patients))),
         device if group.count == 1 else f"{group.count} x {device.type}",
     )
     if impossible := metrics.no_crossfit(val_side.labels, val_side.patients, val_side.by):
@@ -452,9 +453,11 @@ def _ending(options: TrainOptions, history: list[Row]) -> str | None:
     """Why the training is over after these epochs; None while it is not."""
     waited = epochs_since_best(scores(history, options.best_by))
     if options.early_stopping and waited >= options.early_stopping:
-        return f"stopped after epoch {len(history)}: no better {options.best_by} for {waited} epochs"
+        return (
+            f"stopped after epoch {len(history)}: no better {options.best_by} for {counted(waited, 'epoch')}"
+        )
     if len(history) >= options.epochs:
-        return f"done, {len(history)} epochs"
+        return f"done, {counted(len(history), 'epoch')}"
     return None
 
 

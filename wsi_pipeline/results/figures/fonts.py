@@ -8,7 +8,7 @@ written in Latin letters, so that two names that differ do so on the picture; `u
 import itertools
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 from anyascii import anyascii
@@ -84,6 +84,35 @@ def draw_text(image: Image.Image, place: tuple[float, float], text: str, size_px
             (x, y + ascent), part, fill=fill, font=font, anchor="ls"
         )  # fonts share a baseline, not a top
         x += font.getlength(part)
+
+
+def wrapped(text: str, width: float, size: float) -> list[str]:
+    """The text in lines no wider than `width`, in the unit of `size`, the height of its letters.
+
+    It is broken at blanks; a word that is wider than a line, anywhere.
+    """
+    room, blank = 100 * width / size, _width_at_100(" ")
+    lines: list[str] = []
+    left = -1.0
+    for word in printable(text).split():
+        if (own := _width_at_100(word)) + blank <= left:
+            lines[-1] += f" {word}"
+            left -= blank + own
+            continue
+        while own > room and len(word) > 1:
+            end = next(n for n in range(len(word) - 1, 0, -1) if n == 1 or _width_at_100(word[:n]) <= room)
+            lines.append(word[:end])
+            word = word[end:]
+            own = _width_at_100(word)
+        lines.append(word)
+        left = room - own
+    return lines
+
+
+@lru_cache(4096)
+def _width_at_100(text: str) -> float:
+    """How wide it is in letters 100 high: words come again, and a font takes long to measure them."""
+    return text_width(text, 100)
 
 
 def shorten(text: str, width_in: float, size_pt: float) -> str:

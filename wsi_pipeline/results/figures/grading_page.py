@@ -9,15 +9,16 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from wsi_pipeline.results.fields import GradingField
-from wsi_pipeline.results.figures.fonts import printable, shorten, text_style
+from wsi_pipeline.results.figures.fonts import printable, shorten, text_style, wrapped
 from wsi_pipeline.results.figures.palette import BLACK, GREY, WHITE
-from wsi_pipeline.results.grading import SOURCE, mitotic_thresholds
+from wsi_pipeline.results.grading import AREA_WORDS, LEAST_FIELDS, SOURCE, mitoses_words
 from wsi_pipeline.results.regions import IdcRegion
 
 # A4, upright, in inches.
 WIDTH_IN, HEIGHT_IN, MARGIN_IN = 8.27, 11.69, 0.7
 ROW_IN = 0.3
-USUAL_FIELD_MM = 0.55
+# Where the boxes of the scores stand.
+BOX_IN = 6.2
 # Rows for fields, proposed or found by hand.
 LEAST_ROWS = 10
 CRITERIA = (
@@ -66,8 +67,8 @@ def grading_figure(slide: GradedSlide) -> Figure:
 
 def _draw_fields(paper: Axes, slide: GradedSlide, top: float) -> float:
     """A row for each field, with room for its mitoses; where the table ends."""
-    columns = (0.0, 1.1, 2.4, 3.8, 5.3)
-    titles = ("Field", "Region", "Centre, mm", "Mean probability", "Mitoses")
+    columns = (0.0, 0.9, 1.8, 3.1, 4.3, 5.5)
+    titles = ("Field", "Region", "Centre, mm", "Tissue, mm²", "Mean prob.", "Mitoses")
     for x, title in zip(columns, titles, strict=True):
         _text(paper, x, top, title, weight="bold")
     paper.plot([0, WIDTH_IN - 2 * MARGIN_IN], [top + 0.08] * 2, color=GREY, linewidth=0.6)
@@ -75,49 +76,64 @@ def _draw_fields(paper: Axes, slide: GradedSlide, top: float) -> float:
     for field in slide.fields:
         y += ROW_IN
         x_mm, y_mm = field.x0 * slide.mpp0[0] / 1000, field.y0 * slide.mpp0[1] / 1000
-        values = (field.name, field.region_name, f"{x_mm:.2f}, {y_mm:.2f}", f"{field.mean_probability:.2f}")
+        place = f"{x_mm:.2f}, {y_mm:.2f}"
+        values = (
+            *(field.name, field.region_name, place),
+            *(f"{field.usable_mm2:.3f}", f"{field.mean_probability:.2f}"),
+        )
         for x, value in zip(columns, values, strict=False):
             _text(paper, x, y, value)
         _box(paper, columns[-1], y, 0.9)
-    for number in range(len(slide.fields) + 1, LEAST_ROWS + 1):
+    for _ in range(len(slide.fields), LEAST_ROWS):
         y += ROW_IN
-        _text(paper, 0, y, f"Field {number}")
-        _text(paper, columns[1], y, "not proposed: found by hand", color="#444444", size=8)
+        _text(paper, 0, y, "not proposed, found by hand", color="#444444", size=8)
+        _box(paper, columns[3], y, 0.9)
         _box(paper, columns[-1], y, 0.9)
     y += ROW_IN
-    _text(paper, columns[3], y, "In all", weight="bold")
+    _text(paper, columns[2], y, "In all", weight="bold")
+    _box(paper, columns[3], y, 0.9)
     _box(paper, columns[-1], y, 0.9)
     return y
 
 
 def _draw_scores(paper: Axes, slide: GradedSlide, top: float) -> float:
     """The criteria of each score with its box, the sum and the grade; where they end."""
-    box_x, y = 6.0, top
+    y = top
     for label, *criteria in CRITERIA:
         _text(paper, 0, y, label, weight="bold")
         _text(paper, 1.0, y, ";  ".join(criteria))
-        _box(paper, box_x, y, 0.4)
+        _box(paper, BOX_IN, y, 0.4)
         y += 1.3 * ROW_IN
-    field_mm = 2 * slide.fields[0].radius_x0 * slide.mpp0[0] / 1000 if slide.fields else USUAL_FIELD_MM
-    thresholds = mitotic_thresholds(round(field_mm, 3), max(LEAST_ROWS, len(slide.fields)))
     _text(paper, 0, y, "Mitoses", weight="bold")
-    _text(paper, 1.0, y, thresholds.text.removeprefix("score "))
-    _box(paper, box_x, y, 0.4)
-    fields = f"{thresholds.fields} field{'s' if thresholds.fields > 1 else ''} of {thresholds.field_mm:g} mm"
-    note = f"in {fields}, {thresholds.area_mm2:.2f} mm²; {SOURCE}"
-    _text(paper, 1.0, y + 0.17, note, size=7.5, color="#444444")
-    y += 1.8 * ROW_IN
+    _box(paper, BOX_IN, y, 0.4)
+    field_mm = round(2 * slide.fields[0].radius_x0 * slide.mpp0[0] / 1000, 3) if slide.fields else 0.0
+    notes = [f"By area, {AREA_WORDS}; of one field alone no score is made.", f"{SOURCE}."]
+    if len(slide.fields) >= LEAST_FIELDS:
+        where, _, scores = mitoses_words(field_mm, len(slide.fields)).partition(": ")
+        for line in (f"{where}:", scores):
+            y = _paragraph(paper, 1.0, y, line)
+    for note in notes:
+        y = _paragraph(paper, 1.0, y, note, size=7.5, color="#444444")
+    y += 0.8 * ROW_IN
     _text(paper, 0, y, "Sum", weight="bold")
     _text(paper, 1.0, y, "3 to 5: grade 1;  6 or 7: grade 2;  8 or 9: grade 3")
-    _box(paper, box_x, y, 0.4)
+    _box(paper, BOX_IN, y, 0.4)
     y += 1.3 * ROW_IN
     _text(paper, 0, y, "Grade", weight="bold", size=11)
-    _box(paper, box_x, y, 0.4)
+    _box(paper, BOX_IN, y, 0.4)
     return y
 
 
 def _box(paper: Axes, x: float, y: float, width: float) -> None:
     paper.add_patch(Rectangle((x, y - 0.17), width, 0.23, fill=False, edgecolor=BLACK, linewidth=0.7))
+
+
+def _paragraph(paper: Axes, x: float, y: float, text: str, size: float = 9.5, **style: Any) -> float:
+    """Lines as wide as there is room left of the boxes; where the next line is."""
+    for line in wrapped(text, (BOX_IN - 0.2 - x) * 72, size):
+        _text(paper, x, y, line, size=size, **style)
+        y += 1.7 * size / 72
+    return y
 
 
 def _text(paper: Axes, x: float, y: float, text: str, **style: Any) -> None:

@@ -59,6 +59,9 @@ LOST = {
     Status.UNREADABLE: (VERMILLION, "could not be read"),
 }
 
+# A corner of an outline that stands out by less is not seen.
+SEEN_PX = 0.4
+
 # Of tissue that is not scored: the colour and the meaning of each reason. Artefacts, by their checks;
 SPOILT = {
     "pen": (ORANGE, "blue or green ink"),
@@ -263,18 +266,16 @@ def _with_outlines(picture: RgbImage, regions: Sequence[IdcRegion], plane: Plane
     """The picture, each of its pixels' `factor` squared of `plane`, with the outlines of regions on it."""
     image = Image.fromarray(picture)
     draw = ImageDraw.Draw(image)
-    rings = [
-        [(x * factor, y * factor) for x, y in _ring_on(ring, plane)]
-        for region in regions
-        for ring in shapely.get_rings(shapely.get_parts(region.polygon))
-    ]
+    rings = shapely.get_rings(shapely.get_parts([region.polygon for region in regions]))
+    origin0, px0 = (plane.origin_x0, plane.origin_y0), (plane.downsample_x, plane.downsample_y)
+    rings = shapely.transform(rings, lambda xy0: (xy0 - origin0) / px0 * factor)
+    # Corners that nobody can see take long to draw; what is smaller is drawn as it is.
+    fewer = shapely.simplify(rings, SEEN_PX, preserve_topology=False)
+    rings = np.where(shapely.get_num_coordinates(fewer) > 2, fewer, rings)
+    lines = [[tuple(xy) for xy in shapely.get_coordinates(ring).tolist()] for ring in rings]
     # Many regions are small ones: thick lines would hide them.
     line_px = max(2, round(max(picture.shape) / 600)) if len(regions) <= 100 else 1
     for fill, width in ((WHITE, line_px + 2), (BLACK, line_px)):
-        for ring in rings:
-            draw.line(ring, fill=fill, width=width, joint="curve")
+        for line in lines:
+            draw.line(line, fill=fill, width=width, joint="curve")
     return np.asarray(image)
-
-
-def _ring_on(ring: shapely.LinearRing, plane: Plane) -> list[tuple[float, float]]:
-    return [plane.point_from_level0(x0, y0) for x0, y0 in ring.coords]

@@ -19,7 +19,7 @@ from wsi_pipeline.base.files import OutPath
 from wsi_pipeline.base.geometry import Plane, Size
 from wsi_pipeline.base.types import RgbImage
 from wsi_pipeline.results.fields import GradingField
-from wsi_pipeline.results.figures.fonts import printable, shorten, text_style
+from wsi_pipeline.results.figures.fonts import printable, shorten, text_style, wrapped
 from wsi_pipeline.results.figures.maps import LOST, not_scored, stripes
 from wsi_pipeline.results.figures.palette import (
     BLACK,
@@ -49,6 +49,11 @@ MOST_NAMES = 12
 DPI = 150
 PAGE_IN, MARGIN_IN, LINE_IN = 14.0, 0.5, 0.22
 TEXT_PT = 10
+# Of a row of numbers its label takes so much; columns of the table of regions, their edge and on which side it is.
+LABEL_IN = 1.1
+# Sentences are as wide as the page, less what letters are drawn wider than they are measured.
+WORDS_IN = 0.97 * PAGE_IN
+COLUMNS_IN = ((0.0, "left"), (1.9, "right"), (3.05, "right"), (4.1, "right"), (4.85, "right"), (5.05, "left"))
 
 NOT_SCORED: dict[str, Any] = {"facecolor": "#EBEBEB", "edgecolor": "#BBBBBB", "hatch": "////", "linewidth": 0}
 
@@ -66,9 +71,13 @@ def report_figure(thumbnail: Thumbnail, finished: FinishedMap, info: ReportInfo)
 def _draw_page(thumbnail: Thumbnail, finished: FinishedMap, info: ReportInfo) -> "_Page":
     regions, fields, threshold = finished.regions, finished.fields, finished.threshold
     ground = _Ground(thumbnail.plane, thumbnail.shape, info.mpp0)
-    info_lines, table = info_rows(info, finished), table_rows(regions, fields)
-    warnings = [*warning_lines(info.warnings), *limit_lines(info.limits)]
+    table = table_rows(regions, fields)
+    said = warning_lines(info.warnings, WORDS_IN, TEXT_PT), limit_lines(info.limits, WORDS_IN, TEXT_PT)
+    warnings = [*said[0], *([""] if all(said) else []), *said[1]]
     width_mm, height_mm = ground.size_mm
+    # As many lines as the column asks for that stands there, whose width does not depend on them.
+    info_in = _lay_out(width_mm / height_mm, 0, 0, 0).info.width
+    info_lines = _info_lines(info_rows(info, finished), info_in)
     layout = _lay_out(width_mm / height_mm, len(info_lines), len(table), len(warnings))
     page = _Page(layout.width, layout.height)
 
@@ -372,23 +381,28 @@ def _draw_key(
         )
 
 
-def _write_info(page: _Page, frame: _Frame, rows: Sequence[tuple[str, str]]) -> None:
-    for i, (label, value) in enumerate(rows):
+def _info_lines(rows: Sequence[tuple[str, str]], width_in: float) -> list[tuple[str, str]]:
+    """Rows of a label and its text as lines: a text that is too long goes on below, without the label."""
+    lines = []
+    for label, value in rows:
+        parts = wrapped(value, (width_in - LABEL_IN) * 72, TEXT_PT) or [""]
+        lines += [(label if i == 0 else "", part) for i, part in enumerate(parts)]
+    return lines
+
+
+def _write_info(page: _Page, frame: _Frame, lines: Sequence[tuple[str, str]]) -> None:
+    for i, (label, value) in enumerate(lines):
         y = frame.top + (i + 0.7) * LINE_IN
         page.text(frame.left, y, label, color="#444444")
-        page.text(frame.left + 1.1, y, shorten(value, frame.width - 1.1, TEXT_PT))
+        page.text(frame.left + LABEL_IN, y, value)
 
 
 def _write_table(page: _Page, frame: _Frame, rows: Sequence[tuple[str, ...]]) -> None:
     for i, row in enumerate(rows):
         y = frame.top + (i + 0.7) * LINE_IN
         weight = "bold" if i == 0 else "normal"
-        for text, x, align in zip(
-            row,
-            (0, 1.3, 1.8, 2.75, 3.45, 3.8),
-            ("left", "right", "right", "right", "right", "left"),
-            strict=False,
-        ):
+        for text, (x, align) in zip(row, COLUMNS_IN, strict=False):
+            text = shorten(text, frame.width - x, TEXT_PT) if align == "left" else text
             page.text(frame.left + x, y, text, ha=align, weight=weight)
     if len(rows) > 1:
         y = frame.top + LINE_IN

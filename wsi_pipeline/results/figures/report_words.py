@@ -1,22 +1,25 @@
 """What the report page says of a slide, in words and numbers: its rows, its table of regions, its warnings."""
 
-import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from wsi_pipeline.base.geometry import Size
-from wsi_pipeline.base.text import printable
+from wsi_pipeline.base.text import counted, printable
 from wsi_pipeline.results.extent import largest_dimension_mm
 from wsi_pipeline.results.fields import GradingField
+from wsi_pipeline.results.figures.fonts import text_width, wrapped
 from wsi_pipeline.results.finished_map import FinishedMap
-from wsi_pipeline.results.grading import mitotic_thresholds
+from wsi_pipeline.results.grading import mitoses_words
 from wsi_pipeline.results.regions import IdcRegion
 from wsi_pipeline.results.summary import Uncertainty
 
 MOST_ROWS = 10
 MOST_WARNINGS = 8
+# Of one warning, and of what the card says: texts are whole, unless they are no sentences.
+MOST_LINES = 12
 HEADS = ("Warnings", "What the model was not measured on")
+BULLET, NO_BULLET = "•  ", "    "
 
 
 @dataclass(frozen=True)
@@ -59,8 +62,9 @@ def inside_text(inside: dict[str, Any] | None) -> str:
     """What `inside_info` gave, in words; empty where the whole slide was mapped."""
     if inside is None:
         return ""
-    outlines = "one outline" if inside["outlines"] == 1 else f"{inside['outlines']:,} outlines"
-    return f"within {outlines} of {inside['file']} alone, {inside['mm2']:.2f} mm²"
+    return (
+        f"within {counted(inside['outlines'], 'outline')} of {inside['file']} alone, {inside['mm2']:.2f} mm²"
+    )
 
 
 def info_rows(info: ReportInfo, finished: FinishedMap) -> list[tuple[str, str]]:
@@ -93,10 +97,8 @@ def info_rows(info: ReportInfo, finished: FinishedMap) -> list[tuple[str, str]]:
     if info.area_error:
         rows.append(("Areas", info.area_error))
     if finished.fields:
-        thresholds = mitotic_thresholds(2 * finished.fields[0].radius_x0 * mpp_x / 1000)
-        rows.append(
-            ("Mitoses", f"in {thresholds.fields} fields, {thresholds.area_mm2:.2f} mm²: {thresholds.text}")
-        )
+        field_mm = round(2 * finished.fields[0].radius_x0 * mpp_x / 1000, 6)
+        rows.append(("Mitoses", mitoses_words(field_mm, len(finished.fields))))
     if finished.uncertainty:
         rows.append(("Uncertainty", _uncertainty_text(finished.uncertainty)))
     return rows
@@ -138,7 +140,9 @@ def _uncertainty_text(uncertainty: Uncertainty) -> str:
 
 def table_rows(regions: Sequence[IdcRegion], fields: Sequence[GradingField]) -> list[tuple[str, ...]]:
     """The table of regions, its head first; the smallest together in one row."""
-    rows: list[tuple[str, ...]] = [("Region", "mm²", "mm", "mean prob.", "highest", "fields")]
+    rows: list[tuple[str, ...]] = [
+        ("Region", "Tissue, mm²", "Largest, mm", "Mean prob.", "Highest", "Fields")
+    ]
     for region in regions[:MOST_ROWS]:
         numbers = [str(n) for n, field in enumerate(fields, start=1) if field.region_name == region.name]
         rows.append(
@@ -159,21 +163,27 @@ def table_rows(regions: Sequence[IdcRegion], fields: Sequence[GradingField]) -> 
     return rows
 
 
-def limit_lines(limits: str) -> list[str]:
-    """What the model was not measured on, under its head; nothing where the card does not say."""
+def limit_lines(limits: str, width_in: float, size_pt: float) -> list[str]:
+    """What the model was not measured on, whole, under its head, as wide as the page; nothing where no card says it."""
     if not limits:
         return []
-    return [HEADS[1], *textwrap.wrap(printable(limits), 155, max_lines=3, placeholder=" …")]
+    return [HEADS[1], *_lines(limits, width_in, size_pt)]
 
 
-def warning_lines(warnings: Sequence[str]) -> list[str]:
+def warning_lines(warnings: Sequence[str], width_in: float, size_pt: float) -> list[str]:
     """The warnings under their head, those that find no room counted; nothing of none."""
     if not warnings:
         return []
     lines = [HEADS[0]]
     for warning in warnings[:MOST_WARNINGS]:
-        wrapped = textwrap.wrap(printable(warning), 150, max_lines=3, placeholder=" …")
-        lines += [("•  " if i == 0 else "    ") + line for i, line in enumerate(wrapped)]
+        own = _lines(warning, width_in - text_width(BULLET, 100) * size_pt / 7200, size_pt)
+        lines += [(BULLET if i == 0 else NO_BULLET) + line for i, line in enumerate(own)]
     if len(warnings) > MOST_WARNINGS:
-        lines.append(f"    and {len(warnings) - MOST_WARNINGS} more in summary.json")
+        lines.append(f"{NO_BULLET}and {len(warnings) - MOST_WARNINGS} more in summary.json")
     return lines
+
+
+def _lines(text: str, width_in: float, size_pt: float) -> list[str]:
+    """The text in lines, whole; one that would fill the page is cut, and says where all of it stands."""
+    lines = wrapped(printable(text), width_in * 72, size_pt)
+    return lines if len(lines) <= MOST_LINES else [*lines[: MOST_LINES - 1], "… (all of it in summary.json)"]

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from wsi_pipeline.base.files import OutPath
+from wsi_pipeline.base.text import counted
 from wsi_pipeline.base.version import VERSION
 from wsi_pipeline.results.figures.maps import render_heatmap, render_overlay, render_uncertainty
 from wsi_pipeline.results.figures.report import render_report
@@ -89,6 +90,7 @@ def area_error_text(card: "ModelCard") -> str:
     if not found:
         return ""
     return (
-        f"on {found['slides']} validation slides {found['lowest']:.1f} to {found['highest']:.1f} times those outlined "
+        f"on {counted(found['slides'], 'validation slide')} {found['lowest']:.1f} to {found['highest']:.1f} times "
+        f"those outlined "
         f"(median {found['median']:.1f})"
     )

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from wsi_pipeline.base.errors import DataError
 from wsi_pipeline.base.geometry import Size
 from wsi_pipeline.base.options import Field, options
+from wsi_pipeline.base.text import counted
 from wsi_pipeline.slides.annotations.coverage import polygons_of, united
 from wsi_pipeline.slides.annotations.files import is_xml
 from wsi_pipeline.slides.annotations.json_objects import json_objects
@@ -46,6 +47,16 @@ LINES_AND_POINTS = {
     "MultiLineString": "lines",
     "Point": "points",
     "MultiPoint": "points",
+}
+
+# Of what is counted by names of ours, one; classes have names of their own.
+ONE_OF = {
+    "cells": "cell",
+    "detections": "detection",
+    "TMA cores": "TMA core",
+    "negative regions in no larger one": "negative region in no larger one",
+    "lines": "line",
+    "points": "point",
 }
 
 # What counts where outlines overlap, in words.
@@ -206,10 +217,10 @@ def listed(counts: Mapping[str, int]) -> str:
     """Counts in words, the largest first.
 
     >>> listed({"lines": 1, "Tumor": 3})
-    '3 Tumor, 1 lines'
+    '3 Tumor, 1 line'
     """
     ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-    return ", ".join(f"{count:,} {name}" for name, count in ordered)
+    return ", ".join(counted(count, ONE_OF.get(name, name), name) for name, count in ordered)
 
 
 def _key(name: str) -> str:
@@ -329,8 +340,9 @@ def _outlines(
         idc, not_idc, overlaps = _smaller_on_top(kinds[Kind.IDC], kinds[Kind.NOT_IDC])
     if overlaps and overlap == "refuse":
         raise DataError(
-            f"{path}: found {overlaps} outlines of IDC and of what is not that overlap; expected them apart: cut them "
-            "where they were drawn, or say which counts: annotations: {overlap: smaller}, idc or not_idc in the config"
+            f"{path}: found outlines of IDC and of what is not that overlap ({counted(overlaps, 'outline')}); expected "
+            "them apart: cut them where they were drawn, or say which counts: annotations: {overlap: smaller}, idc or "
+            "not_idc in the config"
         )
     ignored = united(kinds[Kind.IGNORED])
     region = united(kinds[Kind.REGION]) if kinds[Kind.REGION] else None
@@ -344,7 +356,8 @@ def _outlines(
         warnings.append(f"{path.name}: {listed(passed_over)} passed over: they label nothing")
     if overlaps:
         warnings.append(
-            f"{path.name}: {overlaps} outlines of IDC and of what is not overlap: {OVERLAP_WORDS[overlap]}"
+            f"{path.name}: outlines of IDC and of what is not overlap ({counted(overlaps, 'outline')}): "
+            f"{OVERLAP_WORDS[overlap]}"
         )
     if region is not None and sum(area.area for area in inside) < 0.999 * (idc.area + not_idc.area):
         warnings.append(

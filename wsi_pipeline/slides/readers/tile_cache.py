@@ -65,12 +65,17 @@ class TiledLevels:
         self._wanted: dict[TileKey, int] = {}
 
     def read(
-        self, level: int, box: Box, out: NDArray[np.uint8] | None = None, threads: int = 1
+        self,
+        level: int,
+        box: Box,
+        out: NDArray[np.uint8] | None = None,
+        threads: int = 1,
+        overlap_px: int = 0,
     ) -> tuple[NDArray[np.uint8], tuple[Box, ...]]:
         """Pixels of `box` in level pixels as uint8 [row, column, RGB], and the tiles that cannot be decoded.
 
         In `out`, where it is given: contiguous, of the box's size. By so many threads, where the file's tiles can be
-        decoded many in a call.
+        decoded many in a call. Boxes reach so many level pixels over those beside them; tiles there are kept for these.
 
         Those come as boxes of level pixels, cut to `box`; their pixels are white in the array and mean
         nothing. Outside of the level all is white.
@@ -80,7 +85,7 @@ class TiledLevels:
         if canvas.inside.is_empty:
             return canvas.rgb, ()
         decoder = self._reader.tile_decoder(level)
-        mine, others = self._claim(level, canvas.inside)
+        mine, others = self._claim(level, canvas.inside, overlap_px)
         try:
             if decoder:
                 for key in self._decode_many(level, mine, canvas, threads):
@@ -99,12 +104,12 @@ class TiledLevels:
         return canvas.rgb, tuple(canvas.unreadable)
 
     def _claim(
-        self, level: int, inside: Box
+        self, level: int, inside: Box, overlap_px: int
     ) -> tuple[dict[TileKey, Future[Tile] | None], dict[TileKey, Future[Tile]]]:
         """The box's tiles to decode here, with a future where other blocks want them too, and those kept."""
         size, tile = self._reader.level_sizes[level], self._reader.tile_sizes[level]
-        columns, whole_columns = _tiles_along(inside.x, inside.right, tile.width, size.width)
-        rows, whole_rows = _tiles_along(inside.y, inside.bottom, tile.height, size.height)
+        columns, whole_columns = _tiles_along(inside.x, inside.right, tile.width, size.width, overlap_px)
+        rows, whole_rows = _tiles_along(inside.y, inside.bottom, tile.height, size.height, overlap_px)
         # So many blocks like this one can touch a tile that lies over its edge: two, if they are larger than tiles.
         along_x, along_y = -(-tile.width // inside.width) + 1, -(-tile.height // inside.height) + 1
         mine: dict[TileKey, Future[Tile] | None] = {}
@@ -215,11 +220,15 @@ class TiledLevels:
         return math.prod(self._tile_shape(key))
 
 
-def _tiles_along(start: int, end: int, tile_px: int, level_px: int) -> tuple[range, range]:
-    """The tiles along an axis that [start, end) touches, and those of them that lie wholly inside."""
+def _tiles_along(start: int, end: int, tile_px: int, level_px: int, overlap_px: int) -> tuple[range, range]:
+    """The tiles along an axis that [start, end) touches, and those of them that lie wholly inside, where no other is.
+
+    Others reach so many pixels over it at either end.
+    """
     touched = range(start // tile_px, -(-end // tile_px))
-    past_whole = touched.stop if end == level_px else end // tile_px
-    return touched, range(-(-start // tile_px), past_whole)
+    past_whole = touched.stop if end == level_px else (end - overlap_px) // tile_px
+    first_whole = 0 if start == 0 else -(-(start + overlap_px) // tile_px)
+    return touched, range(first_whole, past_whole)
 
 
 def _decoded(decoder: TileDecoder, key: TileKey) -> Tile:

@@ -1,5 +1,5 @@
 // A model's card: what it is for and not for, its measures openly, and all the rest folded below.
-import { NONE, number, share } from "../format";
+import { count, NONE, number, share } from "../format";
 import type { ScoreBin } from "../types";
 import { Facts } from "./facts";
 
@@ -74,15 +74,19 @@ function Lines({ value }: { value: unknown }) {
 function Counts({ training }: { training: Values }) {
   const lines = ["train", "val"].flatMap((name) => {
     const { patients, patches, idc } = valuesOf(training[name]);
-    const words = [counted(patients, "patients"), counted(patches, "patches"), counted(idc, "of them IDC")];
+    const words = [
+      counted(patients, "patient", "patients"),
+      counted(patches, "patch", "patches"),
+      counted(idc, "of them IDC", "of them IDC"),
+    ];
     const found = words.filter((word) => word !== null);
     return found.length > 0 ? [`${name === "val" ? "Validation" : "Training"}: ${found.join(", ")}.`] : [];
   });
   return lines.length > 0 ? <p>{lines.join(" ")}</p> : null;
 }
 
-const counted = (value: unknown, of: string): string | null =>
-  typeof value === "number" ? `${value.toLocaleString("en")} ${of}` : null;
+const counted = (value: unknown, one: string, many: string): string | null =>
+  typeof value === "number" ? count(value, one, many) : null;
 
 function Measured({ metrics }: { metrics: Values }) {
   const columns: Column[] = [
@@ -98,7 +102,7 @@ function Measured({ metrics }: { metrics: Values }) {
     <>
       <MeasureTable caption="Measures of single patches" columns={columns} />
       <p class="small">
-        {typeof patches === "number" && `${patches.toLocaleString("en")} validation patches`}
+        {counted(patches, "validation patch", "validation patches")}
         {typeof idc_share === "number" && `, ${share(idc_share)} of them IDC`}
         {typeof patches === "number" && ". "}
         {typeof metrics.note === "string" && `Of these numbers: ${metrics.note}.`}
@@ -204,7 +208,7 @@ function Context({ context }: { context: Values }) {
       <MeasureTable caption="Measures of maps" columns={columns} />
       <p class="small">
         {overlaps.length > 0 &&
-          `Overlap with the pathologist's outlines (Dice) on ${overlaps.length} validation slides: ${number(Math.min(...overlaps), 2)} to ${number(Math.max(...overlaps), 2)}. `}
+          `Overlap with the pathologist's outlines (Dice) on ${count(overlaps.length, "validation slide")}: ${number(Math.min(...overlaps), 2)} to ${number(Math.max(...overlaps), 2)}. `}
         {typeof metrics.note === "string" && `Of these numbers: ${metrics.note}.`}
       </p>
     </>

@@ -1,6 +1,7 @@
 // What the pointer does on the slide: it reads values, and a click does what the tool in hand does.
 import type OpenSeadragon from "openseadragon";
 import { useEffect } from "preact/hooks";
+import { count } from "../format";
 import type { Point } from "../types";
 import { areaOf, contains } from "./geometry";
 import { enlarged } from "./scale";
@@ -41,7 +42,7 @@ export function countAt(space: Workspace, place: Point): void {
   }
   space.field.value = field;
   void space.grades.countMitosis(field, place).then(() => {
-    space.say(`${field}: ${space.grades.of(field).mitoses.length} mitoses`);
+    space.say(`${field}: ${count(space.grades.of(field).mitoses.length, "mitosis", "mitoses")}`);
   });
 }
 
