@@ -190,6 +190,18 @@ def test_an_out_folder_of_another_training_is_refused(data, tmp_path):
     with pytest.raises(RecipeError, match="other data"):
         train(replace(OPTIONS, epochs=1), data, tmp_path, CPU)
     (data / "put_aside").rename(data / "a" / "0" / "a_idx5_x1_y1_class0.png")
+    patch, was = (
+        data / "a" / "0" / "a_idx5_x1_y1_class0.png",
+        data / "a" / "1" / f"a_idx5_x{PX + 1}_y1_class1.png",
+    )
+    patch.rename(now := data / "a" / "1" / "a_idx5_x1_y9_class1.png")
+    was.rename(other := data / "a" / "0" / f"a_idx5_x{PX + 1}_y9_class0.png")
+    with pytest.raises(
+        RecipeError, match="other labels"
+    ):  # two patches have changed theirs: all counts are as before
+        train(replace(OPTIONS, epochs=1), data, tmp_path, CPU)
+    now.rename(patch)
+    other.rename(was)
     (tmp_path / "last.pt").write_bytes(b"no checkpoint")
     with pytest.raises(RecipeError, match="expected a checkpoint"):
         train(OPTIONS, data, tmp_path, CPU)

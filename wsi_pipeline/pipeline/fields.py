@@ -78,7 +78,7 @@ def fields_of(
         return with_warning(
             choice,
             f"fields for grading were chosen by probability and tissue alone: the slide has {max(slide.mpp):.3g} um "
-            f"per pixel, and nuclei can be counted up to {COARSEST_MPP:g}",
+            f"per pixel, and nuclei are counted on slides of {COARSEST_MPP:g} um per pixel or finer",
         )
     wanted = where_to_count(ground, _haematoxylin_of(overview, ground), options.max_counted_mm2)
     return choose_fields(ground, regions, options, count_nuclei(slide, wanted, ground.plane))

@@ -1,6 +1,7 @@
 """Train a network on labelled patches, choose its best epoch on patients it has not seen, and save it."""
 
 import copy
+import hashlib
 import logging
 import math
 import time
@@ -482,7 +483,17 @@ def _recipe(run: Run) -> dict[str, Any]:
     return {
         "options": options_to_dict(run.options),
         "data": {"train": count(run.train), "val": count(run.val)},
+        "labels": {"train": _digest(run.train), "val": _digest(run.val)},
     }
+
+
+def _digest(side: LabelledPatches | SlidePatches) -> str:
+    """What changes when a patch has another label or is another patient's, though all counts stay."""
+    where = (side.names,) if isinstance(side, LabelledPatches) else (side.slide, side.places)
+    digest = hashlib.sha256()
+    for values in (side.labels, side.patients, *where):
+        digest.update(np.ascontiguousarray(values).tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _resume(run: Run, path: Path) -> list[Row]:
