@@ -3,10 +3,11 @@
     python -m scripts.results.measure_artefacts SLIDE...
 
 Writes a section of docs/tissue.md. Defects are generated: each is laid, one kind at a time, on the low-power plane of
-each slide, so that its place is known. Ink absorbs what is below it once more (as a felt pen does), a fold doubles the
-tissue's own optical density, blur is a Gaussian, in squares as fields of a scanner are. On glass, away from tissue, lie
-the same inks, and what is grey: specks, a fibre, the rim of a bubble and the edge of a coverslip, each with the colour
-that a lens gives to rims (red lies an eighth of a pixel, 1 um, beside blue).
+each slide, so that its place is known. Ink absorbs what is below it once more (as a felt pen does), a fold lays tissue
+on its neighbour (tissue_folds.py), blur is a Gaussian, in squares as fields of a scanner are. On glass, away from
+tissue, lie the same inks, and what is grey: specks, a fibre, the rim of a bubble and the edge of a coverslip, each with
+the colour that a lens gives to rims (red lies an eighth of a pixel, 1 um, beside blue). Where a slide has labels beside
+it (SLIDE_labels.png, 1 is carcinoma), it is counted what of the carcinoma is rejected as the slide stands.
 """
 
 import argparse
@@ -16,10 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
+from PIL import Image
 from scipy import ndimage
 
 from scripts.doc_sections import put_section
+from scripts.results import tissue_folds
 from wsi_pipeline.base.geometry import Plane
 from wsi_pipeline.base.types import Mask, RgbImage
 from wsi_pipeline.slides.slide import open_slide
@@ -38,6 +40,7 @@ INKS = {
 }
 GLASS = 243.0
 BLUR_UM = {f"blur, sigma {sigma} um": float(sigma) for sigma in (4, 6, 8, 12, 16)}
+FOLDS = {"fold, two layers": 2, "fold, three layers": 3}
 # What keeps out light of all colours: how much of it passes.
 GREY = {"dust": 0.35, "fibre": 0.3, "rim of a bubble": 0.45, "edge of a coverslip": 0.6}
 # Between what is laid on glass and the nearest tissue.
@@ -58,11 +61,14 @@ class Seen:
     clean: Mask
     """Tissue that is not rejected as the slide stands."""
 
-    blurred: int
-    """Pixels that are rejected for blur as the slide stands."""
+    spots: dict[str, Mask]
+    """What is rejected as the slide stands, by reason."""
+
+    carcinoma: Mask | None
+    """Tissue labelled as carcinoma; None where there are no labels."""
 
     seconds: float
-    """To find tissue and artefacts."""
+    """Of one core, to find tissue and artefacts."""
 
 
 def main() -> int:
@@ -84,31 +90,37 @@ def seen(path: Path) -> Seen:
         plane = slide.plane_at(TissueOptions().mpp)
         rgb = slide.read_whole(plane).rgb
         mpp = (plane.downsample_x * slide.mpp[0], plane.downsample_y * slide.mpp[1])
-    begun = time.perf_counter()
+    begun = time.process_time()
     tissue = find_tissue(rgb, plane, mpp, TissueOptions())
     found = find_artefacts(rgb, plane, mpp, tissue.mask, tissue.glass, ArtefactOptions())
-    seconds = time.perf_counter() - begun
-    return Seen(
-        rgb, plane, mpp, tissue, tissue.mask & ~found.rejected, int(found.spots["blur"].sum()), seconds
-    )
+    seconds = time.process_time() - begun
+    labels, carcinoma = path.with_name(f"{path.stem}_labels.png"), None
+    if labels.exists():
+        size = (rgb.shape[1], rgb.shape[0])
+        of_pixels = np.asarray(Image.open(labels).resize(size, Image.Resampling.NEAREST))
+        carcinoma = tissue.mask & (of_pixels == 1)
+    return Seen(rgb, plane, mpp, tissue, tissue.mask & ~found.rejected, found.spots, carcinoma, seconds)
 
 
 def section(slides: list[Seen]) -> str:
     """The table: of each defect the share that is rejected, all slides together and where it is least."""
     rows = []
-    for name in (*INKS, "fold", *BLUR_UM):
+    for name in (*INKS, *FOLDS, *BLUR_UM):
         found = np.array([counted(one, name) for one in slides])  # [slides, 4]
         defect, rejected, rest, lost = found.sum(axis=0)
         least = (found[:, 1] / np.maximum(found[:, 0], 1)).min()
         rows.append(f"| {name} | {rejected / defect:.1%} | {least:.1%} | {lost / rest:.2%} |")
+        print(rows[-1], flush=True)
     slowest = max(one.seconds for one in slides)
-    blurred = sum(one.blurred for one in slides) / sum(int(one.tissue.mask.sum()) for one in slides)
     return "\n".join(
         [
             f"Defects laid on {len(slides)} slides (`python -m scripts.results.measure_artefacts SLIDE...`): "
             f"{STROKES} strokes of {WIDTH_UM:g} x {LENGTH_UM:g} um a slide and kind, of blur as many squares of "
-            f"{FIELD_UM:g} um. Of blur {blurred:.4%} of their tissue was rejected as they stand. Tissue and artefacts "
-            f"took {slowest:.1f} s at most.",
+            f"{FIELD_UM:g} um, and as many folds, {tissue_folds.WIDTH_UM[0]:g} to {tissue_folds.WIDTH_UM[1]:g} um wide "
+            f"and {tissue_folds.LENGTH_UM[0] / 1000:g} to {tissue_folds.LENGTH_UM[1] / 1000:g} mm long. Tissue and "
+            f"artefacts took {slowest:.1f} s of one core at most.",
+            "",
+            *as_they_stand(slides),
             "",
             "| defect on tissue | rejected | on the slide where it is least | other tissue rejected with it |",
             "| --- | --- | --- | --- |",
@@ -124,13 +136,36 @@ def section(slides: list[Seen]) -> str:
     )
 
 
+def as_they_stand(slides: list[Seen]) -> list[str]:
+    """What is rejected of the slides without any defect laid on them."""
+    tissue = sum(int(one.tissue.mask.sum()) for one in slides)
+    labelled = [(one, one.carcinoma) for one in slides if one.carcinoma is not None]
+    carcinoma = sum(int(where.sum()) for _, where in labelled)
+    of_tissue = {name: sum(int(one.spots[name].sum()) for one in slides) for name in slides[0].spots}
+    of_carcinoma = {
+        name: sum(int((one.spots[name] & where).sum()) for one, where in labelled) for name in of_tissue
+    }
+    return [
+        "As the slides stand, so much is rejected:",
+        "",
+        "| reason | of the tissue | of the tissue labelled as carcinoma |",
+        "| --- | --- | --- |",
+        *(
+            f"| {name} | {of_tissue[name] / tissue:.3%} | {of_carcinoma[name] / max(1, carcinoma):.4%} |"
+            for name in of_tissue
+        ),
+    ]
+
+
 def glass_row(name: str, slides: list[Seen]) -> str:
     """A line of the second table."""
     found = np.array([counted_on_glass(one, name) for one in slides])  # [slides, 3]
     found = found[found[:, 0] > 0]  # there are slides without so much glass
     defect, tissue, scored = found.sum(axis=0)
     most = (found[:, 2] / found[:, 0]).max()
-    return f"| {name} | {tissue / defect:.1%} | {scored / defect:.1%} | {most:.1%} |"
+    row = f"| {name} | {tissue / defect:.1%} | {scored / defect:.1%} | {most:.1%} |"
+    print(row, flush=True)
+    return row
 
 
 def counted_on_glass(one: Seen, name: str) -> tuple[int, int, int]:
@@ -144,12 +179,11 @@ def counted_on_glass(one: Seen, name: str) -> tuple[int, int, int]:
         rgb[..., channel] *= 1 - there * (1 - passes[channel])
     changed = np.clip(np.rint(rgb), 0, 255).astype(np.uint8)
     tissue = find_tissue(changed, one.plane, one.mpp, TissueOptions())
+    taken = where & tissue.mask
+    if not taken.any():
+        return int(where.sum()), 0, 0
     found = find_artefacts(changed, one.plane, one.mpp, tissue.mask, tissue.glass, ArtefactOptions())
-    return (
-        int(where.sum()),
-        int((where & tissue.mask).sum()),
-        int((where & tissue.mask & ~found.rejected).sum()),
-    )
+    return int(where.sum()), int(taken.sum()), int((taken & ~found.rejected).sum())
 
 
 def on_glass(one: Seen, name: str) -> Mask:
@@ -183,8 +217,14 @@ def on_glass(one: Seen, name: str) -> Mask:
 
 def counted(one: Seen, name: str) -> tuple[int, int, int, int]:
     """Pixels of clean tissue under the defect, those of them that are rejected, and the same of the rest."""
-    where = strokes(one, *((FIELD_UM, FIELD_UM) if name in BLUR_UM else (WIDTH_UM, LENGTH_UM)))
-    found = artefacts_of(one, spoilt(one, where, name))
+    if name in FOLDS:
+        rgb, where = tissue_folds.with_folds(
+            one.rgb, one.clean, one.tissue.glass[0].rgb, one.mpp, FOLDS[name]
+        )
+    else:
+        where = strokes(one, *((FIELD_UM, FIELD_UM) if name in BLUR_UM else (WIDTH_UM, LENGTH_UM)))
+        rgb = spoilt(one, where, name)
+    found = artefacts_of(one, rgb)
     under, rest = one.clean & where, one.clean & ~where
     return (
         int(under.sum()),
@@ -195,9 +235,8 @@ def counted(one: Seen, name: str) -> tuple[int, int, int, int]:
 
 
 def artefacts_of(one: Seen, rgb: RgbImage) -> Artefacts:
-    """What is rejected of the plane with a defect on it; where tissue lies is known."""
-    glass = find_tissue(rgb, one.plane, one.mpp, TissueOptions()).glass
-    return find_artefacts(rgb, one.plane, one.mpp, one.tissue.mask, glass, ArtefactOptions())
+    """What is rejected of the plane with a defect on it; where tissue lies, and what the glass is, is known."""
+    return find_artefacts(rgb, one.plane, one.mpp, one.tissue.mask, one.tissue.glass, ArtefactOptions())
 
 
 def strokes(one: Seen, width_um: float, length_um: float) -> Mask:
@@ -216,16 +255,13 @@ def strokes(one: Seen, width_um: float, length_um: float) -> Mask:
 
 
 def spoilt(one: Seen, where: Mask, name: str) -> RgbImage:
-    """The plane with that defect on it."""
+    """The plane with that ink or blur on it."""
     rgb = one.rgb.astype(np.float32)
-    glass: NDArray[np.float32] = one.tissue.glass[0].rgb
     if name in INKS:
         changed = rgb * np.asarray(INKS[name], np.float32) / GLASS
-    elif name in BLUR_UM:
+    else:
         sigma = (BLUR_UM[name] / one.mpp[1], BLUR_UM[name] / one.mpp[0], 0)
         changed = ndimage.gaussian_filter(rgb, sigma)
-    else:
-        changed = rgb * rgb / glass
     return np.clip(np.rint(np.where(where[..., None], changed, rgb)), 0, 255).astype(np.uint8)
 
 

@@ -95,6 +95,8 @@ def test_of_a_hundred_slides_five_broken_ones_fail_each_with_its_reason(
     assert all((out / row["slide"] / "slide.zarr/zarr.json").exists() for row in done)
     assert len({row["worker"] for row in rows}) == 2
     assert [event["event"] for event in events(out)].count("slide") == 100
+    begun = {event["slide"]: event["path"] for event in events(out) if event["event"] == "slide_started"}
+    assert begun == {row["slide"]: row["path"] for row in rows}
     assert (
         events(out)[-1].items() >= {"event": "batch_ended", "done": 95, "failed": 5, "exit_code": 1}.items()
     )

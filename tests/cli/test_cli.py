@@ -1,10 +1,12 @@
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -73,6 +75,21 @@ def test_each_bad_file_alone_ends_with_its_exit_code(
     assert tile(shared / "data/bad" / name, "--out", tmp_path) == code
 
 
+@pytest.mark.parametrize("command", [tile_slides, infer_slide])
+def test_slides_none_of_which_is_there_run_nothing(
+    command: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "list.csv").write_text("slide\ngone.svs\nsub/gone too.svs\n")
+    for arguments, named in (
+        ([tmp_path / "a.svs"], "a.svs: no such file"),
+        ([tmp_path / "list.csv"], "gone.svs and 1 more: no such file"),
+        ([tmp_path / "a.svs", "--dry-run"], "a.svs: no such file"),
+    ):
+        assert command.main([*map(str, arguments), "--out", str(tmp_path / "out")]) == 2
+        assert named in capsys.readouterr().err
+        assert not (tmp_path / "out").exists()
+
+
 def test_a_slide_without_scale_is_refused_until_it_is_given(shared: Path, tmp_path: Path) -> None:
     slide = shared / "data/slides/jp2k_no_mpp.svs"
     assert tile(slide, "--out", tmp_path) == 2
@@ -109,6 +126,35 @@ def test_two_slides_of_one_name_do_not_share_a_folder(slide: Path, config: Path,
     rows = manifest(tmp_path / "out")
     assert [row["status"] for row in rows] == ["done", "failed"]
     assert "same name" in rows[1]["reason"]
+
+
+def test_another_slide_of_a_name_is_refused_naming_both_and_one_that_was_moved_keeps_one_row(
+    slide: Path, config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    for name in ("other", "moved"):
+        (tmp_path / name).mkdir()
+    twin = write_slide(tmp_path / "other/good.tiff", noise(600, 600), mpp=(4.0, 4.0))
+    moved = Path(shutil.copy(slide, tmp_path / "moved/good.tiff"))
+    assert tile(slide, "--out", out, "--config", config) == 0
+    for dry in ([], ["--dry-run"]):
+        capsys.readouterr()
+        assert tile(twin, "--out", out, "--config", config, *dry) == 2
+        said = capsys.readouterr().out
+        assert (
+            f"another slide of this name: {slide} there, {twin} here; a CSV list gives slides names" in said
+        )
+    assert [(row["path"], row["status"]) for row in manifest(out)] == [
+        (str(slide), "done"),
+        (str(twin), "failed"),
+    ]
+    assert tile(moved, "--out", out, "--config", config) == 0
+    assert [(row["path"], row["status"]) for row in manifest(out)] == [
+        (str(twin), "failed"),
+        (str(moved), "skipped"),
+    ]
+    assert tile(twin, "--out", out, "--config", config, "--overwrite") == 0
+    assert [(row["path"], row["status"]) for row in manifest(out)] == [(str(twin), "done")]
 
 
 def test_a_dry_run_prints_and_writes_nothing(

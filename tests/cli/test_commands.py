@@ -92,6 +92,28 @@ print("imported:", sorted(set({SLOW}) & set(sys.modules)))
     assert f"{command}: error: " in run.stderr
 
 
+def test_a_model_that_is_none_is_refused_before_torch_is_imported() -> None:
+    calls = {
+        "infer-slide": ["a.svs", "--out", "out", "--model", "mien"],
+        "evaluate-model": ["--data", "idc", "--out", "out", "--against", "mien"],
+        "classify-images": ["a.png", "--model", "mien"],
+        "train-model": ["--config", "a", "--data", "b", "--out", "out", "--from", "mien"],
+        "train-context": ["--model", "mien", "--slides", "b", "--out", "out"],
+        "models": ["show", "mien"],
+    }
+    code = f"""
+import importlib, sys
+for module, arguments in {[(module_of(name), given) for name, given in calls.items()]}:
+    assert importlib.import_module(module).main(arguments) == 2, module
+print("torch" in sys.modules)
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout == "False\n"
+    assert run.stderr.count("error: model 'mien' is not known; expected a shipped name (idc_default)") == len(
+        calls
+    )
+
+
 @pytest.mark.parametrize("command", ["train-model", "tune-model"])
 def test_the_folder_of_patches_is_asked_for_and_never_assumed(
     command: str, capsys: pytest.CaptureFixture[str]

@@ -111,6 +111,17 @@ def test_patches_that_changed_are_counted_and_listed_and_so_are_patients() -> No
     assert gained == sorted(gained)
 
 
+def test_an_older_model_that_may_have_been_trained_on_these_patients_is_named() -> None:
+    patches = side()
+    new, old = said(patches, 1.0), said(patches, 1.0, name="old")
+    assert comparison_of(new, old, draws=2)["note"] == ""
+    otherwise = {"config": {"split": {"val_patients": ["x"]}}}
+    for training, is_said in ((otherwise, True), (otherwise | {"data": "another set"}, False)):
+        other = replace(old, card=replace(old.card, training=training))
+        compared = comparison_of(new, other, draws=2)
+        assert ("the older model split its patients otherwise" in in_words(compared)[-1]) == is_said
+
+
 def test_models_of_other_patches_cannot_be_compared() -> None:
     with pytest.raises(ScaleError, match="sees patches of 16 px at 2 um/px"):
         check_same_patches(CARD, replace(CARD, name="old", mpp=2.0))
@@ -137,3 +148,5 @@ def test_the_command_writes_the_comparison_and_says_it(
     assert "against old: f1" in capsys.readouterr().out
     found = json.loads((tmp_path / "out" / "comparison.json").read_text(), parse_constant=pytest.fail)
     assert (found["new"]["name"], found["old"]["name"], found["data"]["patients"]) == ("new", "old", 2)
+    assert main([str(each) for each in arguments if each not in arguments[2:4]]) == 0
+    assert not (tmp_path / "out" / "comparison.json").exists()

@@ -21,7 +21,7 @@ def test_a_higher_score_is_better_and_what_has_no_meaning_is_the_worst():
 def test_curves_are_drawn_of_one_epoch_and_of_measures_without_meaning(tmp_path):
     for number, history in enumerate(([row(1, 0.8, 0.5)], [row(1, math.nan, 0.5), row(2, math.nan, 0.4)])):
         path = tmp_path / f"{number}.png"
-        draw_curves(path, history, "net", "auroc")
+        draw_curves(path, history, "of $5 to $_{x$", "auroc")
         with Image.open(path) as image:
             assert image.width > 1000
             assert len(image.convert("RGB").getcolors(2**20)) > 5

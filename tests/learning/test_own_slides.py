@@ -30,7 +30,9 @@ def test_each_command_of_the_page_runs_and_the_model_knows_the_outlined_tumour(t
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     (tmp_path / "outlines").mkdir()
     for seed in (1, 2, 3):
-        slide = make_sample_slide(tmp_path / "slides" / f"s{seed}.tiff", 5, 4, mpp=1.0, seed=seed, workers=1)
+        slide = make_sample_slide(
+            tmp_path / "slides" / f"s{seed}.tiff", 3.2, 2.6, mpp=1.0, seed=seed, workers=1
+        )
         shutil.move(slide.with_name(f"s{seed}_truth.geojson"), tmp_path / "outlines" / f"s{seed}.geojson")
         slide.with_name(f"s{seed}_truth.png").unlink()
     assert [words[0] for words in commands()] == [

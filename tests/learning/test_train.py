@@ -25,6 +25,7 @@ from wsi_pipeline.cli import models, train_model
 from wsi_pipeline.cli.train_model import main
 from wsi_pipeline.learning.datasets import SplitOptions
 from wsi_pipeline.learning.training.augment import AugmentOptions, augmented, draw_views
+from wsi_pipeline.learning.training.checkpoint import load_checkpoint, save_checkpoint
 from wsi_pipeline.learning.training.distillation import teachers_answer
 from wsi_pipeline.learning.training.options import PlateauOptions
 from wsi_pipeline.learning.training.train import TrainOptions, learning_rate, load_train_options, train
@@ -194,6 +195,17 @@ def test_an_out_folder_of_another_training_is_refused(data, tmp_path):
         train(OPTIONS, data, tmp_path, CPU)
 
 
+def test_what_a_checkpoint_differs_in_is_named_value_by_value(tmp_path):
+    save_checkpoint(
+        tmp_path / "last.pt", {"options": {"seed": 1, "split": {"val_share": 0.2, "val_seed": 0}}}, {}
+    )
+    wanted = {"options": {"seed": 1, "split": {"val_share": 0.3, "val_seed": 0}}}
+    with pytest.raises(
+        RecipeError, match=r"other options \(split.val_share: 0.2 instead of 0.3\); give another --out"
+    ):
+        load_checkpoint(tmp_path / "last.pt", wanted, CPU)
+
+
 def test_the_card_tells_what_the_weights_were_made_from(data, tmp_path):
     path = train(replace(OPTIONS, epochs=1, data="drawn dots", licence="free"), data, tmp_path, CPU)
     card = load_model(path).card
@@ -316,6 +328,10 @@ def test_a_config_that_cannot_be_used_is_refused(tmp_path):
     for text, found in (("name: a\nepoch: 3", "epoch"), ("- 1", "list"), ("a: [", "YAML"), ("{}", "name")):
         config.write_text(text)
         with pytest.raises(ConfigError, match=found):
+            load_train_options(config)
+    for name in ("''", ".x", "a/b", "x" * 201):
+        config.write_text(f"name: {name}")
+        with pytest.raises(ConfigError, match="expected one that a file can have"):
             load_train_options(config)
     with pytest.raises(ConfigError, match="found neither such a file nor a shipped config"):
         load_train_options(tmp_path / "none.yaml")

@@ -13,7 +13,7 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 from scipy.special import expit
 
-from wsi_pipeline.base.errors import DataError
+from wsi_pipeline.base.errors import ConfigError, DataError
 from wsi_pipeline.base.options import options_to_dict
 from wsi_pipeline.cli.train_context import main
 from wsi_pipeline.learning.datasets import SplitOptions
@@ -100,6 +100,26 @@ def test_widths_in_micrometres_are_those_in_patches_of_the_model():
     finer = in_patches(in_um, PATCH_UM / 16)
     assert finer.rings.sigmas == pytest.approx([8, 16, 40])
     assert finer.compared_sigma == pytest.approx(16)
+
+
+@pytest.mark.parametrize(
+    ("widths", "base", "patch_um", "says"),
+    [
+        (
+            "um",
+            1.0,
+            200.0,
+            "found 1 um, 1 um, for patches of 200 um; expected 33.3 to 10,000 um: .* widths: patches",
+        ),
+        ("um", 1.0, 12.5, "expected 2.08 to 10,000 um"),
+        ("patches", 200.0, 200.0, "found 200 patches, 40000 um, .* widths: um"),
+        ("patches", 0.1, 12.5, "narrower reaches no neighbour"),
+    ],
+)
+def test_widths_in_the_other_unit_are_refused_before_a_slide_is_scored(widths, base, patch_um, says):
+    options = replace(SMALL, widths=widths, rings=replace(SMALL.rings, base_sigma=base))
+    with pytest.raises(ConfigError, match=f"rings.base_sigma: .*{says}"):
+        in_patches(options, patch_um)
 
 
 def test_mounts_are_split_by_patient_and_what_is_unknown_is_refused(tmp_path: Path):

@@ -108,6 +108,11 @@ def test_a_file_of_another_encoder_is_refused(tmp_path: Path) -> None:
         ({"encoder": "resnet10t", "shape": {"depth": 3}}, "cannot be built with"),
         ({"encoder": 3}, "knows no encoder '3'"),
         ({"encoder": NAME, "trained": "tail"}, "neither head nor all"),
+        ({"encoder": NAME, "pooling": "avg"}, "expected one of token, mean, token_and_mean"),
+        ({"encoder": NAME, "pooling": "mean", "shape": {"global_pool": "avg"}}, "leave one out"),
+        ({"encoder": "resnet10t", "pooling": "mean"}, "cannot be built with"),
+        ({"encoder": "swin_tiny_patch4_window7_224", "pooling": "mean"}, "gives no tokens"),
+        ({"encoder": "vit_base_patch16_siglip_224", "pooling": "token"}, "has no class token; expected mean"),
     ],
 )
 def test_what_is_no_encoder_is_refused_and_nothing_is_read_or_fetched(
@@ -126,6 +131,23 @@ def test_the_shape_of_a_large_foundation_model_can_be_said() -> None:
     network = build_network("encoder", encoder="vit_giant_patch14_224", shape=shape, input_px=28).eval()
     with torch.inference_mode():
         assert network(torch.zeros(2, 3, 50, 50)).shape == (2, 2)
+
+
+@pytest.mark.parametrize("pooling", ["token", "mean", "token_and_mean"])
+def test_features_of_several_outputs_are_those_put_together_by_hand(pooling: str) -> None:
+    shape = SHAPE | {"reg_tokens": 3}
+    torch.manual_seed(2)
+    by_hand = timm.create_model(NAME, num_classes=0, global_pool="", **shape).eval()
+    network = build_network("encoder", encoder=NAME, shape=shape, pooling=pooling).eval()
+    core = core_of(network)
+    core.encoder.load_state_dict(by_hand.state_dict())
+    x = torch.rand(2, 3, 32, 32)
+    with torch.inference_mode():
+        tokens = by_hand(x)  # [N, class, three registers and four patches, width]
+        assert tokens.shape == (2, 8, 24)
+        parts = {"token": [tokens[:, 0]], "mean": [tokens[:, 4:].mean(1)]}
+        features = torch.cat(parts.get(pooling) or parts["token"] + parts["mean"], dim=1)
+        assert torch.allclose(network(x), features @ core.head.weight.T + core.head.bias, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["mobilenetv3_small_050", "lcnet_050", "resnet10t"])

@@ -1,5 +1,6 @@
 """Packages of other people's models: the numbers that their files give by hand, or a refusal that says why."""
 
+import importlib
 import pickle
 import zipfile
 from collections.abc import Callable
@@ -25,7 +26,7 @@ from torch import nn
 
 from wsi_pipeline.base.errors import ModelError
 from wsi_pipeline.models.model import load_model, load_models
-from wsi_pipeline.models.packages import find_package
+from wsi_pipeline.models.names import find_package
 
 
 def rewrite(place: Path, changed: Callable[[str, bytes], bytes], packing: int = zipfile.ZIP_STORED) -> None:
@@ -302,3 +303,19 @@ def test_a_class_named_twice_is_refused_and_another_idc_keeps_apart(tmp_path: Pa
         load_model(package(tmp_path / "p", classes=("a", "a", "Tumor")))
     folder = package(tmp_path / "q", classes=("idc", "not_idc", "benign"))
     assert load_model(f"{folder}#benign").card.classes == ("idc of the package", "not_idc", "idc")
+
+
+@pytest.mark.parametrize("command", ["train_model", "train_context"])
+def test_a_package_is_not_trained_on(
+    tmp_path: Path, command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = package(tmp_path / "p")
+    option = "--from" if command == "train_model" else "--model"
+    given = {
+        "train_model": ["--config", "train/own_slides", "--data", "d"],
+        "train_context": ["--slides", "s"],
+    }
+    main = importlib.import_module(f"wsi_pipeline.cli.{command}").main
+    assert main([option, f"{folder}#Stroma", *given[command], "--out", str(tmp_path / "out")]) == 2
+    assert f"{option} {folder}#Stroma: is a package of other people's" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

@@ -34,6 +34,10 @@ def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             mean=(0.5, 0.5, 0.5),
             std=(0.2, 0.2, 0.2),
             metrics={"val": {"auroc": auroc}},
+            training={
+                "val": {"patients": 12, "patches": 300},
+                "config": {"split": {"val_patients": [version]}},
+            },
         )
         network: nn.Module = build_network("residual_cnn", classes=2, widths=(4, 4), blocks=(1, 1))
         file = tmp_path / f"{version}.safetensors"
@@ -97,10 +101,10 @@ def test_list_show_and_compare_say_what_the_cards_do(
     capsys.readouterr()
     assert command.main(["list"]) == 0
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert [(row[0], row[-1]) for row in rows[1:]] == [
-        ("idc_default", "0.970"),
-        ("mine@1.0", "0.750"),
-        ("mine@1.1", "0.875"),
+    assert [(row[0], *row[-2:]) for row in rows[1:]] == [
+        ("idc_default", "0.970", "29"),
+        ("mine@1.0", "0.750", "12"),
+        ("mine@1.1", "0.875", "12"),
     ]
     assert command.main(["show", "mine@1.1"]) == 0
     assert "by Dr. A" in capsys.readouterr().out
@@ -108,6 +112,7 @@ def test_list_show_and_compare_say_what_the_cards_do(
     said = capsys.readouterr().out
     assert ["auroc", "0.750", "0.875"] in [line.split() for line in said.splitlines()]
     assert "evaluate-model --model mine@1.1 --against mine@1.0 --data PATCHES" in said
+    assert "the measures are of different validation patches" in said  # as many, and of other patients
 
 
 @pytest.mark.parametrize(

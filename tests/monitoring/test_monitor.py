@@ -16,15 +16,20 @@ from shapely.geometry import box, mapping
 from test_infer import section
 
 from wsi_pipeline.base.errors import UsageError
+from wsi_pipeline.base.files import out_path, read_whole
 from wsi_pipeline.base.geometry import Size
+from wsi_pipeline.cli import export_map
 from wsi_pipeline.cli.monitor import main
 from wsi_pipeline.inference.classifier import Classifier
 from wsi_pipeline.inference.classify import ClassifyOptions
+from wsi_pipeline.monitoring import runs
 from wsi_pipeline.monitoring.against_card import MIN_SLIDES
 from wsi_pipeline.monitoring.figures import monitor
 from wsi_pipeline.monitoring.runs import parse_since
 from wsi_pipeline.pipeline.config import InferConfig
 from wsi_pipeline.pipeline.infer import infer_slide
+from wsi_pipeline.results.run_folder import begin_report
+from wsi_pipeline.slides.catalog import list_slides
 from wsi_pipeline.tiling.artefacts import ArtefactOptions
 from wsi_pipeline.viewer.review import Review
 
@@ -206,7 +211,7 @@ def test_outlines_of_an_earlier_map_are_named_and_in_no_figure(mapped, out):
     found = monitor(out, None)
     review = found.runs.slides[0].review
     assert (review.earlier, review.verdicts, review.corrected_share) == (1, {}, None)
-    assert any("of an earlier map of this slide: 1 outline, which" in line for line in found.runs.problems)
+    assert any("outlines of an earlier map of this slide: 1;" in line for line in found.runs.problems)
     assert found.days[0].corrections == 0
 
 
@@ -242,6 +247,92 @@ def test_what_cannot_be_read_is_named_and_the_rest_is_counted(mapped, out, capsy
     (fallen,) = values["failed"]
     assert (fallen["name"], fallen["day"], fallen["reason"]) == ("bad", "2026-01-05", "it is empty")
     assert not fallen["mapped_since"]
+
+
+def test_a_store_is_watched_as_a_folder_is(s3, mapped, out, capsys):
+    for name in ("a", "b"):
+        folder = add_slide(mapped, out, name)
+    review_of(folder)(region_of(folder), "rejected", source="IDC 1")
+    there = out_path("s3://maps/watched")
+    there.fs.put(str(out), there.path, recursive=True)
+    assert main([str(out)]) == 0
+    here = capsys.readouterr()
+    assert main([str(there)]) == 0
+    said = capsys.readouterr()
+    assert "s3://maps/watched is an object store: copy it to a folder" in said.out
+    assert said.err == here.err
+    for name in ("monitor_days.csv", "monitor_slides.csv"):
+        assert read_whole(there / name) == (out / name).read_bytes()
+    pages = [read_whole(there / "monitor.html").decode(), (out / "monitor.html").read_text()]
+    assert pages[0].count("<img ") == pages[1].count("<img ")
+    assert 'alt="b\n' in pages[0]  # the picture of a slide to look at first
+    assert "<h1>Monitor: watched" in pages[0]
+
+
+@pytest.mark.parametrize("command", [main, lambda out: export_map.main([*out, "--exports", "asap"])])
+def test_a_store_that_does_not_let_us_in_is_a_line(command, s3, monkeypatch, capsys):
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "another")
+    s3fs = pytest.importorskip("s3fs")
+    s3fs.S3FileSystem.clear_instance_cache()
+    try:
+        assert command(["s3://maps/refused"]) == 1
+    finally:
+        s3fs.S3FileSystem.clear_instance_cache()
+    said = capsys.readouterr().err
+    assert "s3://maps/refused" in said
+    assert said.endswith("cannot be read: Forbidden; see to the store, its address and your credentials\n")
+
+
+def test_a_map_that_a_run_draws_again_just_then_is_not_finished(mapped, out, monkeypatch, capsys):
+    for name in ("a", "b"):
+        add_slide(mapped, out, name)
+
+    def begun_again(path: Path) -> bytes:
+        if path == out / "b/summary.json":
+            begin_report(out / "b")
+        return read_whole(path)
+
+    monkeypatch.setattr(runs, "read_whole", begun_again)
+    assert main([str(out)]) == 0
+    said = capsys.readouterr()
+    assert "warning: b: not finished: a run is at work on it, or was stopped" in said.err
+    assert ": 1 slide\n" in said.out
+
+
+def test_a_line_of_a_review_that_is_cut_off_is_warned_of_once(mapped, out, caplog, capsys):
+    folder = add_slide(mapped, out, "a")
+    review_of(folder)(region_of(folder), "accepted")
+    with (folder / "review.jsonl").open("ab") as file:
+        file.write(b'{"revision": 2, "acti')
+    assert main([str(out)]) == 0
+    assert capsys.readouterr().err.count("lines that are no whole change") == 1
+    assert not caplog.records
+
+
+def test_the_list_of_reviewed_slides_holds_no_formula_and_is_read_as_it_was_meant(mapped, out):
+    folder = add_slide(mapped, out, "a")
+    review_of(folder)(region_of(folder), "accepted")
+    done = {"event": "slide", "slide": "a", "status": "done", "patient": "=1+1"}
+    done |= {"finished": "2026-01-05T01:00:00+00:00"}
+    other = done | {"status": "failed", "refused": True, "patient": "of another slide of that name"}
+    (out / ".batch/events").mkdir(parents=True)
+    (out / ".batch/events/one.jsonl").write_text(f"{json.dumps(done)}\n{json.dumps(other)}\n")
+    assert main([str(out)]) == 0
+    (row,) = rows_of(out / "monitor_reviewed.csv")
+    assert row["patient"] == "'=1+1"
+    (entry,) = list_slides([out / "monitor_reviewed.csv"])
+    assert (entry.name, entry.patient) == ("a", "=1+1")
+
+
+def test_of_a_package_no_training_is_said_to_go_on(mapped, out):
+    def of_package(summary: dict[str, Any]) -> None:
+        summary["map_recipe"]["models"][0]["card"]["architecture"] = "package of resnet34"
+
+    folder = add_slide(mapped, out, "a", of_package)
+    review_of(folder)(region_of(folder), "accepted")
+    found = monitor(out, None).retraining
+    assert found.lines == ()
+    assert "a package of other people's cannot be trained on" in found.notes[-1]
 
 
 def test_since_leaves_older_maps_out_and_counts_them(mapped, out, capsys):

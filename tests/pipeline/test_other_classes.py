@@ -183,7 +183,21 @@ def test_no_patch_to_classify_gives_layers_without_values(folder: Path) -> None:
 
 
 def test_every_class_has_a_folder_of_its_own() -> None:
-    names = ("Stroma", "stroma", "../up", "", "a" * 90, "腫瘍", "__x", "in situ", "in_situ", "STROMA-2")
+    names = (
+        "x-4",
+        "x",
+        "../up",
+        "X",
+        "Stroma",
+        "stroma",
+        "",
+        "a" * 90,
+        "腫瘍",
+        "__x",
+        "in situ",
+        "in_situ",
+        "STROMA-2",
+    )
     folders = class_folders(names)
     assert tuple(folders) == names
     assert len({folder.casefold() for folder in folders.values()}) == len(names)

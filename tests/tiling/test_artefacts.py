@@ -50,7 +50,7 @@ class TestFindArtefacts:
     def test_stained_tissue_is_never_rejected(self, stains, glass):
         quality = find(tissue_of(stains, glass))
         assert not quality.rejected.any()
-        assert quality.areas_mm2 == {"pen": 0, "red": 0, "dark": 0, "blur": 0}
+        assert quality.areas_mm2 == {"pen": 0, "red": 0, "dark": 0, "blur": 0, "fold": 0}
 
     @laws
     @given(
@@ -68,7 +68,13 @@ class TestFindArtefacts:
         assert quality.rejected[STROKE].all()
         assert quality.rejected[38:48, 58:132].all()
         assert quality.rejected.sum() == 10 * 74
-        assert quality.areas_mm2 == {"pen": pytest.approx(740 * 64 / 1e6), "red": 0, "dark": 0, "blur": 0}
+        assert quality.areas_mm2 == {
+            "pen": pytest.approx(740 * 64 / 1e6),
+            "red": 0,
+            "dark": 0,
+            "blur": 0,
+            "fold": 0,
+        }
 
     @pytest.mark.parametrize("colour", [(200, 30, 40), (201, 67, 78), (160, 10, 20)])
     def test_red_ink_and_clotted_blood_are_rejected(self, colour):
@@ -76,7 +82,32 @@ class TestFindArtefacts:
         rgb[STROKE] = colour
         quality = find(rgb)
         assert quality.rejected[STROKE].all()
-        assert quality.areas_mm2 == {"pen": 0, "red": pytest.approx(740 * 64 / 1e6), "dark": 0, "blur": 0}
+        assert quality.areas_mm2 == {
+            "pen": 0,
+            "red": pytest.approx(740 * 64 / 1e6),
+            "dark": 0,
+            "blur": 0,
+            "fold": 0,
+        }
+
+    @pytest.mark.parametrize(
+        ("colour", "reason"),
+        [
+            ((40, 60, 180), "pen"),
+            ((200, 30, 40), "red"),
+            ((235, 120, 30), "red"),
+            ((240, 220, 60), "red"),
+        ],
+    )
+    @pytest.mark.parametrize(
+        "stains", [{"eosin": 0.7, "haematoxylin": 0.1}, {"eosin": 0.3, "haematoxylin": 0.5}]
+    )
+    def test_ink_that_lies_over_dense_tissue_is_rejected(self, colour, reason, stains):
+        rgb = tissue_of(stains)
+        rgb[STROKE] = rgb[STROKE] * (np.asarray(colour) / 243)
+        found = find(rgb)
+        assert found.spots[reason][STROKE].mean() > 0.95
+        assert found.rejected.sum() < 900
 
     @pytest.mark.parametrize("level", [0, 20, 60])
     def test_black_dirt_on_tissue_is_rejected(self, level):
@@ -84,7 +115,13 @@ class TestFindArtefacts:
         rgb[STROKE] = level
         quality = find(rgb)
         assert quality.rejected[STROKE].all()
-        assert quality.areas_mm2 == {"pen": 0, "red": 0, "dark": pytest.approx(740 * 64 / 1e6), "blur": 0}
+        assert quality.areas_mm2 == {
+            "pen": 0,
+            "red": 0,
+            "dark": pytest.approx(740 * 64 / 1e6),
+            "blur": 0,
+            "fold": 0,
+        }
 
     def test_only_tissue_is_rejected(self):
         rgb = tissue_of({"eosin": 0.4})
@@ -98,10 +135,12 @@ class TestFindArtefacts:
         rgb = tissue_of({"eosin": 0.4})
         rgb[STROKE] = INKS["blue"]
         rgb[80:90, 60:70] = 0
-        assert find(rgb, check_pen=False).areas_mm2.keys() == {"red", "dark", "blur"}
-        assert find(rgb, check_dark=False).areas_mm2.keys() == {"pen", "red", "blur"}
-        assert find(rgb, check_blur=False).areas_mm2.keys() == {"pen", "red", "dark"}
-        nothing = find(rgb, check_pen=False, check_red=False, check_dark=False, check_blur=False)
+        assert find(rgb, check_pen=False).areas_mm2.keys() == {"red", "dark", "blur", "fold"}
+        assert find(rgb, check_dark=False).areas_mm2.keys() == {"pen", "red", "blur", "fold"}
+        assert find(rgb, check_blur=False).areas_mm2.keys() == {"pen", "red", "dark", "fold"}
+        nothing = find(
+            rgb, check_pen=False, check_red=False, check_dark=False, check_blur=False, check_folds=False
+        )
         assert not nothing.rejected.any()
         assert nothing.areas_mm2 == {}
 

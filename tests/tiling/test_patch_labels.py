@@ -7,9 +7,10 @@ import shapely
 
 from wsi_pipeline.base.errors import DataError
 from wsi_pipeline.base.geometry import Plane, Size
+from wsi_pipeline.results.summary import count
 from wsi_pipeline.slides.annotations.geojson import AnnotationOptions, Outlines, read_outlines
 from wsi_pipeline.tiling.grid import Grid, Plan
-from wsi_pipeline.tiling.patch_labels import label_patches
+from wsi_pipeline.tiling.patch_labels import label_patches, rejected_labels
 
 SIZE0 = Size(1000, 1000)
 
@@ -48,6 +49,22 @@ def test_patches_are_labelled_by_what_half_of_them_lies_under_and_else_not_at_al
         )
     )
     assert label_patches(found, outlines, AnnotationOptions()).tolist() == [1, 1, -1, 0, 0, -1, -1]
+
+
+def test_labels_on_artefacts_are_not_counted_and_said_to_be_left_out(tmp_path: Path) -> None:
+    found = plan(Plane(1, 1), 4, 1)
+    found.kept[0, 0] = False
+    file = saved(
+        tmp_path / "a.geojson", (shapely.box(50, 0, 150, 50), "IDC"), (shapely.box(150, 0, 200, 50), "Stroma")
+    )
+    labels = label_patches(found, read(file), AnnotationOptions())
+    assert labels.tolist() == [1, 1, 0]
+    assert rejected_labels(found, labels) == ""
+    found.rejected[0, 1:] = (False, True, True)
+    assert count(found, None, labels)["labels"] == {"idc": 1, "not_idc": 0, "unlabelled": 0}
+    assert rejected_labels(found, labels) == (
+        "patches on artefacts are left out, and their labels with them: 1 of 2 labelled IDC, 1 of 1 labelled not IDC"
+    )
 
 
 def test_where_the_slide_is_annotated_throughout_all_else_is_not_idc(tmp_path: Path) -> None:

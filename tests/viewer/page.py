@@ -42,6 +42,7 @@ def served(out: Path, slides: list[Path], token: str | None = None, read_only: b
     from wsi_pipeline.viewer.access import Access, hashed
     from wsi_pipeline.viewer.app import make_app
     from wsi_pipeline.viewer.service import Viewer
+    from wsi_pipeline.viewer.serving import PageServer
 
     access = Access(hashed(token) if token else None, read_only)
     app = make_app(Viewer(out, slides, device="cpu"), access)
@@ -49,7 +50,7 @@ def served(out: Path, slides: list[Path], token: str | None = None, read_only: b
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     config = uvicorn.Config(app, port=port, log_level="error", timeout_graceful_shutdown=1)
-    server = uvicorn.Server(config)
+    server = PageServer(app, config)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     while not server.started and thread.is_alive():

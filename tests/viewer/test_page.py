@@ -6,12 +6,14 @@ import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from conftest import write_scn, write_slide
+from made_packages import package
 from models import brightness_model
 from page import (
     AXE,
@@ -253,6 +255,19 @@ def test_keys_and_buttons_zoom_and_the_address_keeps_the_view(page: Any) -> None
     )
 
 
+def test_the_first_view_asks_for_its_own_tiles_first_and_for_the_maps_values_last(page: Any) -> None:
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    with page.expect_response(re.compile("/values$")):
+        page.goto("/slides/bounded#x=1600&y=1000&at=20")
+    levels = [int(found[1]) for url in asked if (found := re.search(r"/tiles/(\d+)/", url))]
+    # The small picture in the corner has the tile of the whole.
+    assert next(level for level in levels if level != 9) == max(levels) == 12
+    tiles = [number for number, url in enumerate(asked) if re.search("/(tiles|layers)/", url)]
+    assert next(number for number, url in enumerate(asked) if url.endswith("/values")) > max(tiles)
+    assert sum(url.endswith("/api/slides/bounded") for url in asked) == 1
+
+
 def test_layers_are_shown_and_hidden_by_keys_and_panel(page: Any) -> None:
     go(page, "whole")
     with_map = stage_pixels(page)
@@ -265,6 +280,46 @@ def test_layers_are_shown_and_hidden_by_keys_and_panel(page: Any) -> None:
     legend = page.get_by_role("list", name=re.compile("what became of each cell"))
     assert "background" in legend.inner_text()
     assert "rejected" in legend.inner_text()
+
+
+def test_the_sliders_are_named(page: Any) -> None:
+    go(page, "whole")
+    for name in ("Opacity", "IDC from"):
+        assert page.get_by_role("slider", name=re.compile(name)).count() == 1
+
+
+def test_the_key_of_a_layer_that_a_slide_has_not_leaves_the_map(page: Any) -> None:
+    go(page, "whole")
+    page.keyboard.press("u")
+    page.get_by_text("This slide has no such layer").wait_for()
+    assert view_of(page)["map"] == "heatmap"
+
+
+def test_the_probability_of_each_class_is_a_layer_with_its_value_under_the_pointer(
+    site: Site, page: Any, tmp_path: Path
+) -> None:
+    model = package(
+        tmp_path / "package", None, ("Stroma", "Tumor", "in situ"), patch_size_pixels=50, spacing_um_px=4.0
+    )
+    result = wp.infer_slide(site.slides / "whole.tiff", tmp_path / "out", model=str(model), device="cpu")
+    row, column = np.argwhere(np.isfinite(result.map))[7]
+    with served(tmp_path / "out", [site.slides]) as address:
+        page.goto(
+            f"{address}/slides/whole#at=2.5&opacity=1&x={result.x_um[column] / 4}&y={result.y_um[row] / 4}"
+        )
+        page.locator(".scale-bar").wait_for()
+        wait_for_tiles(page)
+        mapped = stage_pixels(page)
+        page.get_by_role("radio", name="probability of in situ").check()
+        wait_for_change(page, mapped, share=0.2)
+        bar = page.locator(".colour-bar")
+        assert "probability of in situ" in bar.inner_text()
+        assert bar.locator("i").count() == 0  # the threshold is one of IDC
+        box = page.locator(".osd").bounding_box()
+        page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+        value = float(result.class_map("in situ")[row, column])
+        page.get_by_test_id("readout").get_by_text(f"probability of in situ {value:.2f}").wait_for()
+        assert view_of(page)["map"] == "class%3Ain_situ"
 
 
 def test_the_threshold_outlines_anew_and_nothing_is_saved(site: Site, page: Any) -> None:
@@ -414,6 +469,8 @@ def test_the_models_regions_are_accepted_and_rejected_and_each_change_can_be_und
 
 def test_an_outline_is_drawn_with_the_keys_alone(site: Site, page: Any, fresh: None) -> None:
     go(page, "whole", x=800, y=600, at=5)
+    page.keyboard.press("v")  # the panel has the focus, and with it the arrows, until a corner is set
+    page.get_by_role("button", name="With the keys").wait_for()
     for key in ("b", "ArrowRight", "b", "ArrowDown", "b"):
         page.keyboard.press(key)
         page.wait_for_timeout(120)
@@ -495,6 +552,36 @@ def test_a_mark_is_taken_back_from_further_off_where_marks_are_drawn_larger(
     page.get_by_label("Mitoses counted").get_by_text("1", exact=True).wait_for()
     page.mouse.click(x + 15, y)
     page.get_by_label("Mitoses counted").get_by_text(str(counted), exact=True).wait_for()
+
+
+# --- keys ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("focus", ["tab", "combobox", "slider", "checkbox"])
+def test_the_keys_are_shown_over_the_slide_whatever_has_the_focus(page: Any, focus: str) -> None:
+    go(page, "whole")
+    page.get_by_role(focus).first.focus()
+    page.keyboard.press("?")
+    keys = page.get_by_role("dialog", name="Keys")
+    keys.get_by_text("next region").wait_for()
+    page.keyboard.press("m")  # what lies below hears nothing
+    page.keyboard.press("Escape")
+    keys.wait_for(state="hidden")
+    assert view_of(page)["map"] == "heatmap"
+    assert page.evaluate("document.activeElement.getAttribute('role') ?? document.activeElement.type") in (
+        focus,
+        {"combobox": "select-one", "slider": "range"}.get(focus),
+    )
+
+
+def test_escape_leads_from_a_text_back_to_the_slide(page: Any) -> None:
+    go(page, "whole", x=800, y=600, at=5, tab="review")
+    page.get_by_label("Your name").focus()
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("Escape")
+    before = float(view_of(page)["x"])
+    page.keyboard.press("ArrowRight")
+    assert float(view_of(page)["x"]) > before
 
 
 # --- the other pages --------------------------------------------------------------------------------------------
@@ -590,6 +677,79 @@ def test_sorted_by_patient_the_list_sums_the_slides_of_each(site: Site, page: An
     assert "1 slide, 1 without a map" in heads.last.inner_text()
     page.get_by_role("button", name="Status").click()
     assert heads.count() == 0
+
+
+def test_the_list_follows_a_batch_that_runs_and_lets_the_server_end(
+    site: Site, page: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(site.out / "whole", tmp_path / "out/whole")
+    shutil.copytree(site.out / "bounded", tmp_path / "out/bounded")
+    (tmp_path / "out/bounded/summary.json").unlink()
+    begun = datetime.now(UTC) - timedelta(seconds=100)
+    (tmp_path / "out/.batch/events").mkdir(parents=True)
+
+    def happens(event: str, after: float, **values: object) -> None:
+        line = {"time": (begun + timedelta(seconds=after)).isoformat(), "event": event, **values}
+        with (tmp_path / "out/.batch/events/1.jsonl").open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+    happens("batch_started", 0, slides=4)
+    happens("slide", 50, slide="whole", status="done")
+    happens("slide_started", 51, slide="bounded")
+    happens("slide_progress", 80, slide="bounded", done=30, total=40)
+    with served(tmp_path / "out", [site.slides]) as address:
+        page.goto(address)
+        page.get_by_text("1 of 4 slides ended, about 5 min left").wait_for()
+        row = page.get_by_role("row", name=re.compile("bounded"))
+        assert "running" in row.inner_text()
+        assert row.get_by_role("progressbar").evaluate("bar => bar.value") == 0.75
+        # The page hears of what happens while it is looked at.
+        happens("slide", 95, slide="bounded", status="failed", reason="cut short")
+        page.get_by_text("2 of 4 slides ended, 1 failed").wait_for()
+        assert "cut short" in row.inner_text()
+        happens("batch_ended", 99)
+        page.get_by_text("slides ended").wait_for(state="hidden")
+        other = page.context.new_page()  # whose complaints, once the server is gone, are no fault
+        other.goto(address)
+        other.get_by_text("2 slides").wait_for()
+        page.goto("about:blank")
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_label_and_macro_are_fetched_only_when_asked_for(
+    site: Site, page: Any, tmp_path: Path, shared: Path
+) -> None:
+    slide = shared / "data/slides/cmu_1_small_region.svs"
+    wp.infer_slide(slide, tmp_path, model=brightness_model(), device="cpu")
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    with served(tmp_path, [slide.parent]) as address:
+        page.goto(f"{address}/slides/{slide.stem}#tab=about")
+        page.get_by_text("They can carry a patient's name").wait_for()
+        wait_for_tiles(page)
+        assert not any("associated" in url for url in asked)
+        with page.expect_response(re.compile("associated/label.jpg")) as found:
+            page.get_by_role("button", name="Show the label").click()
+        assert found.value.headers["cache-control"] == "no-store"
+        assert not any("macro" in url for url in asked)
+        page.goto("about:blank")
+
+
+def test_a_read_only_page_shows_what_was_said_and_takes_nothing(
+    site: Site, page: Any, fresh: None, made: Path
+) -> None:
+    put_outline(site, page, "whole", [[400, 400], [900, 400], [900, 800], [400, 800], [400, 400]])
+    with served(made / "out", [made / "slides"], read_only=True) as address:
+        page.goto(f"{address}/slides/whole#tab=review")
+        page.get_by_text("Read only: the review is shown").wait_for()
+        page.get_by_role("button", name=re.compile("Added")).wait_for()
+        assert page.get_by_role("button", name=re.compile("Accept|Draw a region|Undo")).count() == 0
+        wait_for_tiles(page)
+        page.keyboard.press("n")
+        page.keyboard.press("y")
+        page.get_by_text("Not saved").wait_for()
+        page.goto("about:blank")
+    assert review(site, page, "whole")["revision"] == 1
 
 
 def test_no_path_leads_out_of_the_run_folders(site: Site, page: Any) -> None:

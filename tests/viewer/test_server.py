@@ -6,6 +6,7 @@ import math
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,6 +15,7 @@ from threading import Barrier, Event
 import numpy as np
 import pytest
 from conftest import write_scn, write_slide
+from made_packages import package
 from models import brightness_model
 from PIL import Image
 from shapely.geometry import shape
@@ -21,6 +23,7 @@ from test_infer import section
 
 import wsi_pipeline as wp
 from wsi_pipeline.base.geometry import Box
+from wsi_pipeline.jobs.events import EVENTS
 from wsi_pipeline.results.figures.palette import colour
 from wsi_pipeline.slides.annotations.files import outlines_of
 from wsi_pipeline.slides.annotations.geojson import AnnotationOptions, qupath_origin0, read_outlines
@@ -29,11 +32,13 @@ from wsi_pipeline.viewer.access import Access, hashed, is_loopback
 from wsi_pipeline.viewer.deep_zoom import DeepZoom
 
 fastapi_testclient = pytest.importorskip("fastapi.testclient", reason="needs the extra 'viewer'")
+from wsi_pipeline.viewer import app as app_module  # noqa: E402
 from wsi_pipeline.viewer import pixels as pixels_module  # noqa: E402
 from wsi_pipeline.viewer.app import make_app  # noqa: E402
 from wsi_pipeline.viewer.append_log import AppendLog, RevisionConflict  # noqa: E402
 from wsi_pipeline.viewer.open_results import stamp_of  # noqa: E402
 from wsi_pipeline.viewer.pixels import find_slide  # noqa: E402
+from wsi_pipeline.viewer.run_folders import RunFolders  # noqa: E402
 from wsi_pipeline.viewer.service import Viewer  # noqa: E402
 
 TestClient = fastapi_testclient.TestClient
@@ -172,6 +177,31 @@ def test_the_point_under_the_pointer_says_what_the_map_says(client, made):
     assert (origin[0] + (column + 0.5) * cell[0]) == pytest.approx(at["x0"])
 
 
+def test_the_layers_of_other_classes_are_listed_by_what_they_are_and_coloured_as_their_cells(made, tmp_path):
+    model = package(
+        tmp_path / "model", None, ("status", "Tumor", "in situ"), patch_size_pixels=50, spacing_um_px=4.0
+    )
+    result = wp.infer_slide(made / "slides/a.tiff", tmp_path / "out", model=str(model), device="cpu")
+    with client_of(tmp_path / "out") as client:
+        info = client.get("/api/slides/a").json()
+        listed = {layer["name"]: (layer["title"], layer["kind"]) for layer in info["layers"]}
+        assert listed["class:status"] == ("probability of status", "of_class")
+        assert listed["class:in_situ"] == ("probability of in situ", "of_class")
+        assert listed["status"][1] == "classes"
+        shown = pixels(client.get(f"/api/slides/a/layers/class:status/{info['levels'] - 1}/1_1.png"))
+        row = column = 700 // 50
+        value = result.class_map("status")[row, column]
+        assert (
+            np.abs(
+                shown[700 - 512, 700 - 512].astype(int) - colour(np.array([[value]], np.float32))[0, 0]
+            ).max()
+            <= 3
+        )
+        place = {"x0": 700, "y0": 700, "shown": "class:status"}
+        assert client.get("/api/slides/a/at", params=place).json()["of_class"] == pytest.approx(float(value))
+        assert client.get("/api/slides/a/layers/class:none/9/0_0.png").status_code == 422
+
+
 def test_another_threshold_outlines_anew_and_leaves_the_run_as_it_is(client, out):
     before = (out / "a/regions.geojson").read_bytes()
     info = client.get("/api/slides/a").json()
@@ -228,6 +258,35 @@ def test_the_list_says_of_each_slide_how_it_stands_and_why(client, out):
     assert "<" not in found["<img src=x>&'"]["id"]
     assert client.get(f"/api/slides/{found['b']['id']}").json()["name"] == "b"
     assert pixels(client.get(found["b"]["thumbnail"])).ndim == 3
+
+
+def test_a_finished_slide_whose_map_is_damaged_or_gone_is_listed_as_broken(client, out):
+    (out / "a/slide.zarr/zarr.json").write_text("{")
+    shutil.rmtree(out / "b/slide.zarr")
+    found = {row["name"]: row for row in client.get("/api/slides").json()["slides"]}
+    assert [found[name]["status"] for name in "ab"] == ["broken", "broken"]
+    assert "slide.zarr cannot be read" in found["a"]["reason"]
+    assert "slide.zarr is gone" in found["b"]["reason"]
+
+
+def test_the_slide_of_a_run_that_did_not_end_is_shown_from_where_it_was_begun(client, out, made):
+    for name in "ab":
+        (out / name / "summary.json").unlink()
+    assert "its run did not end" in client.get("/api/slides/b").json()["why_not"]
+    events = out / ".batch/events"
+    events.mkdir(parents=True, exist_ok=True)
+    begun = {
+        **{"time": "2026-01-01T00:00:01+00:00", "event": "slide_started", "slide": "a"},
+        "path": str(made / "slides/a.tiff"),
+    }
+    (events / "1.jsonl").write_text(json.dumps(begun) + "\n")
+    info = client.get("/api/slides/a").json()
+    assert info["has_slide"], info["why_not"]
+    assert not info["complete"]
+    # With folders to look in, the name that it began with is looked for there, and nowhere else.
+    with client_of(out, [made / "slides"]) as found, client_of(out, [made / "out"]) as missed:
+        assert found.get("/api/slides/a").json()["has_slide"]
+        assert not missed.get("/api/slides/a").json()["has_slide"]
 
 
 def test_the_list_changes_when_a_slide_does(out):
@@ -537,6 +596,15 @@ def test_a_picture_is_scored_beside_what_validation_found_at_that_score(client):
     assert "too large" in refused.json()["error"]
 
 
+def test_a_picture_that_takes_too_long_is_given_up(client, monkeypatch):
+    monkeypatch.setattr(app_module, "PREDICTION_SECONDS", 0)
+    content = io.BytesIO()
+    Image.fromarray(section()[:150, :150]).save(content, format="PNG")
+    answer = client.post("/api/predict?mpp=4", content=content.getvalue(), headers=OURS)
+    assert answer.status_code == 408
+    assert "give a smaller picture" in answer.json()["error"]
+
+
 def test_a_place_says_what_the_map_says_of_its_patch(made, tmp_path):
     slide = write_slide(tmp_path / "c.tiff", section(), mpp=(4.0, 4.0), factors=(1, 4))
     result = wp.infer_slide(slide, tmp_path / "out", device="cpu")
@@ -635,6 +703,31 @@ def test_a_page_under_a_foreign_name_is_not_served(out):
         assert client.get("/api/slides", headers={"Host": "evil.example:80"}).status_code == 403
 
 
+def test_a_browser_keeps_the_script_and_asks_for_the_slide_while_it_comes(client):
+    first = client.get("/static/icon.svg")
+    again = client.get("/static/icon.svg", headers={"If-None-Match": first.headers["etag"]})
+    assert (first.status_code, again.status_code) == (200, 304)
+    link = client.get("/slides/a%20b%3Cimg%3E").headers["link"]
+    assert link == "</api/slides/a%20b%3Cimg%3E>; rel=preload; as=fetch; crossorigin=anonymous"
+
+
+def test_what_a_page_asks_for_first_is_made_while_its_script_comes(out):
+    viewer = Viewer(out, [], device="cpu")
+    with TestClient(make_app(viewer, Access())) as client:
+        client.get("/slides/b")
+        end = time.monotonic() + 30
+        while not viewer.tiles.used_bytes and time.monotonic() < end:
+            time.sleep(0.01)
+        viewer.prepare("b")
+        made = viewer.tiles.used_bytes
+        assert made > 0
+        assert client.get("/api/slides/b/tiles/9/0_0.jpg?v=1").status_code == 200
+        as_the_page = "colormap=green_yellow&faint=1"
+        assert client.get(f"/api/slides/b/layers/heatmap/9/0_0.png?v=1&{as_the_page}").status_code == 200
+        assert viewer.tiles.used_bytes == made
+        assert client.get("/slides/none").status_code == 200  # which says itself that there is none
+
+
 def test_every_answer_says_what_a_browser_may_do_with_it(client):
     for path in ("/", "/api/slides", "/api/nothing", "/static/nothing.js"):
         headers = client.get(path).headers
@@ -654,3 +747,12 @@ def test_boxes_and_planes_meet_at_the_slides_edge():
     zoom = DeepZoom(wp.Size(1000, 700))
     last = zoom.levels - 1
     assert zoom.box(last, 1, 1) == Box(512, 512, 488, 188)
+
+
+def test_a_second_slide_of_a_name_that_was_refused_gives_the_map_no_patient(tmp_path: Path) -> None:
+    done = {"event": "slide", "slide": "a", "status": "done", "patient": "P1", "time": "2026-01-05T01:00:00"}
+    refused = done | {"status": "failed", "refused": True, "patient": "P2", "time": "2026-01-06T01:00:00"}
+    (tmp_path / EVENTS).mkdir(parents=True)
+    (tmp_path / EVENTS / "one.jsonl").write_text(f"{json.dumps(done)}\n{json.dumps(refused)}\n")
+    (row,) = RunFolders(tmp_path).listing()["slides"]
+    assert row["patient"] == "P1"

@@ -136,6 +136,22 @@ def writing(path: OutPath) -> Iterator[None]:
         ) from error
 
 
+@contextmanager
+def reading(path: OutPath) -> Iterator[None]:
+    """Turns what an object store raises while the block reads there into an OutputError that says what to do.
+
+    Of a folder, an OSError stays what it is.
+    """
+    try:
+        yield
+    except WsiError:
+        raise
+    except Exception as error:  # a store raises what it likes
+        if isinstance(path, Path):
+            raise
+        raise OutputError(f"{path}: cannot be read: {_reason(path, error)}") from error
+
+
 def _reason(path: OutPath, error: BaseException | None) -> str:
     """What went wrong, and what to do about it."""
     if isinstance(path, Path) and isinstance(error, OSError):
@@ -533,8 +549,11 @@ def new_array(path: Path, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[A
 
 
 def tree_exists(path: OutPath, root: str) -> bool:
-    """Whether a tree that `new_tree` made is there; anything at all, where that is a local folder."""
-    return path.exists() if isinstance(path, Path) else bool((path / root).exists())
+    """Whether a tree that `new_tree` made is there; anything at all, of a local folder. Raises OutputError."""
+    if isinstance(path, Path):
+        return path.exists()
+    with reading(path):
+        return bool((path / root).exists())
 
 
 def sync_tree(folder: OutPath) -> None:

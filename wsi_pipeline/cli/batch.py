@@ -52,8 +52,13 @@ SlideOutcome = Outcome[SlideEntry, SlideResult]
 
 
 def listed_slides(args: argparse.Namespace) -> SlideList:
-    """The slides that the arguments name, of this shard; prints what was passed over. Raises ListError."""
+    """The slides that the arguments name, of this shard; prints what was passed over.
+
+    One that is not there fails by itself, with its reason, and spares the others. Raises ListError, also where none is.
+    """
     found = list_slides(args.slides, args.mpp, args.mpp_if_missing, args.patient_pattern)
+    if not args.scheduler:  # else they are looked for where the workers are
+        _refuse_where_none_is_there(found)
     _say_patients(found, args.patient_pattern is not None)
     if found.passed_over:
         print(f"passed over: {on_one_line(str(found.passed_over))}", file=sys.stderr)
@@ -64,6 +69,25 @@ def listed_slides(args: argparse.Namespace) -> SlideList:
             file=sys.stderr,
         )
     return SlideList(shard_of(found, args.shard), found.passed_over) if args.shard else found
+
+
+def _refuse_where_none_is_there(found: SlideList) -> None:
+    if not all(_is_gone(entry.path) for entry in found):
+        return
+    others = f" and {len(found) - 1} more" if len(found) > 1 else ""
+    raise ListError(
+        f"{found[0].path}{others}: no such file or folder; check the path, or whether a disk is missing"
+    )
+
+
+def _is_gone(path: Path) -> bool:
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except (OSError, ValueError):  # whoever opens it says why
+        return False
+    return False
 
 
 def _say_patients(found: SlideList, by_pattern: bool) -> None:
@@ -204,7 +228,9 @@ class _Batch:
             assert self._log
             self._watchdog.moved()
             self._progress.started(entry.name)
-            self._attempts[entry] = self._manifest.started(entry.name, attempt=attempt, worker=worker)
+            self._attempts[entry] = self._manifest.started(
+                entry.name, path=str(entry.path.absolute()), attempt=attempt, worker=worker
+            )
 
     def progressed(self, entry: SlideEntry, done: int, total: int) -> None:
         """`done` of `total` patches of the slide."""

@@ -84,7 +84,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(args: argparse.Namespace) -> int:
     from wsi_pipeline.base.files import check_writable, write_bytes
+    from wsi_pipeline.models.names import check_model_names
 
+    check_model_names([args.model])
     paths = find_images(args.files)
     for option, path in (("--json", args.json), ("--csv", args.csv)):
         if path:
@@ -152,6 +154,8 @@ def find_images(files: Sequence[Path]) -> list[Path]:
         if not inside:
             raise UsageError(f"{file}: found no image in this folder (known: {', '.join(sorted(SUFFIXES))})")
         paths += inside
+    if not any(path.exists() for path in paths):
+        raise UsageError(f"{paths[0]}: no such file or folder; check the path")
     return paths
 
 

@@ -95,7 +95,10 @@ def _patches(text: str) -> int:
 
 def _run(args: argparse.Namespace) -> int:
     # Imported here: --help and a wrong argument should not wait for it.
-    from wsi_pipeline.base.files import check_writable, write_json
+    from wsi_pipeline.models.names import check_model_names
+
+    check_model_names(filter(None, (args.model, args.against)))
+    from wsi_pipeline.base.files import check_writable, remove, write_json
     from wsi_pipeline.cli.progress import SlideProgress
     from wsi_pipeline.inference.classifier import Classifier
     from wsi_pipeline.inference.device import choose_device  # torch: seconds, once it is needed
@@ -157,6 +160,8 @@ def _run(args: argparse.Namespace) -> int:
         print(f"against {comparison['old']['name']}: " + "\n  ".join(in_words(comparison)))
         write_json(args.out / COMPARISON, plain(comparison))
         print(args.out / COMPARISON)
+    else:
+        remove(args.out / COMPARISON)  # of an earlier evaluation, of other models or patches
     print(args.out / "index.html")
     if failed:
         print(f"{len(failed)} of {counted(len(pairs), 'slide')} failed; reasons on the page", file=sys.stderr)

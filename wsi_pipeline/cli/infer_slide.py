@@ -65,6 +65,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(args: argparse.Namespace) -> int:
     # Imported here: --help and a wrong argument should not wait for it.
+    from wsi_pipeline.models.names import check_model_names
+
+    models = tuple(args.model or ["idc_default"])
+    if not args.scheduler:  # else they are looked for where the workers are
+        check_model_names(models)
     from wsi_pipeline.base.errors import UsageError
     from wsi_pipeline.base.files import out_path
     from wsi_pipeline.base.options import options_from_dict, options_to_dict
@@ -87,7 +92,6 @@ def _run(args: argparse.Namespace) -> int:
     if args.field_mm is not None:
         fields = options_to_dict(config.fields) | {"diameter_mm": args.field_mm}
         config = replace(config, fields=options_from_dict(FieldOptions, fields, "--field-mm"))
-    models = tuple(args.model or ["idc_default"])
     if args.inside and not args.inside.is_dir():
         raise UsageError(f"--inside {args.inside}: no such folder")
     out, staging = out_path(args.out), staging_of(args)

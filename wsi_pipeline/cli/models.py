@@ -66,7 +66,7 @@ def _run(args: argparse.Namespace) -> int:
         return ALL_DONE
     (first, second) = (_facts(*each) for each in found)
     _print_rows([("", *args.names)] + [(name, first[name], second[name]) for name in first])
-    if first["validation"] != second["validation"]:
+    if len({str(_validation_of(card)) for card, _ in found}) > 1:
         print("the measures are of different validation patches: they say little of which model is better")
     print(
         f"on the same patches: evaluate-model --model {args.names[1]} --against {args.names[0]} --data PATCHES"
@@ -79,16 +79,16 @@ def _list(folder: Path) -> int:
     from wsi_pipeline.models.registered import entries_of
 
     entries, broken = entries_of(folder)
-    rows = [("model", "approved", "by", "AUROC")]
+    rows = [("model", "approved", "by", "AUROC", "of patients")]
     for path in sorted(SHIPPED.glob("*.safetensors")):
-        rows.append((path.stem, "shipped", "", _measure(load_model(path.stem).card, "auroc")))
+        rows.append((path.stem, "shipped", "", *_auroc(load_model(path.stem).card)))
     for entry in entries:
         try:
-            auroc = _measure(_found(folder, str(entry))[0], "auroc")
+            auroc = _auroc(_found(folder, str(entry))[0])
         except Exception as error:  # whatever it is, the others are listed
-            auroc = "not to be loaded"
+            auroc = ("not to be loaded", "")
             broken.append(str(error))
-        rows.append((str(entry), entry.approved, entry.approved_by, auroc))
+        rows.append((str(entry), entry.approved, entry.approved_by, *auroc))
     _print_rows(rows)
     if not entries:
         print(f"the registry {folder} is empty: models add FILE NAME@VERSION --approved-by WHO")
@@ -114,6 +114,9 @@ def _add(folder: Path, args: argparse.Namespace) -> int:
 
 
 def _found(folder: Path, text: str) -> "tuple[ModelCard, Entry | None]":
+    from wsi_pipeline.models.names import check_model_names
+
+    check_model_names([text], folder)
     from wsi_pipeline.models.model import load_model
     from wsi_pipeline.models.registered import find_entry, is_registered_name, registered_weights
 
@@ -146,10 +149,28 @@ def _facts(card: "ModelCard", entry: "Entry | None") -> dict[str, str]:
     }
 
 
+def _validation_of(card: "ModelCard") -> tuple[object, ...]:
+    """On which patches its measures are, as far as the card says: how many, of which data, by which split."""
+    training = card.training
+    config = training.get("config")
+    return (
+        training.get("val"),
+        training.get("data"),
+        config.get("split") if isinstance(config, dict) else None,
+    )
+
+
 def _side(counts: object) -> str:
     if not isinstance(counts, dict):
         return "not known"
     return ", ".join(f"{value} {name}" for name, value in counts.items())
+
+
+def _auroc(card: "ModelCard") -> tuple[str, str]:
+    """The AUROC, and of how many patients it is, without which it says little."""
+    counts = card.training.get("val")
+    patients = counts.get("patients") if isinstance(counts, dict) else None
+    return _measure(card, "auroc"), str(patients) if isinstance(patients, int) else "not known"
 
 
 def _measure(card: "ModelCard", name: str) -> str:

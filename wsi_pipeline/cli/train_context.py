@@ -38,6 +38,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(args: argparse.Namespace) -> int:
     # Imported here: torch takes seconds, and --help or a wrong argument should not wait for it.
+    from wsi_pipeline.models.names import check_model_names, refuse_package
+
+    check_model_names([args.model])
+    refuse_package(args.model, "--model")
     from wsi_pipeline.inference.classifier import Classifier
     from wsi_pipeline.inference.classify import ClassifyOptions
     from wsi_pipeline.inference.device import choose_device

@@ -51,6 +51,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(args: argparse.Namespace) -> int:
     # Imported here: torch takes seconds, and --help or a wrong argument should not wait for it.
+    from wsi_pipeline.models.names import check_model_names, refuse_package
+
+    if args.from_model:
+        check_model_names([args.from_model])
+        refuse_package(args.from_model, "--from")
     from wsi_pipeline.learning.training.device import training_device
     from wsi_pipeline.learning.training.distributed import torchrun_group
     from wsi_pipeline.learning.training.pretrained import start_from

@@ -58,19 +58,24 @@ def _run(args: argparse.Namespace) -> int:
         from wsi_pipeline.viewer.access import Access, hashed, is_loopback
         from wsi_pipeline.viewer.app import make_app
         from wsi_pipeline.viewer.service import Viewer
+        from wsi_pipeline.viewer.serving import PageServer
     except ImportError as error:
         raise UsageError(
             f"view-slides needs {error.name}, which is not installed: pip install '.[viewer]'"
         ) from error
 
-    from wsi_pipeline.base.files import out_path
+    from wsi_pipeline.base.files import out_path, reading
+    from wsi_pipeline.models.names import check_model_names
 
+    check_model_names([args.model])
     if args.device not in ("auto", "cpu"):
         from wsi_pipeline.inference.device import choose_device
 
         choose_device(args.device)
     out = out_path(args.out)
-    if not out.exists():
+    with reading(out):
+        is_there = out.exists()
+    if not is_there:
         raise UsageError(f"{out}: no such folder; expected the --out of infer-slide or tile-slides")
     for folder in args.slides:
         if not folder.is_dir():
@@ -79,8 +84,9 @@ def _run(args: argparse.Namespace) -> int:
     access = Access(hashed(token) if token else None, args.read_only)
     names = frozenset({"localhost", "127.0.0.1", "::1"}) if is_loopback(args.host) and not token else None
     viewer = Viewer(out, args.slides, args.model, args.device)
+    app = make_app(viewer, access, names)
     config = uvicorn.Config(
-        make_app(viewer, access, names),
+        app,
         host=args.host,
         port=args.port,
         log_level="warning",
@@ -88,7 +94,7 @@ def _run(args: argparse.Namespace) -> int:
         server_header=False,
         timeout_graceful_shutdown=3,
     )
-    server = uvicorn.Server(config)
+    server = PageServer(app, config)
     socket = config.bind_socket()
     # Who opens the address at once waits until the server answers, and is not refused.
     socket.listen(config.backlog)

@@ -23,10 +23,11 @@ from wsi_pipeline.base.options import options_from_dict, options_to_dict
 from wsi_pipeline.models.architectures.registry import build_network as build_network
 from wsi_pipeline.models.card import ModelCard, Rgb
 from wsi_pipeline.models.context import ContextStep
-from wsi_pipeline.models.packages import find_package, load_package
-from wsi_pipeline.models.registered import is_registered_name, registered_weights
+from wsi_pipeline.models.names import SHIPPED as SHIPPED
+from wsi_pipeline.models.names import find_package, find_weights, not_to_be_read
+from wsi_pipeline.models.packages import load_package
+from wsi_pipeline.models.registered import is_registered_name
 
-SHIPPED = Path(__file__).parent / "weights"
 # The context step's arrays lie in the same file as the network's, under this prefix.
 CONTEXT = "context."
 # A card names its patients, and is of some kB.
@@ -70,7 +71,7 @@ def load_model(name_or_path: str | Path, trust: bool = False) -> Model:
     """
     if package := find_package(name_or_path):
         return Model(*load_package(package, trust))
-    weights_path = _find_weights(name_or_path)
+    weights_path = find_weights(name_or_path)
     card_path = weights_path.with_suffix(".json")
     weights, card_text = _read(weights_path), _read(card_path, MOST_CARD_BYTES)
     card = _parse_card(card_text, card_path)
@@ -249,22 +250,6 @@ def _split_context(card: ModelCard, state: dict[str, torch.Tensor], path: Path) 
         raise ModelError(f"{path}: {error}") from error
 
 
-def _find_weights(name_or_path: str | Path) -> Path:
-    path = Path(name_or_path)
-    if is_registered_name(name_or_path):
-        return registered_weights(str(name_or_path))
-    if path.suffix == ".safetensors":
-        return path
-    if path.parent == Path() and (shipped := SHIPPED / f"{path}.safetensors").exists():
-        return shipped
-    known = ", ".join(sorted(p.stem for p in SHIPPED.glob("*.safetensors"))) or "none"
-    raise ModelError(
-        f"model '{name_or_path}' is not known; expected a shipped name ({known}) "
-        "or the path of a .safetensors file, or of a folder with a package's config.json, or NAME@VERSION of the "
-        "registry (models list)"
-    )
-
-
 def _read(path: Path, most_bytes: int | None = None) -> bytes:
     try:
         with path.open("rb") as file:
@@ -275,10 +260,7 @@ def _read(path: Path, most_bytes: int | None = None) -> bytes:
             )
         return data
     except OSError as error:
-        raise ModelError(
-            f"{path}: cannot be read ({error.strerror}); "
-            "a model is a .safetensors file with its .json card beside it"
-        ) from error
+        raise ModelError(not_to_be_read(path, error.strerror)) from error
 
 
 def _parse_card(text: bytes, path: Path) -> ModelCard:

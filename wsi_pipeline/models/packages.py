@@ -6,6 +6,7 @@ The package says scale, patch size, classes, resizing and normalisation. Its net
 
 import hashlib
 import json
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,13 +22,11 @@ from wsi_pipeline.base.text import counted
 from wsi_pipeline.models.architectures.inputs import OneOutput
 from wsi_pipeline.models.card import MOST_PATCH_PX, ModelCard, Rgb
 from wsi_pipeline.models.exported_file import load_exported
+from wsi_pipeline.models.names import CLASS_MARK, CONFIG, NETWORK_ENDINGS, PACKAGE_OF, Package
 from wsi_pipeline.models.onnx_file import read_onnx
 from wsi_pipeline.models.onnx_network import OnnxNetwork
 from wsi_pipeline.models.torchscript_file import load_torchscript, short
 
-CONFIG = "config.json"
-# Between the package's folder and the class to map, where it is to be named: FOLDER#CLASS.
-CLASS_MARK = "#"
 # Classes that are mapped without being named, where a package has one of them.
 TUMOUR = ("idc", "tumor", "tumour", "cancer", "carcinoma")
 # A batch is taken in parts of so many pixels, as activations of large patches fill the memory.
@@ -105,38 +104,6 @@ class PackageNetwork(nn.Module):
         return (x - self.mean) / self.std
 
 
-@dataclass(frozen=True)
-class Package:
-    """What --model names of other people's models."""
-
-    folder: Path
-    file: str = ""
-    """Name of the network's file; empty: the one that is there."""
-
-    mapped: str = ""
-    """The class to map; empty: the one that says tumour."""
-
-
-def find_package(name: str | Path) -> Package | None:
-    """The package that --model names, by its folder or a file in it, and the class after it; None: no package.
-
-    Raises ModelError for a file that only a package has, without a config.json beside it.
-    """
-    place, _, mapped = str(name).partition(CLASS_MARK)
-    path = Path(place)
-    if path.name == CONFIG:
-        path = path.parent
-    if (path / CONFIG).is_file():
-        return Package(path, mapped=mapped)
-    if path.suffix not in FORMATS:
-        return None
-    if not (path.parent / CONFIG).is_file():
-        raise ModelError(
-            f"{path}: has no {CONFIG} beside it, which says its scale, classes and normalisation (docs/using.md)"
-        )
-    return Package(path.parent, path.name, mapped)
-
-
 def load_package(package: Package, trust: bool = False) -> tuple[ModelCard, nn.Module, str]:
     """Card, network and SHA-256 of the package; the class to map, or the one that says tumour, plays IDC.
 
@@ -202,11 +169,9 @@ def _load_exported(path: Path, side: int, trust: bool) -> tuple[nn.Module, str]:
 
 # Of the network's file by its ending: the network of patches of so many pixels a side, and a SHA-256 of its weights.
 # The last argument says whether a file is to be trusted that can run any program.
-FORMATS: dict[str, Callable[[Path, int, bool], tuple[nn.Module, str]]] = {
-    ".pt": _load_torchscript,
-    ".onnx": _load_onnx,
-    ".pt2": _load_exported,
-}
+FORMATS: dict[str, Callable[[Path, int, bool], tuple[nn.Module, str]]] = dict(
+    zip(NETWORK_ENDINGS, (_load_torchscript, _load_onnx, _load_exported), strict=True)
+)
 # What it is called where no file is named.
 FILES = ("torchscript_model.pt", "model.onnx", "model.pt2")
 
@@ -214,7 +179,7 @@ FILES = ("torchscript_model.pt", "model.onnx", "model.pt2")
 def _card(config: PackageConfig, classes: tuple[str, ...], mapped: str, weights_sha256: str) -> ModelCard:
     return ModelCard(
         name=f"{config.name} ({mapped})",
-        architecture=f"package of {config.architecture}",
+        architecture=f"{PACKAGE_OF}{config.architecture}",
         architecture_options={},
         patch_px=config.patch_size_pixels,
         mpp=config.spacing_um_px,
@@ -241,9 +206,8 @@ def _mapped_class(config: PackageConfig, mapped: str, folder: Path) -> int:
         return found[0]
     listed = ", ".join(config.class_names)[:300]
     problem = f"has no class '{mapped}'" if mapped else "does not say which of its classes is to be mapped"
-    raise ModelError(
-        f"{folder}: {problem}; found {listed}; name one: --model {folder}{CLASS_MARK}{config.class_names[-1]}"
-    )
+    named = shlex.quote(f"{folder}{CLASS_MARK}{config.class_names[-1]}")
+    raise ModelError(f"{folder}: {problem}; found {listed}; name one: --model {named}")
 
 
 def _other(name: str) -> str:

@@ -1,13 +1,14 @@
 """The page of `monitor`: what lies beyond its limit first, then the lists and tables it rests on."""
 
+import io
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
+from wsi_pipeline.base.files import read_whole
 from wsi_pipeline.base.text import counted
 from wsi_pipeline.base.version import VERSION
 from wsi_pipeline.inference.stain_check import MAX_SPREADS
@@ -112,12 +113,11 @@ def _first(monitored: Monitored) -> Section:
 
 
 def _overlay(monitored: Monitored, each: LookFirst) -> Picture | None:
-    path = monitored.out / each.slide.name / "overlay.png"
-    if not isinstance(path, Path) or not path.is_file():
-        return None
     try:
-        with Image.open(path) as opened:
+        with Image.open(io.BytesIO(read_whole(monitored.out / each.slide.name / "overlay.png"))) as opened:
             picture = opened.convert("RGB")
+    except FileNotFoundError:
+        return None
     except (OSError, ValueError):
         monitored.runs.problems.append(f"{each.slide.name}/overlay.png: cannot be read, and is not shown")
         return None
@@ -273,7 +273,9 @@ def _reviews(monitored: Monitored) -> Section:
         lines = [(slide.name, [slide], slide.review.reviewers) for slide in reviewed if slide.review]
         for name, slides, people in [(f"all {len(reviewed)}", reviewed, who), *lines[:LISTED]]:
             each = [slide.review for slide in slides if slide.review]
-            counted: list[Cell] = [sum(review.verdicts[verdict] for review in each) for verdict in names[4:9]]
+            verdicts: list[Cell] = [
+                sum(review.verdicts[verdict] for review in each) for verdict in names[4:9]
+            ]
             areas = [
                 sum(getattr(review, f"{what}_mm2") for review in each)
                 for what in ("agreed", "taken", "added")
@@ -281,7 +283,9 @@ def _reviews(monitored: Monitored) -> Section:
             regions = sum(review.regions for review in each)
             texts = [f"{area:.2f}" for area in areas]
             who_did = ", ".join(sorted(people)) or "–"
-            rows.append([name, own.model.words, who_did, regions, *counted, *texts, pooled_corrected(slides)])
+            rows.append(
+                [name, own.model.words, who_did, regions, *verdicts, *texts, pooled_corrected(slides)]
+            )
     if not rows:
         return Section("Reviewers and the map", ["Nobody reviewed one of these maps."])
     caption = (

@@ -10,7 +10,7 @@ from pathlib import Path
 import yaml
 
 from wsi_pipeline.base.files import OutPath, write_bytes
-from wsi_pipeline.base.text import counted, without_surrogates
+from wsi_pipeline.base.text import counted, for_spreadsheet, without_surrogates
 from wsi_pipeline.monitoring.runs import MappedSlide
 from wsi_pipeline.slides.catalog import COLUMNS
 
@@ -54,6 +54,12 @@ def plan_retraining(out: OutPath, slides: Sequence[MappedSlide]) -> Retraining:
         return Retraining(tuple(here), (), (*notes, why))
     model = here[-1].model
     notes += _notes(here)
+    if model.is_package:
+        why = (
+            f"{model.words} made the newest reviewed map: a package of other people's cannot be trained on. Train a "
+            "network of your own on these slides, with train-model and no --from"
+        )
+        return Retraining(tuple(here), (), (*notes, why))
     if not model.given:
         return Retraining(
             tuple(here),
@@ -73,17 +79,15 @@ def _notes(here: Sequence[MappedSlide]) -> list[str]:
             ", two to train on, since its network hears what a slide looks like," if model.hears_slide else ""
         )
         notes.append(
-            f"Reviewed slides of {counted(len(patients), 'patient')}: train-model needs {needed} at the "
-            f"least{why} and one to "
-            "evaluate on. Review more, else it refuses"
+            f"Reviewed slides of {counted(len(patients), 'patient')}: train-model needs {needed} at the least{why} "
+            "and one to evaluate on. Review more, else it refuses"
         )
     idc = sum(slide.review.idc_outlines for slide in here if slide.review)
     not_idc = sum(slide.review.not_idc_outlines for slide in here if slide.review)
     if not idc or not not_idc:
         notes.append(
-            f"The reviews hold {counted(idc, 'outline')} of IDC and {not_idc} of what is not: a network is "
-            f"trained on both. "
-            "Reject wrong regions, and outline some benign tissue as Normal"
+            f"The reviews hold {counted(idc, 'outline')} of IDC and {not_idc} of what is not: a network is trained on "
+            "both. Reject wrong regions, and outline some benign tissue as Normal"
         )
     if unknown := sum(not slide.patient for slide in here):
         notes.append(
@@ -124,8 +128,9 @@ def write_retraining(out: OutPath, plan: Retraining) -> list[OutPath]:
     writer = csv.writer(text)
     writer.writerow(COLUMNS)
     for slide in plan.slides:
-        # A list's paths count from its own folder. Its texts are read as they stand.
-        writer.writerow((Path(slide.path).absolute(), slide.name, slide.mpp_given or "", slide.patient))
+        # A list's paths count from its own folder.
+        texts = (str(Path(slide.path).absolute()), slide.name, slide.mpp_given or "", slide.patient)
+        writer.writerow(map(for_spreadsheet, texts))
     write_bytes(out / LIST_NAME, without_surrogates(text.getvalue()).encode())
     grid = {"patch_px": model.patch_px, "mpp": model.mpp, "min_tissue": MIN_TISSUE}
     write_bytes(out / TILE_CONFIG, yaml.safe_dump({"grid": grid}, sort_keys=False).encode())

@@ -11,7 +11,6 @@ import shapely
 
 from wsi_pipeline.base.errors import OutputError
 from wsi_pipeline.base.files import OutPath, names, read_whole
-from wsi_pipeline.base.text import counted
 from wsi_pipeline.results.geojson import regions_from_geojson
 from wsi_pipeline.results.regions import IdcRegion
 from wsi_pipeline.slides.annotations.files import REVIEW_NAME
@@ -81,7 +80,7 @@ def read_review(
             )
         return None
     try:
-        content = AppendLog(folder / LOG_NAME, is_change).read()
+        content = AppendLog(folder / LOG_NAME, is_change).read(warns=False)
     except (OutputError, OSError) as error:
         problems.append(f"{folder.name}/{LOG_NAME}: cannot be read: {error}")
         return None
@@ -99,8 +98,8 @@ def read_review(
         _count_outline(review, feature, regions, map_key, scale)
     if review.earlier:
         problems.append(
-            f"{folder.name}/{LOG_NAME}: of an earlier map of this slide: {counted(review.earlier, 'outline')}, which "
-            "label patches, and are in no figure of this one"
+            f"{folder.name}/{LOG_NAME}: outlines of an earlier map of this slide: {review.earlier}; they label "
+            "patches, and are in no figure of this one"
         )
     if not review.has_labels:
         problems.append(

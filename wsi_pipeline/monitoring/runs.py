@@ -11,14 +11,17 @@ from datetime import UTC, date, datetime
 from typing import Any
 
 from wsi_pipeline.base.errors import ResultError, UsageError
-from wsi_pipeline.base.files import OutPath, folders, names, read_whole
+from wsi_pipeline.base.files import OutPath, folders, names, read_whole, reading
 from wsi_pipeline.base.text import counted, from_spreadsheet, printable_values
 from wsi_pipeline.jobs.events import EVENTS
+from wsi_pipeline.models.names import PACKAGE_OF
 from wsi_pipeline.models.score_distance import SCORE_BINS, Reliability
 from wsi_pipeline.monitoring.reviews import SlideReview, read_review
 from wsi_pipeline.pipeline.manifest import MANIFEST_NAME, SLIDE_EVENT
 from wsi_pipeline.results.run_folder import MARKER, SUMMARY
 from wsi_pipeline.results.store import ROOT_FILE, STORE_NAME
+
+UNFINISHED = "a run is at work on it, or was stopped, and the same command goes on with it"
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,9 @@ class ModelRef:
     mpp: float
     hears_slide: bool
     """Whether its network takes what the whole slide looks like beside each patch."""
+
+    is_package: bool = False
+    """Whether it is a package of other people's, which cannot be trained."""
 
 
 @dataclass(frozen=True)
@@ -142,7 +148,9 @@ def parse_since(text: str, today: date) -> date:
 
 def read_runs(out: OutPath, since: date | None) -> Runs:
     """All that lies in OUT, of `since` (UTC) or later. Raises UsageError without OUT, ResultError without a map."""
-    if not out.exists():
+    with reading(out):
+        is_there = out.exists()
+    if not is_there:
         raise UsageError(f"{out}: no such folder; expected one that infer-slide wrote, its --out")
     runs = Runs()
     patients, events = _events_of(out, runs.problems)
@@ -160,17 +168,17 @@ def read_runs(out: OutPath, since: date | None) -> Runs:
 
 
 def _counted(runs: Runs) -> list[str]:
-    counted = [(runs.before, "older maps"), (runs.tiled, "folders of tile-slides")]
-    return [f"{count} {what}" for count, what in counted if count]
+    older = [counted(runs.before, "older map")] if runs.before else []
+    return older + ([f"{counted(runs.tiled, 'folder')} of tile-slides"] if runs.tiled else [])
 
 
 def _read_folder(folder: OutPath, patient: str, since: date | None, runs: Runs) -> None:
     there = names(folder)
     if SUMMARY not in there:
         if (folder / STORE_NAME / ROOT_FILE).exists():
-            runs.problems.append(f"{folder.name}: not finished; the same command goes on with it")
+            runs.problems.append(f"{folder.name}: not finished: {UNFINISHED}")
         elif MARKER in there:
-            runs.problems.append(f"{folder.name}: begun, and no map yet; the same command goes on with it")
+            runs.problems.append(f"{folder.name}: begun, and no map yet: {UNFINISHED}")
         else:
             runs.problems.append(f"{folder.name}: no run folder, passed over")
         return
@@ -181,6 +189,9 @@ def _read_folder(folder: OutPath, patient: str, since: date | None, runs: Runs) 
             runs.tiled += 1
             return
         slide = _mapped(folder.name, patient, summary)
+    except FileNotFoundError:  # a run took it back since the folder was listed
+        runs.problems.append(f"{folder.name}: not finished: {UNFINISHED}")
+        return
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError, OSError) as error:
         runs.problems.append(
             f"{folder.name}/{SUMMARY}: cannot be read ({type(error).__name__}: {error}); remove it and run "
@@ -250,6 +261,7 @@ def _model_of(summary: Mapping[str, Any]) -> ModelRef:
         patch_px=int(summary["patch_px"]),
         mpp=float(models[0]["card"]["mpp"]),
         hears_slide=(models[0]["card"].get("architecture_options") or {}).get("slide_condition") is not None,
+        is_package=str(models[0]["card"].get("architecture", "")).startswith(PACKAGE_OF),
     )
 
 
@@ -295,7 +307,10 @@ def _events_of(out: OutPath, problems: list[str]) -> tuple[dict[str, str], list[
                         event
                         | {"day": datetime.fromisoformat(event["finished"]), "slide": str(event["slide"])}
                     )
-                    patients[event["slide"]] = str(event.get("patient") or patients.get(event["slide"], ""))
+                    # Of a second slide of the name, which was refused, the map is not.
+                    if event.get("status") != "failed" or event["slide"] not in patients:
+                        known = patients.get(event["slide"], "")
+                        patients[event["slide"]] = str(event.get("patient") or known)
             except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
                 damaged.append(number)
         if damaged:
@@ -319,8 +334,10 @@ def _rows_of_manifest(out: OutPath, patients: dict[str, str], problems: list[str
     except (ValueError, KeyError, csv.Error) as error:
         problems.append(f"{MANIFEST_NAME}: cannot be read ({error})")
         return
-    failed = counted(Counter(row.get("status") for row in rows)["failed"], "failed slide")
-    problems.append(f"{EVENTS}: no event of a slide; {MANIFEST_NAME} counts {failed}, when is not known")
+    failed = Counter(row.get("status") for row in rows)["failed"]
+    problems.append(
+        f"{EVENTS}: no event of a slide; {MANIFEST_NAME} counts {counted(failed, 'failed slide')}, on days not known"
+    )
 
 
 def _failures(

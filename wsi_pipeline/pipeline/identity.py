@@ -10,7 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from wsi_pipeline.base.files import names
 from wsi_pipeline.base.options import options_to_dict
+from wsi_pipeline.base.text import printable
 from wsi_pipeline.pipeline.config import InferConfig, TileConfig
 from wsi_pipeline.pipeline.maps import ShownMap
 from wsi_pipeline.results.provenance import (
@@ -25,6 +27,7 @@ from wsi_pipeline.results.provenance import (
     plan_info,
     slide_info,
 )
+from wsi_pipeline.results.run_folder import SUMMARY, read_summary
 from wsi_pipeline.results.store import SlideStore
 from wsi_pipeline.slides.slide import Slide
 from wsi_pipeline.tiling.grid import Plan
@@ -61,11 +64,16 @@ class Wanted:
     allow_halves: tuple[bool, ...] = ()
     """By model: whether `precision: auto` may take a half."""
 
+    path: str = ""
+    """Where the slide lies, for messages."""
+
     def differences(self, store: SlideStore) -> list[str]:
         """In what the store is another result, value by value; its plan is compared once there is one to compare."""
         there = store.map_recipe or {}
         known = {name: value for name, value in there.items() if name not in ("plan", *SETTLED)}
         found = differences(known, as_stored(self.recipe))
+        if other := self._other_slide(store, known):
+            return [other]
         if found or not self.asked:
             return found
         return [*self._precision_differences(store), *self._dense_differences(store)]
@@ -73,6 +81,20 @@ class Wanted:
     def settled(self, precisions: Sequence[str], dense: bool, plan: Plan) -> dict[str, Any]:
         """The recipe of a new store: the precision of each model, and whether whole blocks are run at once."""
         return self.recipe | {"precision": list(precisions), "dense": dense, "plan": plan_info(plan)}
+
+    def _other_slide(self, store: SlideStore, known: dict[str, Any]) -> str:
+        """That the store is of another slide of this name, with both paths; empty where it is not, or of no path."""
+        folder, here = store.path.parent, self.recipe["slide"]["fingerprint"]
+        is_same = (known.get("slide") or {}).get("fingerprint") == here
+        if is_same or known.get("command") != self.recipe["command"] or SUMMARY not in names(folder):
+            return ""
+        there = str(read_summary(folder).get("slide") or "")
+        if not there or there == self.path:
+            return ""
+        return (
+            f"of another slide of this name: {there} there, {self.path} here; a CSV list gives slides names of their "
+            "own"
+        )
 
     def _precision_differences(self, store: SlideStore) -> list[str]:
         asked, found = self.asked["precision"], []
@@ -131,7 +153,7 @@ def wanted_map(
     if other := {name: value for name, value in classify.items() if name not in listed | set(SETTLED)}:
         decides["classify"] = other
     asked = {name: classify[name] for name in SETTLED}
-    return Wanted(recipe, asked, tuple(model.card.bf16 for model in models))
+    return Wanted(recipe, asked, tuple(model.card.bf16 for model in models), printable(str(slide.path)))
 
 
 def map_report(map_key: str, slide: Slide, config: InferConfig, shown: ShownMap) -> dict[str, Any]:
@@ -166,7 +188,7 @@ def wanted_patches(slide: Slide, config: TileConfig, annotations: str | None) ->
             name: value for name, value in options.items() if name not in ("export", *DECIDES_REPORT)
         },
     }
-    return Wanted(recipe, {})
+    return Wanted(recipe, {}, path=printable(str(slide.path)))
 
 
 def patches_report(

@@ -124,7 +124,9 @@ class Manifest:
         self._log.flush()
         self._fold()
         first = -1  # rows of earlier runs stay before this one's
-        keys = sorted({**self._rows, **self._refused}, key=lambda key: self._order.get(key, first))
+        replaced = self._replaced()
+        keys = [key for key in {**self._rows, **self._refused} if key not in replaced]
+        keys.sort(key=lambda key: self._order.get(key, first))
         text = io.StringIO(newline="")
         writer = csv.writer(text)
         writer.writerow(COLUMNS)
@@ -132,6 +134,15 @@ class Manifest:
         write_bytes(self._file, text.getvalue().encode())
         self._written = time.monotonic()
         self._pause = max(WRITE_EVERY_S, (self._written - began) / WRITE_SHARE)
+
+    def _replaced(self) -> set[Key]:
+        """Rows of results in whose place those of a later path lie: a slide that was moved, or one of its name."""
+        done = {key: known for key, known in self._rows.items() if known.row.status != "failed"}
+        newest: dict[str, _Known] = {}
+        for (name, _), known in done.items():
+            if known.beats(newest.get(name)):
+                newest[name] = known
+        return {key for key, known in done.items() if known is not newest[key[0]]}
 
     def _row(self, key: Key) -> ManifestRow | None:
         worked, refused = self._rows.get(key), self._refused.get(key)

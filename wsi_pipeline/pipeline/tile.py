@@ -53,7 +53,7 @@ from wsi_pipeline.tiling.export_draw import (
 )
 from wsi_pipeline.tiling.export_info import EXPORT_FILE, ExportInfo, read_export
 from wsi_pipeline.tiling.grid import Plan
-from wsi_pipeline.tiling.patch_labels import label_patches
+from wsi_pipeline.tiling.patch_labels import label_patches, rejected_labels
 from wsi_pipeline.tiling.patches import patch_positions
 
 
@@ -94,7 +94,7 @@ def tile_slide(
         if outlines:
             drawn = drawn_on_slide(outlines, opened, config.annotations)
             labels = label_patches(plan, drawn, config.annotations)
-            warnings += drawn.warnings
+            warnings += [*drawn.warnings, *filter(None, [rejected_labels(plan, labels)])]
             if not drawn.found and not config.annotations.annotated_throughout:
                 warnings.append(f"{outlines} holds no outlines; the patches are not labelled")
         elif annotations:

@@ -143,6 +143,11 @@ class Result:
         """Classes beside the mapped one whose probability is in the store too, in the card's order; none of two."""
         return tuple(self._store.class_layers)
 
+    @property
+    def class_arrays(self) -> dict[str, str]:
+        """Of each of `classes` its array in the store, as `level` and `cells_um` take it."""
+        return dict(self._store.class_layers)
+
     def class_map(self, name: str) -> FloatMap:
         """float32 [row, column], the probability of one of `classes`, each patch alone, 0 to 1; NaN where not scored.
 

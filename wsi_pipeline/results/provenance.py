@@ -174,7 +174,7 @@ def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
             found.append(_both("context step", _on(a), _on(b)))
         else:
             found += _value_differences("" if name == "options" else name, a, b)
-    return found
+    return list(dict.fromkeys(found))  # outlines stand by their hash and among the options
 
 
 def listed(found: Sequence[str]) -> str:

@@ -236,7 +236,8 @@ def _check_known(store: SlideStore, folder: OutPath) -> None:
             f"that decides a map (it has no map key). They can be read and shown, but not gone on with, nor taken as "
             f"done; choose another --out, or --overwrite to replace them"
         )
-    if lacking := [name for name in _arrays_of(store.map_recipe) if not store.has(name)]:
+    needed = [*_arrays_of(store.map_recipe), *(f"{layer}/0" for layer in store.class_layers.values())]
+    if lacking := [name for name in needed if not store.has(name)]:
         raise RecipeError(
             f"{folder}: {STORE_NAME} is damaged: found no {', '.join(lacking)}; put the store back whole, "
             f"or --overwrite to make it again"

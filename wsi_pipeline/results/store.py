@@ -405,9 +405,9 @@ def class_folders(names: Sequence[str]) -> dict[str, str]:
     folders: dict[str, str] = {}
     for number, name in enumerate(names, 1):
         folder = re.sub(r"[^A-Za-z0-9-]+", "_", name)[:64].strip("_")
-        taken = {other.casefold() for other in folders.values()}
-        if not folder or folder.casefold() in taken:
-            folder = f"{folder or 'class'}-{number}"
+        taken, plain = {other.casefold() for other in folders.values()}, folder or "class"
+        while not folder or folder.casefold() in taken:
+            folder, number = f"{plain}-{number}", number + 1
         folders[name] = folder
     return folders
 

@@ -85,7 +85,11 @@ def mean_uncertainty(models: int, deviation: NDArray[np.float32], in_regions: Ma
 def count(
     plan: Plan, status: NDArray[np.uint8] | None, labels: NDArray[np.int8] | None = None
 ) -> dict[str, Any]:
-    """Patches by the plan; cells of the map by their `status` and patches by their `labels`, if given."""
+    """Patches by the plan; cells of the map by their `status`, if given.
+
+    labels: int8 [n] of the kept patches, if there are any; counted are those of the patches that are taken, without
+    those that are rejected.
+    """
     counts: dict[str, Any] = {
         "positions": plan.kept.size,
         "patches": int(plan.scored.sum()),
@@ -96,7 +100,8 @@ def count(
         counts["cells"] = {value.name.lower(): cells[value] for value in Status}
     if labels is not None:
         names = {"idc": 1, "not_idc": 0, "unlabelled": -1}
-        counts["labels"] = {name: int((labels == value).sum()) for name, value in names.items()}
+        taken = labels[plan.scored[plan.kept]]
+        counts["labels"] = {name: int((taken == value).sum()) for name, value in names.items()}
     return counts
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from wsi_pipeline.base.errors import ListError
-from wsi_pipeline.base.text import counted, printable
+from wsi_pipeline.base.text import counted, from_spreadsheet, printable
 from wsi_pipeline.slides.names import ending, fault_of_name, run_name, slide_name
 from wsi_pipeline.slides.readers.formats import dicom_folder, is_dicom_file, is_part_of_a_slide, is_slide_file
 
@@ -348,7 +348,7 @@ def _check_columns(path: Path, names: list[str]) -> None:
 def _of_row(path: Path, where: str, row: dict[str | None, str | None], scale: Scale) -> SlideEntry:
     if None in row:
         raise ListError(f"{where}: more fields than columns; put a path with a comma into double quotes")
-    values = {key: (value or "").strip() for key, value in row.items()}
+    values = {key: from_spreadsheet((value or "").strip()) for key, value in row.items()}
     if not values["slide"]:
         raise ListError(f"{where}: the column 'slide' is empty")
     if "\0" in values["slide"]:

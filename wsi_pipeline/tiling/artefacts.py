@@ -1,12 +1,11 @@
-"""What is tissue but should not be scored, as far as one low-power plane shows: ink, clotted blood, black dirt, blur.
+"""What is tissue but should not be scored, as far as one low-power plane shows: ink, blood, black dirt, blur, folds.
 
-Blur is found by what it leaves of fine detail (blur.py). All else is found by optical density relative to the glass,
-as tissue is (tissue.py). Haematoxylin, eosin and DAB absorb green at least as strongly as red (Ruifrok and Johnston
-2001); blue and green inks absorb red. Red ink and clotted blood absorb blue nearly as strongly as green and hardly any
-red, as no mixture of these stains does. And what is stained is never both dark and grey; black ink, pigment and dirt
-are.
-
-Folds are left out: at this scale they are as dark as dense carcinoma beside them (docs/tissue.md).
+Blur is found by what it leaves of fine detail (blur.py), a fold as a band darker than both its sides (folds.py). All
+else is found by optical density relative to the glass, as tissue is (tissue.py). Haematoxylin, eosin and DAB absorb
+green at least as strongly as red (Ruifrok and Johnston 2001); blue and green inks absorb red. Red ink and clotted blood
+absorb blue nearly as strongly as green and hardly any red, as no mixture of these stains does; orange and yellow ink
+absorb blue more than green, as only DAB does, and less. And what is stained is never both dark and grey; black ink,
+pigment and dirt are. Over dense tissue ink has the colour of dense tissue, and is denser than any.
 """
 
 from dataclasses import dataclass
@@ -20,7 +19,17 @@ from wsi_pipeline.base.geometry import Plane
 from wsi_pipeline.base.options import Field, options
 from wsi_pipeline.base.types import Mask, RgbImage
 from wsi_pipeline.tiling.blur import find_blur
+from wsi_pipeline.tiling.folds import find_folds
 from wsi_pipeline.tiling.tissue import Glass, by_strips, channel_od, without_small
+
+# Blue ink over eosin has haematoxylin's colour, nearly: it absorbs more of red than dense nuclei do over such a pixel,
+# and of blue a smaller part of that than haematoxylin alone, which has 0.45.
+DENSE_PEN_RED_OD, DENSE_PEN_BLUE = 1.4, 0.45
+# Red ink over tissue: denser in green and blue than tissue is; DAB with haematoxylin has 0.56 and more of red.
+DENSE_RED_GREEN_OD, DENSE_RED_BLUE_OD, DENSE_RED_RED = 1.9, 1.5, 0.45
+# Orange and yellow ink: DAB absorbs blue 1.25 times as much as green, with eosin less, and red 0.38 times as much as
+# blue wherever it absorbs as much blue as green.
+YELLOW_BLUE_OD, YELLOW_GREEN, ORANGE_RED = 0.8, 1.35, 0.3
 
 
 @options
@@ -34,7 +43,7 @@ class ArtefactOptions:
     """Optical density in red above that in green from which it is ink: no stained tissue reaches 0.1."""
 
     check_red: bool = True
-    """Reject red ink and clotted blood; switch it off where saffron is among the stains."""
+    """Reject red, orange and yellow ink and clotted blood; switch it off where saffron is among the stains."""
 
     min_red_od: Annotated[float, Field(gt=0)] = 0.5
     """Optical density in green from which red is looked for: paler red may be eosin."""
@@ -66,6 +75,16 @@ class ArtefactOptions:
     sharpness_um: Annotated[float, Field(gt=0)] = 400.0
     """Side of the windows: about the smallest area out of focus that is found."""
 
+    check_folds: bool = True
+    """Reject tissue that is folded over itself."""
+
+    min_fold_ratio: Annotated[float, Field(gt=1)] = 1.3
+    """Least ratio of optical density in a fold to that on both its sides, in haematoxylin and in eosin, all along
+    (tiling/folds.py). Two layers should have 2, and have less where a side is denser than what was folded."""
+
+    min_fold_um: Annotated[float, Field(gt=0)] = 720.0
+    """Length from which folds are found: shorter, and vessels and ducts look like them."""
+
     min_spot_um2: Annotated[float, Field(ge=0)] = 1_000.0
     """Smaller spots stay: a patch is not spoilt by a speck of 30 um."""
 
@@ -75,9 +94,10 @@ class ArtefactOptions:
 
 @dataclass(frozen=True)
 class Artefacts:
-    """Tissue not to be scored, on `plane`, and how much of it there is for each reason: 'pen', 'red', 'dark', 'blur'.
+    """Tissue not to be scored, on `plane`, and how much of it there is for each reason.
 
-    Tissue with two reasons counts under both; a check switched off has no entry.
+    The reasons are 'pen', 'red', 'dark', 'blur', 'fold'. Tissue with two reasons counts under both; a check switched
+    off has no entry.
     """
 
     rejected: NDArray[np.bool_]
@@ -109,10 +129,17 @@ def find_artefacts(
         for one in glass:
             red, green, blue = channel_od(rgb[rows], one)
             if options.check_pen:
-                found["pen"][rows] &= red - green > options.min_pen_od
+                over_tissue = (red > DENSE_PEN_RED_OD) & (blue < DENSE_PEN_BLUE * red)
+                found["pen"][rows] &= (red - green > options.min_pen_od) | over_tissue
             if options.check_red:
                 of_red = (green > options.min_red_od) & (blue > options.min_red_blue * green)
-                found["red"][rows] &= of_red & (red < options.max_red_red * green)
+                of_red &= red < options.max_red_red * green
+                over_tissue = (
+                    (green > DENSE_RED_GREEN_OD) & (blue > DENSE_RED_BLUE_OD) & (red < DENSE_RED_RED * green)
+                )
+                orange = (blue > YELLOW_GREEN * green) | ((blue > green) & (red < ORANGE_RED * blue))
+                orange &= (blue > YELLOW_BLUE_OD) & (red < green)  # green ink is not so
+                found["red"][rows] &= of_red | over_tissue | orange
             if options.check_dark:
                 mean = (red + green + blue) / 3
                 spread = np.maximum(np.maximum(red, green), blue) - np.minimum(np.minimum(red, green), blue)
@@ -127,8 +154,16 @@ def find_artefacts(
         rejected |= spoilt
     if options.check_blur:  # not of ink and dirt, whose rims are sharp
         blurred = find_blur(rgb, mpp, tissue & ~rejected, options.min_sharpness, options.sharpness_um)
-        rejected |= blurred
         spoilt_by["blur"] = blurred
+    if options.check_folds:
+        folds = tissue & ~rejected
+        for one in glass:
+            folds &= find_folds(
+                rgb, mpp, tissue & ~rejected, one, options.min_fold_ratio, options.min_fold_um
+            )
+        spoilt_by["fold"] = folds
+    for spoilt in spoilt_by.values():
+        rejected |= spoilt
     areas_mm2 = {reason: int(spots.sum()) * mpp[0] * mpp[1] / 1e6 for reason, spots in spoilt_by.items()}
     return Artefacts(rejected, plane, areas_mm2, spoilt_by)
 

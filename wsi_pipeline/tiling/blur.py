@@ -63,7 +63,7 @@ def _detail(rgb: RgbImage, inner: Mask, block: tuple[int, int]) -> tuple[_Sums, 
         weight = inner[top : top + rows]
         fine = (grey - smooth)[own] ** 2 * weight
         coarse = (smooth - smoother)[own] ** 2 * weight
-        return [_block_sums(values, block) for values in (fine, coarse, weight)]
+        return [block_sums(values, block) for values in (fine, coarse, weight)]
 
     with ThreadPoolExecutor(2, thread_name_prefix="blur") as pool:
         found = list(pool.map(of_strip, range(0, len(rgb), rows)))
@@ -71,6 +71,7 @@ def _detail(rgb: RgbImage, inner: Mask, block: tuple[int, int]) -> tuple[_Sums, 
     return fine, coarse, count
 
 
-def _block_sums(values: NDArray[Any], block: tuple[int, int]) -> _Sums:
+def block_sums(values: NDArray[Any], block: tuple[int, int]) -> _Sums:
+    """The sum of each block of so many rows and columns, float64; at the plane's end of fewer."""
     by_row = np.add.reduceat(values, np.arange(0, values.shape[0], block[0]), axis=0, dtype=np.float64)
     return np.asarray(np.add.reduceat(by_row, np.arange(0, values.shape[1], block[1]), axis=1))

@@ -43,4 +43,4 @@ def within(overview: Overview, inside: Inside, mpp0: tuple[float, float]) -> Ove
     if overview.artefacts.areas_mm2 and overview.artefacts.rejected.any():
         warning += ", tissue not scored for its artefacts is of the whole slide"
     nothing = () if limited.plan.kept.any() or not plan.kept.any() else ("no patch lies within the outlines",)
-    return replace(limited, warnings=(warning, *nothing, *overview.warnings))
+    return replace(limited, warnings=(warning, *nothing, *inside.warnings, *overview.warnings))

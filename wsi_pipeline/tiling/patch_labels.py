@@ -24,3 +24,19 @@ def label_patches(plan: Plan, outlines: Outlines | LabelMask, options: Annotatio
     labels = of_cells.astype(np.int8)  # 255, not labelled, becomes -1
     check_labelled(outlines, labels, NO_LABEL, "patches")
     return labels
+
+
+def rejected_labels(plan: Plan, labels: NDArray[np.int8]) -> str:
+    """How many of the labelled patches are rejected as artefacts, by label; empty where none is.
+
+    labels: int8 [n] of the kept patches, as `label_patches` gives them.
+    """
+    is_taken = plan.scored[plan.kept]
+    lost = []
+    for label, name in ((1, "IDC"), (0, "not IDC")):
+        of_label = labels == label
+        if count := int((of_label & ~is_taken).sum()):
+            lost.append(f"{count:,} of {int(of_label.sum()):,} labelled {name}")
+    if not lost:
+        return ""
+    return f"patches on artefacts are left out, and their labels with them: {', '.join(lost)}"

@@ -1,14 +1,16 @@
 """The server: every route of the page, with its checks. What it answers is made in `service.py`."""
 
 import asyncio
+import hashlib
 import json
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from importlib.resources import files
 from typing import Annotated, Any, TypeVar
+from urllib.parse import quote
 from weakref import WeakValueDictionary
 
 import anyio
@@ -63,6 +65,7 @@ def make_app(viewer: Viewer, access: Access, hosts: frozenset[str] | None = None
 
     app = FastAPI(title="wsi_pipeline", version=VERSION, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.metrics = Metrics()
+    app.state.stopping = asyncio.Event()
     _add_errors(app)
     _add_checks(app, access, hosts)
     _add_pages(app, access)
@@ -167,16 +170,18 @@ def _add_pages(app: FastAPI, access: Access) -> None:
     def page() -> Response:
         return _page(200)
 
-    for path in ("/", "/slides/{slide_id}", "/model", "/help", "/try", "/login"):
+    for path in ("/", "/model", "/help", "/try", "/login"):
         app.get(path, include_in_schema=False)(page)
 
     @app.get("/static/{name}")
-    def bundle(name: str) -> Response:
+    def bundle(request: Request, name: str) -> Response:
         file = static / name
         if "/" in name or "\\" in name or name.startswith(".") or not file.is_file():
             raise HTTPException(404, "there is no such file")
         kind = TYPES.get("." + name.rpartition(".")[2], "application/octet-stream")
-        return Response(file.read_bytes(), media_type=kind)
+        data = file.read_bytes()
+        # Of what did not change, the browser keeps the compiled script, too.
+        return _kept(request, data, hashlib.sha256(data).hexdigest()[:20], kind)
 
     @app.post("/api/login")
     async def login(request: Request) -> Response:
@@ -190,6 +195,23 @@ def _add_pages(app: FastAPI, access: Access) -> None:
 
 def _add_slides(app: FastAPI, viewer: Viewer, access: Access) -> None:
     per_slide, per_map = _PerSlide(), _PerSlide()
+    preparing: set[asyncio.Task[None]] = set()
+
+    @app.get("/slides/{slide_id}", include_in_schema=False)
+    async def slide_page(slide_id: str) -> Response:
+        async def prepare() -> None:
+            with suppress(WsiError):  # which the page hears when it asks
+                await per_slide.run(slide_id, lambda: viewer.prepare(slide_id))
+
+        # What the page's script asks for first comes while the script does.
+        address = f"/api/slides/{quote(slide_id, safe='')}"
+        response = _page(200)
+        response.headers["Link"] = f"<{address}>; rel=preload; as=fetch; crossorigin=anonymous"
+        # No task of the response, which would hold its connection meanwhile.
+        task = asyncio.create_task(prepare())
+        preparing.add(task)
+        task.add_done_callback(preparing.discard)
+        return response
 
     @app.get("/api/slides")
     def slides() -> dict[str, Any]:
@@ -198,12 +220,13 @@ def _add_slides(app: FastAPI, viewer: Viewer, access: Access) -> None:
     @app.get("/api/events")
     async def events(request: Request) -> Response:
         async def changes() -> AsyncIterator[str]:
-            known = ""
-            while not await request.is_disconnected():
+            known, stopping = "", app.state.stopping
+            while not (stopping.is_set() or await request.is_disconnected()):
                 state = await anyio.to_thread.run_sync(viewer.state)
                 yield 'data: {"kind": "changed"}\n\n' if state != known else ": waiting\n\n"
                 known = state
-                await asyncio.sleep(WATCH_SECONDS)
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(stopping.wait(), WATCH_SECONDS)
 
         return StreamingResponse(changes(), media_type="text/event-stream")
 
@@ -243,8 +266,8 @@ def _add_slides(app: FastAPI, viewer: Viewer, access: Access) -> None:
         return _kept(request, data, tag, "image/png")
 
     @app.get("/api/slides/{slide_id}/at")
-    def at(slide_id: str, x0: float, y0: float) -> dict[str, Any]:
-        return viewer.at(slide_id, x0, y0)
+    def at(slide_id: str, x0: float, y0: float, shown: str | None = None) -> dict[str, Any]:
+        return viewer.at(slide_id, x0, y0, shown)
 
     @app.get("/api/slides/{slide_id}/outlines")
     def outlines(slide_id: str, threshold: float) -> Any:

@@ -98,8 +98,8 @@ class AppendLog:
             # Held while an entry is added: `with log.held():`; hold it to do more in one piece. Raises OutputError.
             self.held = _gates.setdefault(str(path), _Gate(path))
 
-    def read(self) -> LogContent:
-        """All of it; a warning names the lines that are passed over. Raises OutputError."""
+    def read(self, warns: bool = True) -> LogContent:
+        """All of it; a warning names the lines that are passed over, unless the caller does. Raises OutputError."""
         if not self.path.exists():
             return LogContent([], [])
         if self.path.stat().st_size > MOST_BYTES:
@@ -115,7 +115,8 @@ class AppendLog:
                 content.entries.append(entry)
             if entry is None or not self._is_whole(entry):
                 content.passed_over.append(number)
-        self._warn(content.passed_over)
+        if warns:
+            self._warn(content.passed_over)
         return content
 
     def about_passed_over(self, content: LogContent) -> dict[str, Any] | None:

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from wsi_pipeline.base.geometry import Box, Plane, Size
 
 TILE_PX = 512
+# Of one tile that holds the whole slide: the page asks for none below.
+COARSEST_LEVEL = TILE_PX.bit_length() - 1
 
 
 @dataclass(frozen=True)

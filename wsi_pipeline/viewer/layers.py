@@ -19,9 +19,10 @@ from wsi_pipeline.results.opened import Result
 from wsi_pipeline.results.store import MAP_TITLES
 from wsi_pipeline.tiling.cell_status import Status
 
-Kind = Literal["probability", "deviation", "classes"]
+Kind = Literal["probability", "of_class", "deviation", "classes"]
+"""Of a layer: the probability of IDC, that of another class, the deviation between models, or a class a cell."""
 
-# The arrays of a store that the page can show, with what each is.
+# The arrays of a store that the page can show, with what each is; `layers_of` adds those of other classes.
 LAYERS: dict[str, tuple[str, str, Kind]] = {
     "heatmap": ("heatmap", MAP_TITLES["heatmap"], "probability"),
     "patch_heatmap": ("patch_heatmap", MAP_TITLES["patch_heatmap"], "probability"),
@@ -29,6 +30,8 @@ LAYERS: dict[str, tuple[str, str, Kind]] = {
     "status": ("labels/status", "what became of each cell", "classes"),
     "tissue": ("labels/tissue", "tissue and what was rejected of it", "classes"),
 }
+# What names of layers of other classes begin with: a class may be called as one of the above.
+OF_CLASS = "class:"
 # Colour maps to choose from. All grow evenly in lightness and can be read with any colour vision. Those of matplotlib
 # that hold colours of tissue (magma, plasma, inferno) are left out.
 COLORMAPS = (COLOURS.name, "viridis", "cividis")
@@ -128,9 +131,20 @@ class CellsUnder:
         return np.ascontiguousarray(framed[rows][:, columns])
 
 
-def load_layer(result: Result, name: str, mpp0: tuple[float, float]) -> Layer | None:
-    """The layer of that name of a result; None where it has none. Raises ResultError where it cannot be read."""
-    array, title, kind = LAYERS[name]
+def layers_of(result: Result) -> dict[str, tuple[str, str, Kind]]:
+    """Array, title and kind by the name of each layer that the result may have, in the order of the page's list."""
+    of_classes: dict[str, tuple[str, str, Kind]] = {
+        f"{OF_CLASS}{array.rpartition('/')[2]}": (array, f"probability of {name}", "of_class")
+        for name, array in result.class_arrays.items()
+    }
+    return LAYERS | of_classes
+
+
+def load_layer(
+    result: Result, name: str, described: tuple[str, str, Kind], mpp0: tuple[float, float]
+) -> Layer | None:
+    """A layer of `layers_of`; None where the result has no such array. Raises ResultError where it cannot be read."""
+    array, title, kind = described
     shapes = result.level_shapes(array)
     if not shapes:
         return None
@@ -162,7 +176,7 @@ def layer_tile(
         table, numbers = _class_table(layer.name), values.astype(np.uint8)
     else:
         table = _colour_table(DEVIATION if layer.kind == "deviation" else colormap)
-        if faint and layer.kind == "probability":
+        if faint and layer.kind != "deviation":
             table = table.copy()
             table[:_NOWHERE, 3] = np.linspace(255 * FAINTEST, 255, _NOWHERE).round()
         top = LARGEST_DEVIATION if layer.kind == "deviation" else 1.0

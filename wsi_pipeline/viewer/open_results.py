@@ -2,11 +2,13 @@
 
 import hashlib
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from wsi_pipeline.base.errors import ResultError, UsageError, WsiError
+from wsi_pipeline.base.errors import ResultError, SlideOpenError, UsageError, WsiError
 from wsi_pipeline.base.files import OutPath, names, version_of
 from wsi_pipeline.base.geometry import Size
 from wsi_pipeline.results.opened import Result
@@ -16,7 +18,7 @@ from wsi_pipeline.results.store import ROOT_FILE, STORE_NAME
 from wsi_pipeline.slides.slide import Slide
 from wsi_pipeline.tiling.cell_status import Status
 from wsi_pipeline.viewer.deep_zoom import DeepZoom
-from wsi_pipeline.viewer.layers import LAYERS, Layer, load_layer
+from wsi_pipeline.viewer.layers import Kind, Layer, layers_of, load_layer
 from wsi_pipeline.viewer.pixels import find_slide
 
 # What a result changes with.
@@ -55,13 +57,18 @@ class OpenResult:
         """The geometry of its tiles."""
         return DeepZoom(Size(*map(int, self.summary["size0"])))
 
+    @cached_property
+    def known_layers(self) -> dict[str, tuple[str, str, Kind]]:
+        """Array, title and kind by the name of each layer that it may have."""
+        return layers_of(self.result)
+
     def layer(self, name: str) -> Layer:
         """A layer, read once. Raises UsageError where there is none of that name, ResultError."""
-        if name not in LAYERS:
-            raise UsageError(f"found layer {name[:50]!r}, expected one of {', '.join(LAYERS)}")
+        if name not in self.known_layers:
+            raise UsageError(f"found layer {name[:50]!r}, expected one of {', '.join(self.known_layers)}")
         with self.lock:
             if name not in self.layers:
-                self.layers[name] = load_layer(self.result, name, self.mpp0)
+                self.layers[name] = load_layer(self.result, name, self.known_layers[name], self.mpp0)
             layer = self.layers[name]
         if layer is None:
             raise UsageError(f"this result has no layer '{name}'")
@@ -100,13 +107,25 @@ class OpenResult:
         return f"{slide.path}: {what}: it is another slide; the pictures are shown"
 
 
-def open_stamped(folder: OutPath, stamp: str, slides: list[Path]) -> OpenResult:
-    """The result in a run folder as it stands, whose slide lies in one of the folders. Raises ResultError."""
+def open_stamped(
+    folder: OutPath, stamp: str, slides: list[Path], begun_from: Callable[[], str | None]
+) -> OpenResult:
+    """The result in a run folder as it stands, whose slide lies in one of the folders.
+
+    begun_from: where the slide of a run that did not end lies, which only its summary would say. Raises ResultError.
+    """
     result = Result(folder)
-    summary = result.summary if SUMMARY in names(folder) else _summary_of_store(result)
+    if SUMMARY in names(folder):
+        summary = result.summary
+        recorded = str(summary["slide"])
+    else:
+        summary = _summary_of_store(result)
+        recorded = begun_from() or ""
     opened = OpenResult(result, summary, stamp)
     try:
-        opened.place = find_slide(str(summary["slide"]), slides)
+        if not recorded:
+            raise SlideOpenError("its run did not end, and nothing else says where the slide lies")
+        opened.place = find_slide(recorded, slides)
     except WsiError as error:
         opened.why_no_slide = str(error)
     return opened

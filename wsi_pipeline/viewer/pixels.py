@@ -23,7 +23,7 @@ OPEN_SLIDES = 32
 CACHE_BYTES = 256 * 2**20
 JPEG_QUALITY = 85
 # Of tiles whose pixels are so many of the level long, or more.
-COMPOSED_FROM = 4
+COMPOSED_FROM = 8
 # Of a level, at most so many pixels are decoded for one tile: a slide without a pyramid has no tile of the whole.
 MOST_PIXELS = 2**27
 

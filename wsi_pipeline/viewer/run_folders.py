@@ -26,6 +26,7 @@ class Known:
     """What the events say of a slide."""
 
     name: str
+    path: str = ""
     status: str = ""
     reason: str = ""
     patient: str = ""
@@ -63,6 +64,12 @@ class RunFolders:
         if not has_folder(self.out, name):
             raise ResultError(f"no slide of that name in {self.out}: {name[:200]!r}")
         return self.out / name
+
+    def slide_path(self, slide_id: str) -> str | None:
+        """Where the events say that the slide lies; None: they do not say."""
+        self._follow()
+        known = self._known.get(unquote(slide_id))
+        return known.path or None if known else None
 
     def listing(self) -> dict[str, Any]:
         """All slides and the batch, as the page's list shows them."""
@@ -104,6 +111,7 @@ class RunFolders:
             if when < known.heard:
                 continue
             known.heard = when
+            known.path = str(event.get("path") or known.path)
             if kind == _STARTED:
                 known.begun, known.status, known.progress = when, "running", None
             elif kind == _PROGRESS and event.get("total"):
@@ -111,7 +119,9 @@ class RunFolders:
             elif kind == _ENDED:
                 known.status = str(event.get("status", ""))
                 known.reason = str(event.get("reason") or "")
-                known.patient = str(event.get("patient") or "")
+                # A second slide of the name, which was refused, is not the one that is shown.
+                if known.status != "failed" or not known.patient:
+                    known.patient = str(event.get("patient") or "")
                 known.finished = str(event.get("finished") or when)
                 known.progress = None
 
@@ -139,6 +149,8 @@ class RunFolders:
         running = known.status == "running" and _age_s(known.heard) < SILENT_S
         if SUMMARY in there:
             row |= self._numbers(name)
+            if row["status"] == "done" and (damage := self._damage(name, there)):
+                row |= {"status": "broken", "reason": damage}
         if running:
             row |= {"status": "running", "progress": known.progress, "reason": None}
         elif known.status == "failed" and row["status"] != "done":
@@ -182,6 +194,18 @@ class RunFolders:
                 "status": "broken",
                 "reason": f"{SUMMARY} cannot be read ({error}); make the result again",
             }
+
+    def _damage(self, name: str, there: set[str]) -> str | None:
+        """Why the map of a finished slide cannot be shown, as far as its first file says."""
+        if not isinstance(self.out, Path):
+            return None  # a request more for each slide of the list
+        if STORE_NAME not in there:
+            return f"{STORE_NAME} is gone; make the result again"
+        try:
+            json.loads(read_whole(self.out / name / STORE_NAME / ROOT_FILE))
+        except (OSError, ValueError, RecursionError) as error:
+            return f"{STORE_NAME} cannot be read ({error}); make the result again"
+        return None
 
     def _why_unfinished(self, name: str, there: set[str]) -> str:
         if STORE_NAME not in there and isinstance(self.out, Path):

@@ -25,12 +25,11 @@ from wsi_pipeline.results.geojson import ORIGIN0
 from wsi_pipeline.results.regions import DelineateOptions, IdcRegion, delineate
 from wsi_pipeline.slides.slide import Slide
 from wsi_pipeline.tiling.cell_status import Status
-from wsi_pipeline.viewer.deep_zoom import TILE_PX
+from wsi_pipeline.viewer.deep_zoom import COARSEST_LEVEL, TILE_PX
 from wsi_pipeline.viewer.grading_sheet import GradingSheet
 from wsi_pipeline.viewer.layers import (
     COLORMAPS,
     DEVIATION,
-    LAYERS,
     colour_stops,
     layer_tile,
     legend,
@@ -110,7 +109,12 @@ class Viewer:
                 self._kept.move_to_end(slide_id)
                 kept.looked_at = now
                 return kept
-        opened = open_stamped(folder, stamp, self._folders)
+
+        def begun_from() -> str | None:
+            with self._lock:
+                return self._runs.slide_path(slide_id)
+
+        opened = open_stamped(folder, stamp, self._folders, begun_from)
         opened.looked_at = now
         with self._lock:
             self._kept[slide_id] = opened
@@ -127,7 +131,7 @@ class Viewer:
         drawn = "regions.geojson" in names(result.folder) and "threshold" in summary
         regions = [_region_feature(region) for region in result.regions] if drawn else []
         layers = []
-        for name in LAYERS:
+        for name in opened.known_layers:
             try:
                 layer = opened.layer(name)
             except UsageError:
@@ -178,6 +182,12 @@ class Viewer:
             },
             "associated": pictures_beside,
         }
+
+    def prepare(self, slide_id: str) -> None:
+        """Make what a page of the slide will ask for, the coarsest tiles of slide and map. Raises WsiError."""
+        level = min(COARSEST_LEVEL, self.opened(slide_id).zoom.levels - 1)
+        self.layer(slide_id, "heatmap", level, 0, 0, COLOURS.name, 0.0, 1.0, None, faint=True)
+        self.tile(slide_id, level, 0, 0)
 
     def tile(self, slide_id: str, level: int, column: int, row: int) -> tuple[bytes, str]:
         """A tile of the slide as a JPEG, and its ETag. Raises UsageError where there is none, SlideError."""
@@ -246,13 +256,15 @@ class Viewer:
 
         return self.tiles.get(key, make), _tag(key)
 
-    def at(self, slide_id: str, x0: float, y0: float) -> dict[str, Any]:
-        """What the map says at a level-0 point."""
+    def at(self, slide_id: str, x0: float, y0: float, shown: str | None = None) -> dict[str, Any]:
+        """What the map says at a level-0 point; `shown`: with the value of another class's layer of that name."""
         opened = self.opened(slide_id)
         found: dict[str, Any] = {}
         for key, name in (("probability", "heatmap"), ("patch_probability", "patch_heatmap")):
             found[key] = _number(_value(opened, name, x0, y0))
         found["uncertainty"] = _number(_value(opened, "uncertainty", x0, y0))
+        if shown is not None and opened.layer(shown).kind == "of_class":
+            found["of_class"] = _number(_value(opened, shown, x0, y0))
         status = _value(opened, "status", x0, y0)
         found["status"] = NO_CELL if status is None else Status(int(status)).name.lower()
         return found

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from wsi_pipeline.base.errors import DataError
 from wsi_pipeline.base.options import Field, options
-from wsi_pipeline.base.text import counted
+from wsi_pipeline.base.text import counted, from_spreadsheet
 from wsi_pipeline.learning.datasets.listing import UNLABELLED, Listing
 
 log = logging.getLogger(__name__)
@@ -167,7 +167,7 @@ def read_patients(path: Path) -> dict[str, str]:
         )
     side_of: dict[str, str] = {}
     for number, row in enumerate(rows, 2):
-        patient, side = (row["patient"] or "").strip(), (row["split"] or "").strip()
+        patient, side = (from_spreadsheet((row[name] or "").strip()) for name in ("patient", "split"))
         if not patient or not side:
             raise DataError(
                 f"{path}: line {number}: found patient '{patient}' and split '{side}', expected both; fill them in"

@@ -20,7 +20,7 @@ from wsi_pipeline.learning.evaluation.bootstrap import (
     interval,
     resampled_measures,
 )
-from wsi_pipeline.learning.evaluation.patches import MEASURES, EvaluatedPatches, name_of
+from wsi_pipeline.learning.evaluation.patches import MEASURES, EvaluatedPatches, name_of, split_of
 
 if TYPE_CHECKING:  # torch takes seconds to import
     from wsi_pipeline.models.card import ModelCard
@@ -45,7 +45,8 @@ def comparison_of(
 
     `measures`: by measure, `new`, `old`, `difference` (new less old), the 95 % interval of that by patient (`low`,
     `high`), and `verdict`: better or worse where the interval excludes 0, else `unsure`. `patients`: by patient, how
-    many patches each has right. `changed`: patches that one has right and the other wrong.
+    many patches each has right. `changed`: patches that one has right and the other wrong. `note`: what makes the
+    comparison unfair, as far as the cards say; empty where they say nothing.
     """
     side = new.side
     right = {
@@ -57,6 +58,7 @@ def comparison_of(
         "new": {"name": new.card.name, "sha256": new.sha256, "threshold": new.card.threshold},
         "old": {"name": old.card.name, "sha256": old.sha256, "threshold": old.card.threshold},
         "data": {"by": side.by, "patches": len(side), "patients": len(np.unique(side.patients))},
+        "note": _about_splits(new.card, old.card),
         "bootstrap": {"draws": draws, "seed": seed, "least_patients": LEAST_PATIENTS},
         "measures": _measures(new, old, draws, seed),
         "patients": _patients(side.patients, right),
@@ -86,7 +88,18 @@ def in_words(comparison: dict[str, Any]) -> list[str]:
         f"right that were wrong: {counted(changed['fixed'], 'patch')}; wrong that were right: {changed['broken']:,}; "
         f"{better} of {counted(len(patients), comparison['data']['by'])} better, {worse} worse"
     )
-    return lines
+    return [*lines, *filter(None, [comparison["note"]])]
+
+
+def _about_splits(new: "ModelCard", old: "ModelCard") -> str:
+    """That the older model may know these patients: both cards are of one set, and split it otherwise."""
+    is_one_set = new.training.get("data") == old.training.get("data")
+    if not is_one_set or split_of(new) == split_of(old):
+        return ""
+    return (
+        "the older model split its patients otherwise than the newer one (split on their cards): if it was trained on "
+        "patients of these, it is flattered here"
+    )
 
 
 def _measures(

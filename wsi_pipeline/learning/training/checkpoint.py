@@ -9,6 +9,8 @@ import torch
 from wsi_pipeline.base.errors import RecipeError
 from wsi_pipeline.base.files import new_file
 
+# Of what differs, so many values are named.
+MOST_NAMED = 3
 REMEDY = "give another --out, or remove it to start from the beginning"
 
 
@@ -49,9 +51,16 @@ def save_checkpoint(path: Path, recipe: dict[str, Any], state: dict[str, Any]) -
 
 
 def _difference(found: Any, wanted: Any) -> str:
-    if not (isinstance(found, dict) and isinstance(wanted, dict)):
-        return f"{found} instead of {wanted}"
-    keys = [key for key in wanted | found if found.get(key) != wanted.get(key)]
-    first = keys[0]
-    more = f", and {len(keys) - 1} more" if keys[1:] else ""
-    return f"{first}: {found.get(first)} instead of {wanted.get(first)}{more}"
+    there, here = _flat(found), _flat(wanted)
+    keys = [key for key in here | there if there.get(key) != here.get(key)]
+    named = [f"{key}: {there.get(key)} instead of {here.get(key)}" for key in keys[:MOST_NAMED]]
+    more = f", and {len(keys) - MOST_NAMED} more" if keys[MOST_NAMED:] else ""
+    return ", ".join(named) + more
+
+
+def _flat(values: Any, name: str = "") -> dict[str, Any]:
+    """Each value of dictionaries in dictionaries, by its dotted name."""
+    if not isinstance(values, dict):
+        return {name or "all": values}
+    below = [_flat(value, f"{name}.{key}".removeprefix(".")) for key, value in values.items()]
+    return {key: value for part in below for key, value in part.items()}

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import nn
 
-from wsi_pipeline.base.errors import DataError
+from wsi_pipeline.base.errors import ConfigError, DataError
 from wsi_pipeline.base.options import Field, options, options_to_dict
 from wsi_pipeline.base.text import counted
 from wsi_pipeline.inference.classifier import Classifier
@@ -25,6 +25,7 @@ from wsi_pipeline.learning.datasets.labelled_slides import LabelledSlide, find_l
 from wsi_pipeline.learning.datasets.split import read_patients
 from wsi_pipeline.learning.evaluation import metrics
 from wsi_pipeline.models.context import (
+    TRUNCATE,
     ContextCard,
     ContextStep,
     Floats,
@@ -149,6 +150,8 @@ def train_context(
     patient and split; none: the config's split names the validation patients. Raises DataError when they do not fit.
     """
     model = classifier.models[0]
+    patch_um = model.card.patch_px * model.card.mpp
+    in_patches(options, patch_um)  # before minutes of scoring
     found = {slide_name(path): (path, known) for path, known in find_labelled_slides(slides)}
     train_names, val_names = split_slides(list(found), options.split, manifest)
     config = InferConfig()
@@ -161,7 +164,6 @@ def train_context(
         return labelled
 
     train, val = scored(train_names, options.views), scored(val_names, 1)
-    patch_um = model.card.patch_px * model.card.mpp
     step, measured = fit_and_evaluate(options, train, val, model.card.threshold, patch_um)
     card = replace(
         step.card,
@@ -263,7 +265,11 @@ def fit_and_evaluate(
 
 
 def in_patches(options: ContextTrainOptions, patch_um: float) -> ContextTrainOptions:
-    """The same options with all widths in patches, of `patch_um` micrometres a side."""
+    """The same options with all widths in patches, of `patch_um` micrometres a side.
+
+    Raises ConfigError for a width that reaches no neighbour, or beyond a slide: it is in the other unit.
+    """
+    _check_widths(options, patch_um)
     if options.widths == "patches":
         return options
 
@@ -277,6 +283,27 @@ def in_patches(options: ContextTrainOptions, patch_um: float) -> ContextTrainOpt
         base_sigma=options.rings.base_sigma / patch_um,
     )
     return replace(options, widths="patches", rings=rings, compared_sigma=options.compared_sigma / patch_um)
+
+
+# What is narrower sees no neighbour; what is wider sees the whole slide alike.
+LEAST_PATCHES, MOST_UM = 0.5 / TRUNCATE, 10_000.0
+
+
+def _check_widths(options: ContextTrainOptions, patch_um: float) -> None:
+    rings, unit = options.rings, 1.0 if options.widths == "um" else patch_um
+    widths = [("rings.base_sigma", rings.base_sigma), ("compared_sigma", options.compared_sigma)]
+    if options.kind == "rings":  # the widest of each: narrower ones than a patch see the patch itself
+        widths += [("rings.sigmas", max(rings.sigmas, default=rings.base_sigma))]
+        widths += [("rings.spread_sigmas", max(rings.spread_sigmas, default=rings.base_sigma))]
+    for name, width in widths:
+        um = width * unit
+        if not um / patch_um >= LEAST_PATCHES or not um <= MOST_UM:
+            other = "um" if options.widths == "patches" else "patches"
+            raise ConfigError(
+                f"{name}: found {width:g} {options.widths}, {um:g} um, for patches of {patch_um:g} um; expected "
+                f"{LEAST_PATCHES * patch_um:.3g} to {MOST_UM:,.0f} um: narrower reaches no neighbour, wider no slide "
+                f"is; set it, or if it is meant in {other}, widths: {other}"
+            )
 
 
 def area_ratios(side: "Compared", threshold: float, least_cells: float) -> dict[str, float] | None:

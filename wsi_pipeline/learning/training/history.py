@@ -76,7 +76,9 @@ def draw_curves(path: Path, history: Sequence[Row], name: str, best_by: str) -> 
         axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=columns, frameon=False)
     shown = best_by.replace("_", " ") if best_by not in _MEASURES else _MEASURES[best_by]
     figure.suptitle(
-        f"{name}: best epoch {epochs[best]:.0f} by {shown} ({history[best][best_by]:.4f})", fontsize=11
+        f"{name}: best epoch {epochs[best]:.0f} by {shown} ({history[best][best_by]:.4f})",
+        fontsize=11,
+        parse_math=False,
     )
     with new_file(path) as file:
         figure.savefig(file, format="png", dpi=110)

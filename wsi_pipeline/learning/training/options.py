@@ -14,6 +14,7 @@ from wsi_pipeline.learning.datasets.tiled_slides import SlideReadOptions
 from wsi_pipeline.learning.training.augment import AugmentOptions
 from wsi_pipeline.learning.training.looks import LookOptions
 from wsi_pipeline.models.stain_methods import StainMethod
+from wsi_pipeline.slides.names import MAX_NAME_BYTES
 
 # The key under which a config says what `tune-model` may put in a value's place.
 TUNE = "tune"
@@ -194,6 +195,12 @@ class TrainOptions:
     """For the card: what it was not measured on, and where it errs."""
 
     def __post_init__(self) -> None:
+        is_name = bool(self.name) and not self.name.startswith(".") and not {"/", "\0"} & set(self.name)
+        if not is_name or len(self.name.encode()) > MAX_NAME_BYTES:
+            raise ValueError(
+                f"found the name '{self.name}', expected one that a file can have: without / and no dot in front, of "
+                f"at most {MAX_NAME_BYTES} bytes"
+            )
         if self.normalisation == "pretrained" and not isinstance(self.pretrained, str):
             raise ValueError(
                 "found normalisation 'pretrained' and no one file as 'pretrained', of which it would be"

@@ -65,9 +65,10 @@ SEEN_PX = 0.4
 # Of tissue that is not scored: the colour and the meaning of each reason. Artefacts, by their checks;
 SPOILT = {
     "pen": (ORANGE, "blue or green ink"),
-    "red": (YELLOW, "red ink or clotted blood"),
+    "red": (YELLOW, "red, orange or yellow ink, clotted blood"),
     "dark": (GREEN, "black ink, pigment or dirt"),
     "blur": (BLACK, "out of focus"),
+    "fold": (VERMILLION, "folded"),
 }
 # and what lies where no patch is scored.
 PASSED_OVER = {

@@ -424,6 +424,9 @@ class Inside:
     outlines: int
     """How many make it."""
 
+    warnings: tuple[str, ...] = ()
+    """What of the file was passed over."""
+
 
 def read_inside(
     path: Path, options: AnnotationOptions, size0: Size, origin0: tuple[float, float] = (0.0, 0.0)
@@ -436,11 +439,12 @@ def read_inside(
     regions: list[shapely.Geometry] = []
     others: list[shapely.Geometry] = []
     ignored: list[shapely.Geometry] = []
-    found = Counter[str]()
+    found, passed_over = Counter[str](), Counter[str]()
     kind_of = cache(options.kind_of)
     for parts, polygons, dropped in _objects(path):
         found[dropped or ": ".join(parts) or UNCLASSIFIED] += 1
         if dropped:
+            passed_over[dropped] += 1
             continue
         kind = kind_of(tuple(parts) or (UNCLASSIFIED,))
         moved = shapely.transform(united(polygons), lambda xy: xy + np.asarray(origin0))
@@ -453,4 +457,7 @@ def read_inside(
             f"{path}: found {listed(found) or 'no objects'}, which leave no area on the slide; expected polygons on "
             f"it, {size0.width} x {size0.height} px, around what is to be mapped"
         )
-    return Inside(path, area, len(drawn))
+    warnings = (
+        (f"{path.name}: {listed(passed_over)} passed over: they outline nothing",) if passed_over else ()
+    )
+    return Inside(path, area, len(drawn), warnings)

@@ -72,7 +72,8 @@ export interface RegionProperties {
 export interface Layer {
   name: string;
   title: string;
-  kind: "probability" | "deviation" | "classes";
+  /** of_class: the probability of another class of the model, which no threshold is for. */
+  kind: "probability" | "of_class" | "deviation" | "classes";
   /** Width and height of a cell. */
   cell_um: [number, number];
   legend: LegendEntry[] | null;
@@ -143,6 +144,8 @@ export interface AtPlace {
   probability: number | null;
   patch_probability: number | null;
   uncertainty: number | null;
+  /** Of the layer of another class that was asked for. */
+  of_class?: number | null;
   status: string;
 }
 

@@ -1,20 +1,9 @@
 // Help: what is where, and every key.
-
+import { KeyTable } from "../parts/key_table";
 import { Shell } from "../parts/shell";
 import { KEY_HELP } from "../slide/key_help";
 
-const NAMES: Record<string, string> = {
-  ArrowLeft: "←",
-  ArrowRight: "→",
-  ArrowUp: "↑",
-  ArrowDown: "↓",
-  PageUp: "Page up",
-  PageDown: "Page down",
-  Escape: "Esc",
-};
-
 export function HelpPage() {
-  const groups = [...new Set(KEY_HELP.map(({ group }) => group))];
   return (
     <Shell title="Help">
       <h1>Help</h1>
@@ -37,26 +26,11 @@ export function HelpPage() {
         <li>With the keys alone: the cross in the middle stands for the pointer; move the slide under it.</li>
       </ul>
       <h2>Keys</h2>
-      <p>Keys belong to a text field while you type in it. In the list of slides, / goes to the search.</p>
-      <div class="keys">
-        {groups.map((group) => (
-          <section key={group}>
-            <h3>{group}</h3>
-            <dl>
-              {KEY_HELP.filter((help) => help.group === group).map(({ keys, does }) => (
-                <div key={does}>
-                  <dt>
-                    {keys.map((key) => (
-                      <kbd key={key}>{NAMES[key] ?? key}</kbd>
-                    ))}
-                  </dt>
-                  <dd>{does}</dd>
-                </div>
-              ))}
-            </dl>
-          </section>
-        ))}
-      </div>
+      <p>
+        Keys belong to a text field while you type in it, and arrows to a list or a panel that has the focus: Esc goes
+        back to the slide. In the list of slides, / goes to the search and ? comes here.
+      </p>
+      <KeyTable help={KEY_HELP} />
       <h2>About</h2>
       <p>
         Made with OpenSeadragon, Annotorious and others: <a href="/static/licences.txt">their licences</a>.

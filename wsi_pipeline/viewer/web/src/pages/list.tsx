@@ -14,6 +14,11 @@ import type { SlideList } from "../types";
 const AT_ONCE = 200;
 const STATUSES = ["done", "running", "unfinished", "failed", "broken"];
 
+const KEYS = new Map([
+  ["/", () => document.getElementById("search")?.focus()],
+  ["?", () => window.location.assign("/help")],
+]);
+
 export function ListPage() {
   const [list, setList] = useState<SlideList | null>(null);
   const [trouble, setTrouble] = useState("");
@@ -33,7 +38,7 @@ export function ListPage() {
     [],
   );
   useEffect(() => window.history.replaceState(null, "", searchOf(query)), [query]);
-  useEffect(() => listen(() => new Map([["/", () => document.getElementById("search")?.focus()]])), []);
+  useEffect(() => listen(() => KEYS), []);
 
   const slides = useMemo(() => (list ? shown(list.slides, query) : []), [list, query]);
   const change = (part: Partial<Query>) => setQuery({ ...query, ...part });

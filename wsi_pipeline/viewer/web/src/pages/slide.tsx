@@ -13,9 +13,9 @@ import { listen } from "../parts/keys";
 import { Shell } from "../parts/shell";
 import { Tabs } from "../parts/tabs";
 import { Trouble } from "../parts/trouble";
+import { KeysDialog } from "../slide/keys_dialog";
 import { bindings } from "../slide/shortcuts";
 import { StageView } from "../slide/stage_view";
-import { ValueMap } from "../slide/values";
 import { type Tab, Workspace } from "../slide/workspace";
 import type { PassedOver, SlideList, SlideView } from "../types";
 
@@ -32,11 +32,16 @@ async function open(id: string): Promise<Workspace> {
   const space = new Workspace(await getJson<SlideView>(slidePath(id)));
   void space.review.load();
   void space.grades.load();
-  void ValueMap.load(id).then((values) => {
-    space.values.value = values;
-  });
   void space.outlineAnew();
   return space;
+}
+
+function nameOf(id: string): string {
+  try {
+    return decodeURIComponent(id);
+  } catch {
+    return id;
+  }
 }
 
 /** Why there is no result, as the list says. */
@@ -64,7 +69,7 @@ export function SlidePage({ id }: { id: string }) {
       <Shell title="Slide" wide>
         {trouble ? (
           <>
-            <h1>This slide cannot be shown</h1>
+            <h1>{nameOf(id)} cannot be shown</h1>
             <Trouble>{trouble}</Trouble>
             <p>
               <a href="/">All slides</a>
@@ -82,7 +87,15 @@ export function SlidePage({ id }: { id: string }) {
 function OpenSlide({ space }: { space: Workspace }) {
   const { view } = space;
   return (
-    <Shell title={view.name} wide beside={<h1 class="slide-name">{view.name}</h1>}>
+    <Shell
+      title={view.name}
+      wide
+      beside={
+        <h1 class="slide-name" title={view.name}>
+          {view.name}
+        </h1>
+      }
+    >
       <div class="slide-page">
         <StageView space={space} />
         <aside class="side" aria-label="Panels">
@@ -102,6 +115,7 @@ function OpenSlide({ space }: { space: Workspace }) {
           </Tabs>
         </aside>
       </div>
+      <KeysDialog space={space} />
     </Shell>
   );
 }

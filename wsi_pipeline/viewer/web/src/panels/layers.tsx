@@ -31,7 +31,8 @@ export function LayersPanel({ space }: { space: Workspace }) {
         <label class="stacked">
           <span>
             Opacity <kbd>[</kbd> <kbd>]</kbd>
-            <output>{Math.round(space.opacity.value * 100)} %</output>
+            {/* No <output>, which the label would name in the slider's place. */}
+            <b>{Math.round(space.opacity.value * 100)} %</b>
           </span>
           <input
             type="range"
@@ -142,7 +143,7 @@ function Threshold({ space }: { space: Workspace }) {
       <legend>Threshold</legend>
       <label class="stacked">
         <span>
-          IDC from <kbd>,</kbd> <kbd>.</kbd> <output>{threshold.toFixed(2)}</output>
+          IDC from <kbd>,</kbd> <kbd>.</kbd> <b>{threshold.toFixed(2)}</b>
         </span>
         <input
           type="range"

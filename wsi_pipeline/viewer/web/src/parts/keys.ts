@@ -12,26 +12,34 @@ export interface KeyBinding extends KeyHelp {
 
 const NO_TEXT = ["checkbox", "radio", "button", "submit", "range", "file"];
 
-const isTyping = (target: HTMLElement): boolean =>
-  target.isContentEditable ||
+export const isTyping = (target: Element | null): boolean =>
+  (target instanceof HTMLElement && target.isContentEditable) ||
   target instanceof HTMLTextAreaElement ||
-  target instanceof HTMLSelectElement ||
   (target instanceof HTMLInputElement && !NO_TEXT.includes(target.type));
 
-/** Whether the key belongs to the control that has the focus: arrows to sliders and radio buttons, all to text. */
+// No text and no choice begins with them.
+const NO_LETTERS = ["?", "Escape"];
+
+/** Whether the key belongs to what has the focus: arrows to sliders and radio buttons, all to text, few to choices. */
 function belongsToControl(target: EventTarget | null, key: string): boolean {
   if (!(target instanceof HTMLElement)) {
     return false;
   }
   const moves = key.startsWith("Arrow") || key.startsWith("Page");
   const takesMoves = target instanceof HTMLInputElement || target.closest("[role=tablist], [role=tabpanel]") !== null;
-  return isTyping(target) || (moves && takesMoves);
+  if (isTyping(target)) {
+    return key !== "Escape";
+  }
+  return target instanceof HTMLSelectElement ? !NO_LETTERS.includes(key) : moves && takesMoves;
 }
 
 /** Obey the bindings until the answer is called. Keys with Ctrl, Alt or Meta are the browser's. */
 export function listen(bindings: () => Map<string, () => unknown>): () => void {
   const pressed = (event: KeyboardEvent) => {
-    if (event.ctrlKey || event.altKey || event.metaKey || belongsToControl(event.target, event.key)) {
+    if (event.ctrlKey || event.altKey || event.metaKey || event.isComposing) {
+      return;
+    }
+    if (belongsToControl(event.target, event.key) || document.querySelector("dialog[open]")) {
       return;
     }
     const act = bindings().get(event.key);

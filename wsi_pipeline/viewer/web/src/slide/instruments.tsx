@@ -61,13 +61,21 @@ export function wordsOf(space: Workspace, [x0, y0]: Point, at: AtPlace | null): 
     if (at.uncertainty !== null && at.uncertainty !== undefined) {
       words.push(`± ${number(at.uncertainty, 2)}`);
     }
+    const other = space.otherClass.value;
+    if (other && at.of_class !== null && at.of_class !== undefined) {
+      words.push(`${other.title} ${number(at.of_class, 2)}`);
+    }
     words.push(at.status);
   }
   return words;
 }
 
 export function lookAt(space: Workspace, [x0, y0]: Point): Promise<AtPlace> {
-  return getJson<AtPlace>(slidePath(space.view.id, `/at?x0=${x0.toFixed(1)}&y0=${y0.toFixed(1)}`));
+  const asked = new URLSearchParams({ x0: x0.toFixed(1), y0: y0.toFixed(1) });
+  if (space.otherClass.value) {
+    asked.set("shown", space.otherClass.value.name);
+  }
+  return getJson<AtPlace>(slidePath(space.view.id, `/at?${asked}`));
 }
 
 /** Position and probability follow the pointer at once; the rest is asked for when it rests. */
@@ -117,14 +125,14 @@ export function ColourBar({ space }: { space: Workspace }) {
     return null;
   }
   const isUncertainty = layer.kind === "deviation";
-  const threshold = space.threshold.value;
+  const threshold = layer.kind === "probability" ? space.threshold.value : null;
   const gradient = `linear-gradient(to right, ${stops.join(", ")})`;
   const name = isUncertainty ? `${layer.title}, 0 to 0.5` : `${layer.title}, 0 to 1`;
   return (
     <div class="colour-bar" role="img" aria-label={`Colours: ${name}`}>
       <span>{layer.title}</span>
       <div class="colours" style={{ backgroundImage: gradient }}>
-        {threshold !== null && !isUncertainty && <i style={{ left: `${threshold * 100}%` }} />}
+        {threshold !== null && <i style={{ left: `${threshold * 100}%` }} />}
       </div>
       <span class="ends">
         <span>0</span>

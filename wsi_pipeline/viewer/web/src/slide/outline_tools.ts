@@ -99,6 +99,7 @@ export function addCorner(space: Workspace): void {
   }
   space.cross.value = true;
   space.tool.value = "corners";
+  space.focusSlide();
   space.corners.value = [...space.corners.value, middle];
   announce(`Corner ${space.corners.value.length}: move on and press b, or e to end.`);
 }
@@ -109,6 +110,7 @@ export function drawWithKeys(space: Workspace, item: Item | null): void {
   target.value = item;
   space.cross.value = true;
   space.tool.value = "corners";
+  space.focusSlide();
   announce("Move the cross with the arrows; b sets a corner, Backspace takes it back, e ends the outline.");
 }
 

@@ -56,6 +56,8 @@ export class Overlay {
   private drawings: Drawing[] = [];
   private cross = false;
   private unit = 1;
+  /** The view that the canvas shows. */
+  private drawn = "";
 
   constructor(private readonly stage: Stage) {
     this.canvas.className = "overlay";
@@ -69,6 +71,7 @@ export class Overlay {
   set(drawings: Drawing[], cross: boolean): void {
     this.drawings = drawings;
     this.cross = cross;
+    this.drawn = "";
     this.draw();
   }
 
@@ -76,6 +79,12 @@ export class Overlay {
     const { width, height } = this.stage.size;
     const ratio = window.devicePixelRatio || 1;
     this.unit = enlarged();
+    // OpenSeadragon calls for each tile that comes, too: what has not moved is not drawn again.
+    const where = [...this.stage.toScreen([0, 0]), this.stage.pointsPerPx0, width, height, ratio, this.unit].join();
+    if (where === this.drawn) {
+      return;
+    }
+    this.drawn = where;
     const [columns, rows] = [Math.round(width * ratio), Math.round(height * ratio)];
     if (this.canvas.width !== columns || this.canvas.height !== rows) {
       this.canvas.width = columns;

@@ -1,6 +1,6 @@
 // The keys of a slide's page. The help page lists this table.
 import { announce } from "../parts/announce";
-import type { KeyBinding } from "../parts/keys";
+import { isTyping, type KeyBinding } from "../parts/keys";
 import { countAt } from "./clicks";
 import { lookAt, wordsOf } from "./instruments";
 import { addCorner, finishCorners, stopDrawing, undoCorner } from "./outline_tools";
@@ -44,6 +44,13 @@ export function bindings(space: Workspace): KeyBinding[] {
   const to = (tab: Tab) => () => {
     space.tab.value = tab;
     window.setTimeout(() => document.getElementById(`tab-${tab}`)?.focus(), 0);
+  };
+  const putDown = () => {
+    // Out of a text field, nothing that is being drawn is lost.
+    if (!isTyping(document.activeElement)) {
+      stopDrawing(space);
+    }
+    space.focusSlide();
   };
   const move = "Moving";
   const maps = "Maps";
@@ -131,10 +138,10 @@ export function bindings(space: Workspace): KeyBinding[] {
         space.place.value = space.middle;
       },
     },
-    { group: work, keys: ["Escape"], does: "put the tool down", act: () => stopDrawing(space) },
+    { group: work, keys: ["Escape"], does: "put the tool down; back to the slide", act: putDown },
     { group: "Panels", keys: ["v"], does: "panel: review", act: to("review") },
     { group: "Panels", keys: ["g"], does: "panel: grading", act: to("grading") },
     { group: "Panels", keys: ["i"], does: "panel: about this slide", act: to("about") },
-    { group: "Panels", keys: ["?"], does: "this help", act: () => window.open("/help", "_blank", "noopener") },
+    { group: "Panels", keys: ["?"], does: "these keys", act: () => (space.keysShown.value = true) },
   ];
 }

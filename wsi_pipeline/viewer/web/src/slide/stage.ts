@@ -16,10 +16,17 @@ export interface View {
   magnification: number;
 }
 
+/** How many tiles an element shows at least where a pixel of them is a point of the screen. */
+const tilesAcross = ({ clientWidth, clientHeight }: HTMLElement, side: number): number =>
+  (clientWidth / side + 1) * (clientHeight / side + 1);
+
 export class Stage {
   readonly viewer: OpenSeadragon.Viewer;
   private readonly layers = new Map<string, OpenSeadragon.TiledImage>();
   private readonly wanted = new Map<string, PlacedTiles>();
+  /** When the first view is there, all of it. */
+  readonly opened: Promise<void>;
+  private sayOpened = () => {};
 
   constructor(
     element: HTMLElement,
@@ -28,6 +35,9 @@ export class Stage {
     picture: string | null,
     navigator: boolean,
   ) {
+    this.opened = new Promise((resolve) => {
+      this.sayOpened = resolve;
+    });
     const still = window.matchMedia("(prefers-reduced-motion: reduce)").matches;
     const navigatorPx = NAVIGATOR_PX * enlarged();
     this.viewer = new OpenSeadragon.Viewer({
@@ -53,10 +63,12 @@ export class Stage {
       maxZoomPixelRatio: Math.max(2, view.mpp_x / umPerPoint(MOST_MAGNIFICATION)),
       animationTime: still ? 0 : 0.5,
       springStiffness: 10,
+      // Of what is new only the tiles of the view are asked for; later, whoever moves on sees coarse ones at once.
+      immediateRender: true,
       maxImageCacheCount: 400,
-      imageLoaderLimit: 8,
-      // One alone, as by default, makes a large screen wait a frame for each tile.
-      maxTilesPerFrame: 8,
+      imageLoaderLimit: 16,
+      // Ten times as many at first: about those that the view is made of, and few coarse ones, which they cover.
+      maxTilesPerFrame: Math.max(1, Math.floor(tilesAcross(element, view.tile_size) / 10)),
       // Else seams show between tiles of a layer that is seen through.
       subPixelRoundingForTransparency: OpenSeadragon.SUBPIXEL_ROUNDING_OCCURRENCES.ALWAYS,
       preserveImageSizeOnResize: true,
@@ -84,11 +96,21 @@ export class Stage {
       const items = Array.from({ length: world.getItemCount() }, (_, i) => world.getItemAt(i));
       // Of what is not seen no tile is asked for.
       const isWhole = (item: OpenSeadragon.TiledImage) => item.getOpacity() === 0 || item.getFullyLoaded();
-      element.dataset.tiles = items.every(isWhole) ? "whole" : "coming";
+      const whole = items.every(isWhole);
+      element.dataset.tiles = whole ? "whole" : "coming";
+      if (whole) {
+        this.sayOpened();
+      }
     };
     element.dataset.tiles = "coming";
     world.addHandler("add-item", ({ item }: { item: OpenSeadragon.TiledImage }) => {
       tell();
+      const loading = item as unknown as { immediateRender: boolean; maxTilesPerFrame: number };
+      // One alone, as by default, makes a large screen wait a frame for each tile.
+      loading.maxTilesPerFrame = 8;
+      item.addOnceHandler("fully-loaded-change", () => {
+        loading.immediateRender = false;
+      });
       item.addHandler("fully-loaded-change", tell);
       item.addHandler("opacity-change", tell);
     });
@@ -228,6 +250,10 @@ export class Stage {
 
   hasLayer(name: string): boolean {
     return this.wanted.has(name);
+  }
+
+  focus(): void {
+    (this.viewer.canvas as HTMLElement).focus();
   }
 
   destroy(): void {

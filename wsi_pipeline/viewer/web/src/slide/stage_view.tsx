@@ -8,6 +8,7 @@ import { ColourBar, Magnifications, Readout, ScaleBar } from "./instruments";
 import { Overlay } from "./overlay";
 import { link, Stage } from "./stage";
 import { layerTiles } from "./tiles";
+import { ValueMap } from "./values";
 import { writeView } from "./view_url";
 import type { Workspace } from "./workspace";
 
@@ -92,6 +93,12 @@ export function StageView({ space }: { space: Workspace }) {
     window.addEventListener("hashchange", goElsewhere);
     let timer = 0;
     const { viewer } = stage;
+    // The map's values are as large as all tiles of a view: they come after the picture.
+    void stage.opened
+      .then(() => ValueMap.load(space.view.id))
+      .then((values) => {
+        space.values.value = values;
+      });
     viewer.addHandler("tile-load-failed", () => {
       space.unreadable.value += 1;
     });

@@ -53,9 +53,9 @@ const FINEST_UM = 1;
 
 export function layerTiles(view: SlideView, layer: Layer, colouring: Colouring): PlacedTiles {
   const asked = new URLSearchParams({ v: view.stamp });
-  if (layer.kind === "probability") {
+  if (layer.kind === "probability" || layer.kind === "of_class") {
     asked.set("colormap", colouring.colormap);
-    if (colouring.threshold !== null) {
+    if (colouring.threshold !== null && layer.kind === "probability") {
       asked.set("threshold", String(colouring.threshold));
     }
     if (colouring.faint) {

@@ -36,6 +36,7 @@ export class Workspace {
   readonly outlinesShown = signal(true);
   readonly fieldsShown = signal(true);
   readonly cross = signal(false);
+  readonly keysShown = signal(false);
   /** Tiles that the server could not give. */
   readonly unreadable = signal(0);
 
@@ -158,15 +159,40 @@ export class Workspace {
     }
   }
 
+  /** The layer shown, where it is that of another class. */
+  readonly otherClass = computed(() =>
+    this.view.layers.find(({ name, kind }) => name === this.layer.value && kind === "of_class"),
+  );
+
   showLayer(name: string): void {
+    if (!this.has(name)) {
+      return;
+    }
     this.layer.value = this.layer.value === name ? "" : name;
     const layer = this.view.layers.find((candidate) => candidate.name === this.layer.value);
     announce(layer ? `${layer.title} shown` : "No map shown");
   }
 
+  /** Whether the slide has that layer; where it has none, that is said. */
+  private has(name: string): boolean {
+    const there = this.view.layers.some((layer) => layer.name === name);
+    if (!there) {
+      announce("This slide has no such layer.");
+    }
+    return there;
+  }
+
   toggleMask(name: string): void {
+    if (!this.has(name)) {
+      return;
+    }
     const on = this.masks.value.includes(name);
     this.masks.value = on ? this.masks.value.filter((other) => other !== name) : [...this.masks.value, name];
+  }
+
+  /** The arrows move the slide from now on, whatever had them. */
+  focusSlide(): void {
+    this.stage.value?.focus();
   }
 
   say(text: string, error = false): void {
