@@ -13,6 +13,7 @@ histopathological whole-slide images for improved image-based prediction of canc
 
 import math
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,6 +41,8 @@ MIN_SOLID_OD, MIN_SOLID = 0.15, 0.7
 MIN_EOSIN_OD, LEAST_HAEMATOXYLIN_OD = 0.08, 0.03
 # Haematoxylin absorbs so much of red for each unit of green (Ruifrok and Johnston 2001); eosin hardly any red.
 RED_OF_HAEMATOXYLIN = 0.93
+# Directions looked at together.
+THREADS = 2
 # Rows of coarser pixels worked out together.
 BLOCKS_AT_ONCE = 128
 
@@ -65,10 +68,13 @@ def find_folds(
     best = np.full(stains.shape[1:], least_ratio, np.float32)
     band_of = np.zeros(best.shape, np.int16)  # 0: none, else one of `bands`
     bands = [_Band(math.pi * turn / DIRECTIONS, size_um, length_um) for turn in range(DIRECTIONS)]
-    for i, band in enumerate(bands):
-        for j, ratio in enumerate(band.ratios(stains)):
-            np.copyto(band_of, i * len(HALF_WIDTHS_UM) + j + 1, where=ratio > best)
-            np.maximum(best, ratio, out=best)
+    with ThreadPoolExecutor(THREADS, thread_name_prefix="folds") as pool:
+        for first in range(0, DIRECTIONS, THREADS):  # no more at once: each takes memory
+            together = bands[first : first + THREADS]
+            for i, ratios in enumerate(pool.map(lambda band: list(band.ratios(stains)), together), first):
+                for j, ratio in enumerate(ratios):
+                    np.copyto(band_of, i * len(HALF_WIDTHS_UM) + j + 1, where=ratio > best)
+                    np.maximum(best, ratio, out=best)
     band_of[best < OF_HIGHEST * ndimage.maximum_filter(best, NEIGHBOURS_PX, mode="constant")] = 0
     folded = np.zeros(best.shape, np.bool_)
     for which in np.unique(band_of[band_of > 0]):
