@@ -33,7 +33,7 @@ def _run(args: argparse.Namespace) -> int:
     from datetime import UTC, datetime
 
     from wsi_pipeline.base.files import out_path
-    from wsi_pipeline.base.text import on_one_line
+    from wsi_pipeline.base.text import counted, on_one_line
     from wsi_pipeline.monitoring.figures import monitor
     from wsi_pipeline.monitoring.runs import parse_since
     from wsi_pipeline.monitoring.written import write_monitor

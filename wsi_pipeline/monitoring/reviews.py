@@ -11,6 +11,7 @@ import shapely
 
 from wsi_pipeline.base.errors import OutputError
 from wsi_pipeline.base.files import OutPath, names, read_whole
+from wsi_pipeline.base.text import counted
 from wsi_pipeline.results.geojson import regions_from_geojson
 from wsi_pipeline.results.regions import IdcRegion
 from wsi_pipeline.slides.annotations.files import REVIEW_NAME
