@@ -112,7 +112,7 @@ def test_the_commands_exit_codes_say_what_came_of_it(tmp_path, capsys):
     assert classify_images.main([str(good)]) == 0
     assert classify_images.main([str(large)]) == 2
     assert classify_images.main([str(large), "--mpp", "4"]) == 0
-    assert classify_images.main([str(tmp_path / "none.png")]) == 1
+    assert classify_images.main([str(tmp_path / "none.png")]) == 2
     (tmp_path / "empty").mkdir()
     assert classify_images.main([str(tmp_path / "empty")]) == 2
     assert "found no image in this folder" in capsys.readouterr().err

@@ -119,7 +119,7 @@ def _run(args: argparse.Namespace) -> int:
     stain_check = check_stain_of_all(scores, model.card.stain)
     warning = stain_check.warning if stain_check else ""
     if warning:
-        print(f"warning: over all of {counted(len(scores), 'picture')}, {warning}", file=sys.stderr)
+        print(f"warning: over {counted(len(scores), 'picture')}, {warning}", file=sys.stderr)
     info = {
         "model": {"name": model.card.name, "sha256": model.sha256, "threshold": model.card.threshold},
         "patch_px": model.card.patch_px,
