@@ -122,8 +122,14 @@ def _finish(slide: Path, work: Path) -> dict[str, Any]:
 def _targets(found: dict[str, Any]) -> list[tuple[str, str, bool]]:
     own = found["peak_mb"] - found["before_mb"]
     geojson = found["bytes"]["regions.geojson"] / 1e6
+    drawn = sum(found["seconds"][stage] for stage in ("delineate", "render", "export"))
     return [
-        (f"in {WANTED_S:g} s", f"{found['all_s']:.1f} s", found["all_s"] <= WANTED_S),
+        (f"delineated, rendered and exported in {WANTED_S:g} s", f"{drawn:.1f} s", drawn <= WANTED_S),
+        (
+            f"with overview and fields in {WANTED_S:g} s",
+            f"{found['all_s']:.1f} s",
+            found["all_s"] <= WANTED_S,
+        ),
         (f"in {WANTED_MB:,.0f} MB beyond torch and the model", f"{own:,} MB", own <= WANTED_MB),
         (f"regions.geojson below {WANTED_GEOJSON_MB:g} MB", f"{geojson:.2f} MB", geojson < WANTED_GEOJSON_MB),
     ]

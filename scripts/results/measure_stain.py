@@ -3,9 +3,10 @@
     python -m scripts.results.measure_stain ../shared/data --into docs/results.md
 
 The network scores validation patches of the IDC set as they are, and after the stain of each patient was changed by
-chance; labelled patches of a slide of another laboratory; and frozen sections, which have no labels. Each patient's, or
-slide's, stain is measured on 64 of its patches, as infer-slide does. What Macenko's and Reinhard's methods bring it to
-is measured on patches of the training patients.
+chance; all labelled patches of those patients of whom most of a section is there; labelled patches of a slide of
+another laboratory; and frozen sections, which have no labels. Each patient's, or slide's, stain is measured on 64 of
+its patches, as infer-slide does. What Macenko's and Reinhard's methods bring it to is measured on patches of the
+training patients.
 """
 
 import argparse
@@ -50,6 +51,8 @@ Method: TypeAlias = Callable[[Pixels, Pixels], Pixels]
 
 # Of each validation patient at most so many patches, of each training patient so many for the reference.
 VALIDATION, REFERENCE = 100, 20
+# Of a patient with so many patches most of a section is there.
+MOST_OF_A_SECTION = 500
 # Standard deviation of the logarithm of each channel's gain, where stains are changed by chance.
 SPREADS = (0.0, 0.15, 0.3)
 FROZEN_MPP = 0.687
@@ -69,6 +72,7 @@ def main() -> int:
     model = load_model(args.model)
     train, val = load_split(args.data / "idc", model.card.patch_px, SplitOptions())
     methods = methods_of(model, some_of_each(train, REFERENCE).pixels)
+    sections = whole_sections(val)
     val = some_of_each(val, VALIDATION)
     rows: dict[str, list[str]] = {name: [] for name in methods}
     for spread in SPREADS:
@@ -76,6 +80,9 @@ def main() -> int:
         for name, method in methods.items():
             rows[name].append(measured(model, by_patient(changed, method)))
             print(f"spread {spread:g}, {name}: {rows[name][-1]}", flush=True)
+    for name, method in methods.items():
+        rows[name].append(measured(model, by_patient(sections, method)))
+        print(f"whole sections, {name}: {rows[name][-1]}", flush=True)
     core, sample = labelled_core(args.data / "slides", model)
     for name, method in methods.items():
         side = replace(core, pixels=method(core.pixels, sample))
@@ -89,7 +96,7 @@ def main() -> int:
             rows[name].append(f"{share:.0%}")
             print(f"{picture}, {len(patches)} patches, {name}: {share:.1%} IDC", flush=True)
     if args.into:
-        put_section(args.into, "stains", page(rows, val, len(core)))
+        put_section(args.into, "stains", page(rows, val, sections, len(core)))
     return 0
 
 
@@ -138,6 +145,12 @@ def some_of_each(side: LabelledPatches, most: int) -> LabelledPatches:
         own = np.flatnonzero(side.patients == patient)
         rows.append(rng.permutation(own)[:most])
     return side.taken(np.sort(np.concatenate(rows)))
+
+
+def whole_sections(side: LabelledPatches) -> LabelledPatches:
+    """All patches of the patients of whom most of a section is there."""
+    patients, counts = np.unique(side.patients, return_counts=True)
+    return side.taken(np.flatnonzero(np.isin(side.patients, patients[counts >= MOST_OF_A_SECTION])))
 
 
 def with_other_stains(side: LabelledPatches, spread: float) -> LabelledPatches:
@@ -213,22 +226,29 @@ def share_of_idc(model: Model, patches: Pixels) -> float:
     return float((found.probability >= card.threshold).mean())
 
 
-def page(rows: dict[str, list[str]], val: LabelledPatches, core: int) -> str:
+def page(rows: dict[str, list[str]], val: LabelledPatches, sections: LabelledPatches, core: int) -> str:
     """The section of the page."""
+    columns = (
+        "stain normalised by",
+        *("as scanned", "spread 0.15", "spread 0.3", "whole sections", "core biopsy"),
+        *("frozen", "frozen, tinted glass"),
+    )
     lines = [
         "## Stain normalisation",
         "",
         f"The shipped network, trained with the gain at 0.7, on {len(val):,} patches of the "
         f"{len(set(val.patients))} validation patients "
         f"({VALIDATION} of each at most): AUROC and cross-fitted F1, as scanned, and after the density of each of a "
-        "patient's channels was multiplied by a factor whose logarithm has this spread. Then AUROC on "
-        f"{core} patches of a core biopsy of another laboratory (outlines drawn by eye); and the share of patches "
-        f"called IDC in two frozen sections, which have no labels: what is right there is not known. Written by "
+        "patient's channels was multiplied by a factor whose logarithm has this spread. The same on all "
+        f"{len(sections):,} patches of those {len(set(sections.patients))} of them of whom most of a section is there "
+        f"({MOST_OF_A_SECTION} patches or more), each patch by itself. Then AUROC on {core} patches of a core biopsy "
+        "of another laboratory (outlines drawn by eye); and the share of patches called IDC in two frozen sections, "
+        "which have no labels: what is right there is not known. Written by "
         "`python -m scripts.results.measure_stain ../shared/data --into docs/results.md`. The fields of nuclei at hand "
         "are smaller than one patch of this network.",
         "",
-        "| stain normalised by | as scanned | spread 0.15 | spread 0.3 | core biopsy | frozen | frozen, tinted glass |",
-        "| --- | --- | --- | --- | ---: | ---: | ---: |",
+        f"| {' | '.join(columns)} |",
+        "| --- | --- | --- | --- | --- | ---: | ---: | ---: |",
         *(f"| {name} | {' | '.join(values)} |" for name, values in rows.items()),
         "",
         "The network was trained with the gain: another method may do better for a network trained with that one "
