@@ -129,10 +129,10 @@ def test_a_gpu_that_is_not_there_is_refused_alike_by_every_command(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     write_slide(tmp_path / "slide.tiff", noise(600, 600), mpp=(4.0, 4.0))
-    Image.fromarray(noise(50, 50)).save(tmp_path / "picture.png")
+    (tmp_path / "data").mkdir()
+    Image.fromarray(noise(50, 50)).save(tmp_path / "data/picture.png")
     (tmp_path / "config.yaml").write_text("{}" if command != "tune-model" else "seed: {tune: {choices: [1]}}")
-    given = "picture.png" if command == "classify-images" else "config.yaml"
-    arguments = [given if word == "FIFO" else word for word in COMMANDS[command]]
+    arguments = ["config.yaml" if word == "FIFO" else word for word in COMMANDS[command]]
     main: Callable[[list[str]], int] = importlib.import_module(module_of(command)).main
     assert main([*arguments, "--device", "cuda:77"]) == 2
     complaint = capsys.readouterr().err

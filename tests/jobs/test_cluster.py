@@ -220,5 +220,5 @@ def test_workers_that_are_paused_take_no_item_and_that_is_heard(own_cluster: Clu
         (outcome,) = run_cluster(Doubling(tmp_path), [" 4"], scheduler, Waking())
     assert outcome.result == 8
     (reason,) = {heard[1] for heard in ears.heard if heard[1]}
-    assert "of the cluster's 1 workers none can take a slide: 1 paused (at its memory limit" in reason
+    assert "of 1 worker of the cluster none can take a slide: 1 paused (at its memory limit" in reason
     assert ears.heard[-1] == ("stands", "")

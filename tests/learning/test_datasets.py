@@ -79,7 +79,7 @@ def test_patches_cut_short_by_an_edge_are_left_out(tmp_path):
 
 
 def test_a_patient_on_both_sides_is_refused(tmp_path):
-    with pytest.raises(DataError, match=r"1 patients on both sides of the split \(a\)"):
+    with pytest.raises(DataError, match=r"1 patient on both sides of the split \(a\)"):
         load_split(write_sheets(tmp_path, [*GROUPS, ("a", "val", 1)]), PX, SplitOptions())
     with pytest.raises(DataError, match="both sides"):
         check_no_leak({"a", "b"}, {"b"})

@@ -129,7 +129,7 @@ def test_public_patches_sorted_into_classes_keep_their_patients(tmp_path):
     for part, patient in (("train", "p"), ("test", "p")):
         for label in "01":
             write_image(tmp_path / part / label / f"{patient}_idx5_x1_y1_class{label}.png")
-    with pytest.raises(DataError, match="1 patients on both sides"):
+    with pytest.raises(DataError, match="1 patient on both sides"):
         load_split(tmp_path, PX, SplitOptions(val=("test",)))
 
 

@@ -45,7 +45,7 @@ def test_patients_stand_where_the_csv_says_and_others_are_left_out_with_a_line(f
     with caplog.at_level(logging.INFO):
         assert sides(folder, text) == [{"11", "14"}, {"12"}]
     assert (
-        "left out 1 patients whose split is neither of train (train, extra) nor of val (val): test"
+        "left out 1 patient whose split is neither of train (train, extra) nor of val (val): test"
         in caplog.text
     )
     assert sides(folder, text, val=("test",)) == [{"11", "14"}, {"13"}]
@@ -60,11 +60,11 @@ def test_patients_stand_where_the_csv_says_and_others_are_left_out_with_a_line(f
     [
         (
             "patient,split\n11,train\n12,val\n13,train\n",
-            r"found no line of 1 patients whose patches lie in .*\(14\)",
+            r"found no line of 1 patient whose patches lie in .*\(14\)",
         ),
         (
             "patient,split\n11,train\n12,val\n13,train\n14,val\n99,val\n",
-            r"found 1 patients of whom .* has no labelled patch \(99\), expected names such as 11, 12, 13, 14",
+            r"found 1 patient of whom .* has no labelled patch \(99\), expected names such as 11, 12, 13, 14",
         ),
         (
             "patient,split\n11,train\n12,val\n13,train\n14,val\n11,val\n",

@@ -111,7 +111,7 @@ def test_outlines_that_hold_no_tissue_leave_an_empty_map_that_says_so(slide: Pat
 def test_what_outlines_nothing_is_passed_over_with_a_line(tmp_path: Path) -> None:
     file = draw(tmp_path / "o", (LEFT, "Tumor"), (shapely.Point(5, 5), "Region*")) / "a.geojson"
     inside = read_inside(file, AnnotationOptions(), Size(1600, 1200))
-    assert inside.warnings == ("a.geojson: 1 points passed over: they outline nothing",)
+    assert inside.warnings == ("a.geojson: 1 point passed over: they outline nothing",)
 
 
 @pytest.mark.parametrize(

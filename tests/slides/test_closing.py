@@ -90,11 +90,11 @@ def test_closing_waits_for_reads_under_way(path: Path, monkeypatch: pytest.Monke
     whole = slide._tiles.read
 
     def slow(
-        level: int, box: Box, out: np.ndarray | None = None, threads: int = 1
+        level: int, box: Box, out: np.ndarray | None = None, threads: int = 1, overlap_px: int = 0
     ) -> tuple[np.ndarray, tuple[Box, ...]]:
         begun.set()
         time.sleep(0.2)
-        pixels = whole(level, box, out, threads)
+        pixels = whole(level, box, out, threads, overlap_px)
         ended.set()
         return pixels
 

@@ -98,7 +98,7 @@ def check_no_leak(train_patients: set[str], val_patients: set[str], by: str = "p
     if both := train_patients & val_patients:
         names = ", ".join(sorted(both)[:5])
         raise DataError(
-            f"found {len(both)} {by}s on both sides of the split ({names}), expected none: "
+            f"found {counted(len(both), by)} on both sides of the split ({names}), expected none: "
             "split by patient, or the numbers are too good"
         )
 
