@@ -316,4 +316,4 @@ def test_patches_that_cannot_be_decoded_end_it_or_are_skipped_as_the_config_says
     for name, rgb in zip(patches.names()[rows].tolist(), pixels, strict=True):
         assert np.array_equal(known[name], rgb), name
     assert len(batches) == plan_epoch(patches, (0, 0), 16).steps
-    assert "of slides cannot be decoded: skipped" in caplog.text
+    assert f"{lost} patches of slides cannot be decoded: skipped" in caplog.text

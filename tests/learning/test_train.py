@@ -196,9 +196,8 @@ def test_an_out_folder_of_another_training_is_refused(data, tmp_path):
     )
     patch.rename(now := data / "a" / "1" / "a_idx5_x1_y9_class1.png")
     was.rename(other := data / "a" / "0" / f"a_idx5_x{PX + 1}_y9_class0.png")
-    with pytest.raises(
-        RecipeError, match="other labels"
-    ):  # two patches have changed theirs: all counts are as before
+    # Two patches have changed theirs: all counts are as before.
+    with pytest.raises(RecipeError, match="other labels"):
         train(replace(OPTIONS, epochs=1), data, tmp_path, CPU)
     now.rename(patch)
     other.rename(was)

@@ -32,8 +32,7 @@ def dry_run(entries: Sequence[SlideEntry], estimate: Estimator, workers: int | N
     seconds, patches = sum(slide.seconds for slide in slides), sum(slide.patches for slide in slides)
     print(
         f"{counted(outcomes['new'] + outcomes['begun'], 'slide')}, {counted(patches, 'patch')}: about "
-        f"{span(seconds / count)} with "
-        f"{counted(count, 'worker', 'workers at best')}, up to "
+        f"{span(seconds / count)} with {counted(count, 'worker', 'workers at best')}, up to "
         f"{_size(sum(slide.disk_bytes for slide in slides))} on the disk; {outcomes['begun']} begun before, "
         f"{outcomes['done'] + outcomes['to draw']} done already, {outcomes['refused']} refused, "
         f"{outcomes['would fail']} would fail"

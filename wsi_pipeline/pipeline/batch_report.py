@@ -62,8 +62,7 @@ def write_batch_report(out: OutPath) -> list[OutPath]:
     failed = len(rows) - len(done)
     lead = [
         f"{counted(len(done), 'slide')} mapped, {failed} failed; {_sum(done, 'idc_mm2')} mm² of IDC in "
-        f"{_sum(done, 'tissue_mm2')} "
-        f"mm² of tissue. wsi_pipeline {VERSION}",
+        f"{_sum(done, 'tissue_mm2')} mm² of tissue. wsi_pipeline {VERSION}",
         "Research use only, not a medical device",
     ]
     if patients:

@@ -301,10 +301,9 @@ class SlideStore:
             self._array("labels/status/0")[...] = np.where(lost | strange, planned, status)
         raise OutputError(
             f"{self.path}: found {counted(int(lost.sum()), 'cell')} without a score and {int(strange.sum()):,} "
-            f"that no plan "
-            f"has, expected each of {counted(int(wanted.sum()), 'planned cell')} done: did another process, or a "
-            f"person, "
-            f"write there? They are planned again: run the same command, alone, and it goes on with them"
+            f"that no plan has, expected each of {counted(int(wanted.sum()), 'planned cell')} done: did another "
+            f"process, or a person, write there? They are planned again: run the same command, alone, and it goes on "
+            f"with them"
         )
 
     def _write_chunk(self, name: str, cells: Box, values: NDArray[Any], durable: bool = True) -> None:

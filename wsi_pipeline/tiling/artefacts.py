@@ -143,11 +143,10 @@ def find_artefacts(
         blurred = find_blur(rgb, mpp, tissue & ~rejected, options.min_sharpness, options.sharpness_um)
         spoilt_by["blur"] = blurred
     if options.check_folds:
-        folds = tissue & ~rejected
+        clean = tissue & ~rejected
+        folds = clean.copy()
         for one in glass:
-            folds &= find_folds(
-                rgb, mpp, tissue & ~rejected, one, options.min_fold_ratio, options.min_fold_um
-            )
+            folds &= find_folds(rgb, mpp, clean, one, options.min_fold_ratio, options.min_fold_um)
         spoilt_by["fold"] = folds
     for spoilt in spoilt_by.values():
         rejected |= spoilt

@@ -88,7 +88,7 @@ class Draw:
         )
         return (
             f"export: {total:,} of {counted(total + left, 'patch')} ({shares}); {left:,} left out, as the "
-            f"config says"
+            "config says"
         )
 
 

@@ -185,6 +185,5 @@ def _check_numbers(info: ExportInfo) -> None:
     if len(info.sample) > MOST_SAMPLE or not 0 <= info.od_patches <= MOST_SAMPLE:
         raise ValueError(
             f"found a sample of {counted(info.od_patches, 'patch')}, {len(info.sample)} of them named, expected "
-            f"{MOST_SAMPLE} at "
-            "most"
+            f"{MOST_SAMPLE} at most"
         )

@@ -37,8 +37,7 @@ def within(overview: Overview, inside: Inside, mpp0: tuple[float, float]) -> Ove
     there, all_of_it = limited.tissue_mm2(mpp0), overview.tissue_mm2(mpp0)
     warning = (
         f"mapped within the {counted(inside.outlines, 'outline')} of {inside.path.name} alone: {there:.2f} of "
-        f"{all_of_it:.2f} mm2 of tissue; "
-        "shares and areas are of what lies inside"
+        f"{all_of_it:.2f} mm2 of tissue; shares and areas are of what lies inside"
     )
     if overview.artefacts.areas_mm2 and overview.artefacts.rejected.any():
         warning += ", tissue not scored for its artefacts is of the whole slide"

@@ -360,8 +360,7 @@ def _problem(moved: NDArray[np.float32], tolerance: Tolerance) -> str:
         return ""
     return (
         f"moves {counted(len(moved), 'patch')} by {furthest:.2g} at most and {mean:.2g} in the mean against eager "
-        f"float32; "
-        f"expected {tolerance.furthest:g} and {tolerance.mean:g}"
+        f"float32; expected {tolerance.furthest:g} and {tolerance.mean:g}"
     )
 
 

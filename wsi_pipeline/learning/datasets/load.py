@@ -130,9 +130,8 @@ def _check_readable(decoded: Decoded, sides: Indices, listing: Listing, split: S
     if not split.skip_unreadable:
         raise DataError(
             f"{listing.folder}: found {len(unreadable)} of {counted(len(sides), 'image')} that cannot be decoded, "
-            f"the first: "
-            f"{'; '.join(decoded.problems[index] for index in unreadable[:3])}; mend or remove them (explore-patches "
-            "lists all), or set skip_unreadable: true under split in the config"
+            f"the first: {'; '.join(decoded.problems[index] for index in unreadable[:3])}; mend or remove them "
+            "(explore-patches lists all), or set skip_unreadable: true under split in the config"
         )
     log.warning("left out %s that cannot be decoded", counted(len(unreadable), "image"))
 

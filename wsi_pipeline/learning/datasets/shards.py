@@ -61,8 +61,7 @@ def samples_of(folder: Path, info: ExportInfo) -> list[Sample]:
         if len(found) != count:
             raise DataError(
                 f"{folder / name}: found {counted(len(found), 'patch')}, expected {count} as {EXPORT_FILE} says; "
-                f"copy it again, "
-                "or remove it and run the same tile-slides again"
+                "copy it again, or remove it and run the same tile-slides again"
             )
         samples += found
     return samples

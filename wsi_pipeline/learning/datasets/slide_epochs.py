@@ -122,8 +122,8 @@ def plan_epoch(
     if min(sizes) < share:
         raise DataError(
             f"found {counted(min(sizes), 'patch')} for one of {counted(count, 'process')} in an epoch, expected a "
-            f"batch of {share} at "
-            "least; outline more, or set a smaller batch_size in the config, or start fewer processes"
+            f"batch of {share} at least; outline more, or set a smaller batch_size in the config, or start fewer "
+            "processes"
         )
     mine = shares[rank]
     if weights is not None:
@@ -245,8 +245,8 @@ def read_pieces(
                 if unreadable and not patches.skip_unreadable:
                     raise DataError(
                         f"{patches.slides[piece.slide].path}: {unreadable} of {counted(len(piece.rows), 'patch')} "
-                        f"read together "
-                        "cannot be decoded; get the slide again, or set skip_unreadable: true under split in the config"
+                        "read together cannot be decoded; get the slide again, or set skip_unreadable: true under "
+                        "split in the config"
                     )
                 lost += unreadable
                 if len(rows):

@@ -128,8 +128,7 @@ def _sides_of_csv(
     if unknown := sorted(set(side_of) - here):
         raise DataError(
             f"{path}: found {counted(len(unknown), 'patient')} of whom {listing.folder} has no labelled patch "
-            f"({_some(unknown)}), "
-            f"expected names such as {_some(sorted(here))}; correct or remove their lines"
+            f"({_some(unknown)}), expected names such as {_some(sorted(here))}; correct or remove their lines"
         )
     if others := {name: side for name, side in side_of.items() if side not in {*split.train, *split.val}}:
         log.info(

@@ -164,8 +164,7 @@ def split_slides(
         if set(np.unique(patches.labels).tolist()) != {0, 1}:
             raise DataError(
                 f"{folder}: found {counted(len(patches), f'{name} patch')}, expected some of both labels; correct "
-                f"the split in "
-                "the config, or outline more"
+                "the split in the config, or outline more"
             )
     return train, val
 

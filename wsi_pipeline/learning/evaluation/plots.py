@@ -155,8 +155,7 @@ def patients_plot(rows: list[dict[str, float]]) -> Picture:
     return plot(
         figure,
         f"F1 of each of {counted(len(meant), 'patient')} with IDC; larger dots have more patches. Little IDC "
-        f"makes a few "
-        "mistakes weigh much.",
+        "makes a few mistakes weigh much.",
     )
 
 

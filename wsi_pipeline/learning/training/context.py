@@ -361,8 +361,7 @@ def split_slides(
     if len(train) < 2 or not val:
         raise DataError(
             f"found {counted(len(train), 'slide')} to train on and {len(val)} to evaluate on, expected 2 and 1 at "
-            f"least; "
-            f"give --manifest, or split.val_patients or split.patients_csv in the config"
+            f"least; give --manifest, or split.val_patients or split.patients_csv in the config"
         )
     return train, val
 

@@ -91,6 +91,5 @@ def area_error_text(card: "ModelCard") -> str:
         return ""
     return (
         f"on {counted(found['slides'], 'validation slide')} {found['lowest']:.1f} to {found['highest']:.1f} times "
-        f"those outlined "
-        f"(median {found['median']:.1f})"
+        f"those outlined (median {found['median']:.1f})"
     )
