@@ -17,3 +17,5 @@ class PageServer(uvicorn.Server):
         """End what listens, then the rest."""
         self._app.state.stopping.set()
         await super().shutdown(sockets)
+        if self.force_exit:  # a second Ctrl-C, after which uvicorn leaves the application as it is
+            await self.lifespan.shutdown()
