@@ -4,7 +4,11 @@ Only folds that all runs have done are compared, and the table says which. Calib
 from the patients of the other folds. The patients of the published validation side can be left out, so that choices are
 made without them.
 
+Two runs joined by a plus are asked together: the mean of their logits, as a bound for a network that learns from both.
+
 python -m scripts.results.compare_folds runs/folds/today runs/folds/conditioned --data ../shared/data/idc
+python -m scripts.results.compare_folds runs/folds/conditioned runs/folds/conditioned+runs/folds/second \\
+    --data ../shared/data/idc --section trainings --title "Other trainings" --out docs/results.md
 """
 
 import argparse
@@ -25,12 +29,18 @@ from wsi_pipeline.learning.evaluation.bootstrap import (
 )
 from wsi_pipeline.learning.training.coarse_labels import labels_with_neighbours
 
+# What joins runs that are asked together.
+TOGETHER = "+"
 ABOUT = (
     "Every choice between trainings is made on the 230 patients that are at hand, divided into five folds "
     "(`scripts/results/folds.csv`): a network a fold, which never saw the fold's patients, trained from random "
     "weights for 12 epochs, the last of which counts. Calibration and threshold of each patient come from others. The "
     "published validation patients are left out of the table: they are kept for a last look. Written by "
     "`python -m scripts.results.compare_folds` from what `python -m scripts.results.cross_validate` left."
+)
+OTHERS = (
+    "As in the section before, on those folds that all have done. Two names joined by a plus: the mean of what both "
+    "say. Written by `python -m scripts.results.compare_folds`; what was trained and how: docs/history.md."
 )
 MEASURES = {"auroc": "AUROC", "f1": "F1", "balanced_accuracy": "balanced accuracy", "ece": "ECE"}
 SHOWN = (("plain", ""), ("jpeg80", ", as JPEG 4:2:0 of quality 80"))
@@ -42,13 +52,15 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "runs", type=Path, nargs="+", help="folders of fold_K.npz; the first is compared with"
+        "runs", nargs="+", help="folders of fold_K.npz, or several joined by +; the first is compared with"
     )
     parser.add_argument(
         "--data", type=Path, required=True, help="folder of the IDC set, whose manifest names the sides"
     )
     parser.add_argument("--with-val", action="store_true", help="count the published validation patients too")
-    parser.add_argument("--out", type=Path, help="a page whose section on the folds is written anew")
+    parser.add_argument("--out", type=Path, help="a page of which a section is written anew")
+    parser.add_argument("--section", default="folds", help="which (default: folds)")
+    parser.add_argument("--title", default="By cross-validation", help="what stands above it")
     parser.add_argument(
         "--context", type=Path, help="what cross_validate_context printed, to go below the table"
     )
@@ -63,7 +75,13 @@ def main() -> None:
             else {row["patient"] for row in csv.DictReader(file) if row["split"] == "val"}
         )
     folds = sorted(
-        set.intersection(*({path.stem for path in run.glob("fold_*.npz")} for run in options.runs))
+        set.intersection(
+            *(
+                {path.stem for path in part.glob("fold_*.npz")}
+                for run in options.runs
+                for part in parts_of(run)
+            )
+        )
     )
     if not folds:
         raise SystemExit("no fold is done in all of them")
@@ -71,10 +89,16 @@ def main() -> None:
     print(text)
     if options.out:
         maps = options.context.read_text(encoding="utf-8") if options.context else ""
-        put_section(options.out, "folds", f"## By cross-validation\n\n{ABOUT}\n\n{text}\n\n{maps}")
+        about = ABOUT if options.section == "folds" else OTHERS
+        put_section(options.out, options.section, f"## {options.title}\n\n{about}\n\n{text}\n\n{maps}")
 
 
-def table(runs: list[Path], folds: list[str], held_back: set[str], rims: bool = False) -> str:
+def parts_of(run: str) -> list[Path]:
+    """The folders of runs that are asked together."""
+    return [Path(part) for part in run.split(TOGETHER)]
+
+
+def table(runs: list[str], folds: list[str], held_back: set[str], rims: bool = False) -> str:
     """The rows of each run, with 95 % intervals over patients, and the differences to the first."""
     lines, first = [], {}
     all_labels, all_patients, names = (
@@ -111,10 +135,10 @@ def table(runs: list[Path], folds: list[str], held_back: set[str], rims: bool = 
                     low, high = interval(drawn[name] - first[changed, name][1])
                     cell += f"; {values[name] - first[changed, name][0]:+.3f} ({low:+.3f} to {high:+.3f})"
                 cells.append(cell)
-            lines.append(f"| {run.name}{changed} | " + " | ".join(cells) + " |")
+            lines.append(f"| {run_name(run)}{changed} | " + " | ".join(cells) + " |")
     head = [
         f"{len(all_labels):,} patches of {len(np.unique(all_patients))} patients, {len(folds)} folds of 5; in brackets "
-        f"95 % intervals over patients, after the semicolon the difference to {runs[0].name}, draw by draw.",
+        f"95 % intervals over patients, after the semicolon the difference to {run_name(runs[0])}, draw by draw.",
         "",
         "| training | " + " | ".join(MEASURES.values()) + " |",
         "| --- | " + " | ".join("---" for _ in MEASURES) + " |",
@@ -130,13 +154,26 @@ def rim_patches(
     return np.asarray(labels_with_neighbours(side, 1.0) != labels)
 
 
-def joined(run: Path, folds: list[str], name: str, held_back: set[str]) -> NDArray[np.generic]:
-    """The array of that name over all folds, without the patients held back."""
+def run_name(run: str) -> str:
+    """What the table calls it."""
+    return " + ".join(part.name for part in parts_of(run))
+
+
+def joined(run: str, folds: list[str], name: str, held_back: set[str]) -> NDArray[np.generic]:
+    """The array of that name over all folds, without the patients held back; logits are means over the run's parts."""
     parts = []
     for fold in folds:
-        with np.load(run / f"{fold}.npz") as answers:
-            kept = ~np.isin(answers["patients"], sorted(held_back))
-            parts.append(answers[name][kept])
+        of_runs = []
+        for part in parts_of(run):
+            with np.load(part / f"{fold}.npz") as answers:
+                kept = ~np.isin(answers["patients"], sorted(held_back))
+                of_runs.append(answers[name][kept])
+        same = of_runs[0].dtype.kind != "f"
+        if same and not all(np.array_equal(of_runs[0], values) for values in of_runs):
+            raise SystemExit(
+                f"{run}: {fold} is of other patches in one run than in another: cross-validate again"
+            )
+        parts.append(of_runs[0] if same else np.mean(of_runs, axis=0))
     return np.concatenate(parts)
 
 

@@ -4,7 +4,12 @@ Folds are those of folds.csv beside this file. What a network says of its fold's
 OUT/fold_K.npz, so that a run that was broken off goes on with the next fold. The last epoch counts: nothing is chosen
 on a fold. Several runs are compared by `python -m scripts.results.compare_folds`.
 
+`{fold}` in the name of a teacher, or of what a training starts from, is the fold's number: so a network can learn from
+others that never saw the fold's patients either.
+
 python -m scripts.results.cross_validate ../shared/data/idc --config train/idc_default --out runs/folds/today
+python -m scripts.results.cross_validate ../shared/data/idc --config default_model/conditioned \\
+    --set 'teachers=["runs/folds/today/fold_{fold}.safetensors"]' --out runs/folds/taught
 """
 
 import argparse
@@ -64,7 +69,7 @@ def main() -> None:
         began = time.monotonic()
         train_rows, held_rows = np.flatnonzero(of_patch != fold), np.flatnonzero(of_patch == fold)
         answers = answers_of_fold(
-            replace(recipe, split=replace(recipe.split, val_patients=())),
+            recipe_of_fold(recipe, fold),
             everyone.taken(train_rows),
             everyone.taken(held_rows),
             place.with_suffix(".safetensors"),
@@ -77,6 +82,17 @@ def read_folds() -> dict[str, int]:
     """The fold of each patient."""
     with FOLDS.open(newline="") as file:
         return {row["patient"]: int(row["fold"]) for row in csv.DictReader(file)}
+
+
+def recipe_of_fold(recipe: TrainOptions, fold: int) -> TrainOptions:
+    """The training of a fold, with the files of that fold."""
+    start = recipe.pretrained
+    return replace(
+        recipe,
+        split=replace(recipe.split, val_patients=()),
+        teachers=tuple(name.replace("{fold}", str(fold)) for name in recipe.teachers),
+        pretrained=start.replace("{fold}", str(fold)) if isinstance(start, str) else start,
+    )
 
 
 def answers_of_fold(
