@@ -14,6 +14,7 @@ python -m scripts.results.cross_validate ../shared/data/idc --config default_mod
 
 import argparse
 import csv
+import json
 import logging
 import time
 from dataclasses import replace
@@ -23,6 +24,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from wsi_pipeline.base.options import options_to_dict
 from wsi_pipeline.learning.datasets import LabelledPatches
 from wsi_pipeline.learning.datasets.load import load_side
 from wsi_pipeline.learning.datasets.scanner_effects import as_jpeg
@@ -59,6 +61,7 @@ def main() -> None:
     recipe = load_train_options(options.config, options.set)
     folds = read_folds()
     options.out.mkdir(parents=True, exist_ok=True)
+    check_recipe(recipe, options.out)
     everyone = load_side(options.data, recipe.patch_px, "all", recipe.split, mpp=recipe.mpp)
     of_patch = np.array([folds[patient] for patient in everyone.patients.tolist()])
     for fold in options.folds if options.folds is not None else sorted(set(folds.values())):
@@ -76,6 +79,19 @@ def main() -> None:
         )
         np.savez(place, **answers)
         log.info("fold %d: %.0f s", fold, time.monotonic() - began)
+
+
+def check_recipe(recipe: TrainOptions, out: Path) -> None:
+    """Keep the options of a run beside its folds. Raises SystemExit where folds of other options lie there."""
+    kept, said = out / "recipe.json", json.loads(json.dumps(options_to_dict(recipe)))
+    if not kept.exists():
+        kept.write_text(json.dumps(said, indent=1), encoding="utf-8")
+        return
+    before = json.loads(kept.read_text(encoding="utf-8"))
+    if other := [name for name in said if said[name] != before.get(name)]:
+        raise SystemExit(
+            f"{out} holds folds of another {', '.join(other)}; take another --out, or the options of {kept}"
+        )
 
 
 def read_folds() -> dict[str, int]:

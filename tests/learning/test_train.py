@@ -19,7 +19,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from test_datasets import GROUPS, write_sheets
 
-from wsi_pipeline.base.errors import ConfigError, ModelError, RecipeError, TrainingError
+from wsi_pipeline.base.errors import ConfigError, DataError, ModelError, RecipeError, TrainingError
 from wsi_pipeline.base.options import options_to_dict
 from wsi_pipeline.cli import models, train_model
 from wsi_pipeline.cli.train_model import main
@@ -346,6 +346,19 @@ def test_a_config_that_cannot_be_used_is_refused(tmp_path):
             load_train_options(config)
     with pytest.raises(ConfigError, match="found neither such a file nor a shipped config"):
         load_train_options(tmp_path / "none.yaml")
+
+
+def test_a_network_that_hears_of_its_slide_wants_two_patients_that_tell_anything(data, tmp_path):
+    hearing = OPTIONS.architecture_options | {"slide_condition": {"hidden": 4}}
+    options = replace(OPTIONS, architecture_options=hearing, slides_a_batch=2, limit_patches=10)
+    with pytest.raises(DataError, match=r"found \d patients? with 8 training patches or more, expected two"):
+        train(options, data, tmp_path / "out", CPU)
+    assert not (tmp_path / "out").exists()
+    none = replace(
+        options, architecture_options=hearing | {"slide_condition": {"hidden": 0}}, limit_patches=None
+    )
+    with pytest.raises(ModelError, match="hidden 0, expected 1 to"):
+        train(none, data, tmp_path / "out", CPU)
 
 
 def test_every_config_that_comes_along_loads_and_flags_take_precedence():

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from scripts.results.compare_adaptations import with_learned_shift
 from scripts.results.compare_folds import joined, table
-from scripts.results.cross_validate import read_folds, recipe_of_fold
+from scripts.results.cross_validate import check_recipe, read_folds, recipe_of_fold
 from wsi_pipeline.learning.evaluation import metrics
 from wsi_pipeline.learning.training.options import load_train_options
 
@@ -34,6 +34,14 @@ def test_a_fold_learns_from_files_of_its_own_number() -> None:
     assert of_fold.teachers == ("one/fold_3.safetensors", "two.safetensors")
     assert of_fold.pretrained == "one/fold_3.safetensors"
     assert not of_fold.split.val_patients
+
+
+def test_folds_of_other_options_are_not_taken_for_done(tmp_path: Path) -> None:
+    recipe = load_train_options("default_model/unpadded")
+    check_recipe(recipe, tmp_path)
+    check_recipe(recipe, tmp_path)
+    with pytest.raises(SystemExit, match=r"another bf16, seed; take another --out"):
+        check_recipe(load_train_options("default_model/unpadded", ["bf16=false", "seed=1"]), tmp_path)
 
 
 def write_run(run: Path, odds: NDArray[np.float64], labels: NDArray[np.uint8]) -> str:

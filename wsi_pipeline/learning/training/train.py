@@ -160,11 +160,16 @@ def _cost(network: nn.Module, options: TrainOptions) -> Cost:
 
 
 def _check_slides_heard(options: TrainOptions, patches: LabelledPatches | SlidePatches) -> None:
-    """Raises DataError where a network that hears of its slide would be trained on one alone."""
-    if options.architecture_options.get("slide_condition") and len(set(patches.patients)) < 2:
+    """Raises DataError where a network would hear of fewer than two training slides that tell anything."""
+    if not options.architecture_options.get("slide_condition"):
+        return
+    _, counts = np.unique(patches.patients, return_counts=True)
+    telling = int((counts >= LEAST_PATCHES).sum())
+    if telling < 2:
         raise DataError(
-            f"found training patches of one {patches.by}, expected two {patches.by}s at the least: a network with "
-            "'slide_condition' learns how far slides lie from one another; add slides, or set val_share lower"
+            f"found {counted(telling, patches.by)} with {LEAST_PATCHES} training patches or more, expected two at the "
+            "least: a network with 'slide_condition' learns how far slides lie from one another; add slides or "
+            "patches, or set val_share lower or limit_patches higher"
         )
 
 

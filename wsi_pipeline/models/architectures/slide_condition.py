@@ -24,6 +24,8 @@ LEAST_PATCHES = 8
 MOST_PATCHES = 256
 # How far the condition may go: features scaled by 1 +- SCALE, the logit by e ** +-TEMPERATURE and shifted by SHIFT.
 SCALE, TEMPERATURE, SHIFT = 0.75, 0.5, 2.5
+# What a file says of a network is not believed without bounds: it could fill the memory.
+MOST_HIDDEN = 2048
 
 
 class SlideHead(NamedTuple):
@@ -55,6 +57,8 @@ class SlideConditioned(nn.Module):
 
     def __init__(self, core: nn.Module, hidden: int = 32, idc: int = 1) -> None:
         super().__init__()
+        if not 1 <= hidden <= MOST_HIDDEN:
+            raise ValueError(f"found slide_condition.hidden {hidden}, expected 1 to {MOST_HIDDEN}")
         self.core = core
         self.idc = idc
         head: nn.Linear = core.head  # type: ignore[assignment]
