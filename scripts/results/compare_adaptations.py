@@ -3,8 +3,8 @@
 Each fold's network is asked about patients that it never saw (scripts/results/cross_validate.py, whose OUT is given):
 hearing nothing of the slide; with batch-norm statistics of the slide's own patches; with the share of IDC of each
 patient estimated by EM (Saerens 2002, Neural Computation 14: 21); with a shift and a temperature that a linear model
-reads from the spread of the slide's own log odds; hearing of the slide as shipped; and, as a ceiling that nobody can
-reach, each patient's log odds shifted so that its mean probability is its true share.
+reads from the spread of the slide's own log odds; hearing of the slide in the shipped way; and, as a ceiling that
+nobody can reach, each patient's log odds shifted so that its mean probability is its true share.
 
 python -m scripts.results.compare_adaptations runs/folds/conditioned --data ../shared/data/idc
 """
@@ -47,14 +47,13 @@ QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 RIDGE, PATIENT_POWER = 0.1, 0.5
 GROUPS = 5
 ABOUT = (
-    "The same folds and patients. *Alone*: the network hears nothing of the slide. *Batch-norm statistics*: as alone, "
-    "with those of each patient's own patches. *EM*: as alone, each patient's share of IDC estimated from its "
-    "answers (Saerens 2002) after calibration on others. *Learned shift*: as alone, each patient's log odds shifted "
-    "and stretched by what a linear model, fitted on other patients, reads from them. *Hears of its slide*: as "
-    "shipped. *Oracle*: as alone, each patient's log odds shifted to its true share of IDC, the ceiling for any shift. "
-    "After the semicolon the "
-    "difference to alone, draw by draw over patients. Written by "
-    "`python -m scripts.results.compare_adaptations runs/folds/conditioned --data ../shared/data/idc --out "
+    "The same folds and patients. *Alone*: the network hears nothing of the slide. *Batch-norm statistics*: as "
+    "alone, with those of each patient's own patches. *EM*: as alone, each patient's share of IDC estimated from "
+    "its answers (Saerens 2002) after calibration on others. *Learned shift*: as alone, each patient's log odds "
+    "shifted and stretched by what a linear model, fitted on other patients, reads from them. *Hears of its "
+    "slide*: in the shipped way. *Oracle*: as alone, each patient's log odds shifted to its true share of IDC, "
+    "the ceiling for any shift. After the semicolon the difference to alone, draw by draw over patients. Written "
+    "by `python -m scripts.results.compare_adaptations runs/folds/conditioned --data ../shared/data/idc --out "
     "docs/results.md`, after `python -m scripts.results.cross_validate`."
 )
 
