@@ -48,13 +48,14 @@ RIDGE, PATIENT_POWER = 0.1, 0.5
 GROUPS = 5
 ABOUT = (
     "The same folds and patients. *Alone*: the network hears nothing of the slide. *Batch-norm statistics*: as "
-    "alone, with those of each patient's own patches. *EM*: as alone, each patient's share of IDC estimated from "
-    "its answers (Saerens 2002) after calibration on others. *Learned shift*: as alone, each patient's log odds "
-    "shifted and stretched by what a linear model, fitted on other patients, reads from them. *Hears of its "
-    "slide*: in the shipped way. *Oracle*: as alone, each patient's log odds shifted to its true share of IDC, "
-    "the ceiling for any shift. After the semicolon the difference to alone, draw by draw over patients. Written "
-    "by `python -m scripts.results.compare_adaptations runs/folds/conditioned --data ../shared/data/idc --out "
-    "docs/results.md`, after `python -m scripts.results.cross_validate`."
+    "alone, with those of each patient's own patches. *EM*: as alone, each patient's share of IDC estimated "
+    "from its answers (Saerens 2002) after calibration on others. *Learned shift*: as alone, each patient's log "
+    "odds shifted and stretched by what a linear model, fitted on other patients, reads from them. *Hears of "
+    "its slide*: in the shipped way. *Oracle*: as alone, each patient's log odds shifted to its true share of "
+    "IDC, the ceiling for any shift. After the semicolon the difference to alone, draw by draw over patients. "
+    "Written by `python -m scripts.results.compare_adaptations runs/folds/conditioned --data ../shared/data/idc "
+    "--out docs/results.md`, after `python -m scripts.results.cross_validate ../shared/data/idc --config "
+    "default_model/conditioned --set bf16=false --folds 0 1 2 --out runs/folds/conditioned`."
 )
 
 log = logging.getLogger("compare_adaptations")
@@ -207,7 +208,10 @@ def adapted_crossfit(
 
 
 def with_learned_shift(logits: Floats, labels: NDArray[np.integer], patients: NDArray[np.str_]) -> Floats:
-    """Logits [N, 2], each patient's log odds stretched and shifted by a model fitted on patients of other groups."""
+    """Logits [N, 2], each patient's log odds stretched and shifted by a model fitted on patients of other groups.
+
+    logits: float [N, 2], those of IDC second. labels: [N], 1 is IDC. patients: [N], GROUPS of them at the least.
+    """
     odds = logits[:, 1] - logits[:, 0]
     names, which, counts = np.unique(patients, return_inverse=True, return_counts=True)
     looks = np.stack([_spread(odds[which == patient]) for patient in range(len(names))])

@@ -1,13 +1,15 @@
 """Compare cross-validated trainings, patient by patient: a table of what scripts/results/cross_validate.py left.
 
 Only folds that all runs have done are compared, and the table says which. Calibration and threshold of a patient come
-from the patients of the other folds. The patients of the published validation side can be left out, so that choices are
+from other patients. The patients of the published validation side can be left out, so that choices are
 made without them.
 
 Two runs joined by a plus are asked together: the mean of their logits, as a bound for a network that learns from both.
 
 python -m scripts.results.compare_folds runs/folds/today runs/folds/conditioned --data ../shared/data/idc
 python -m scripts.results.compare_folds runs/folds/conditioned runs/folds/conditioned+runs/folds/second \\
+    --data ../shared/data/idc
+python -m scripts.results.compare_folds runs/folds/conditioned runs/folds/unpadded runs/folds/unpadded_taught \\
     --data ../shared/data/idc --section trainings --title "Other trainings" --out docs/results.md
 """
 
@@ -41,8 +43,9 @@ ABOUT = (
     "-m scripts.results.compare_folds` from what `python -m scripts.results.cross_validate` left."
 )
 OTHERS = (
-    "As in the section before, on those folds that all have done. Two names joined by a plus: the mean of what both "
-    "say. Written by `python -m scripts.results.compare_folds`; what was trained and how: docs/history.md."
+    "As [above](#by-cross-validation), on those folds that all have done. Two names joined by a plus: the mean "
+    "of what both say. Written by `python -m scripts.results.compare_folds`; what was trained, and by which "
+    "commands: [history](history.md#other-seeds-other-networks)."
 )
 MEASURES = {"auroc": "AUROC", "f1": "F1", "balanced_accuracy": "balanced accuracy", "ece": "ECE"}
 SHOWN = (("plain", ""), ("jpeg80", ", as JPEG 4:2:0 of quality 80"))
