@@ -69,6 +69,8 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports setup.cfg
+	@twice=$$(find tests -name 'test_*.py' -printf '%f\n' | sort | uniq -d); \
+		test -z "$$twice" || { echo "two test files are named $$twice: pytest takes each name once; rename one"; exit 1; }
 	@test ! -d wsi_pipeline/viewer/web/node_modules || $(BIN)/python setup.py --quiet build_page --check
 
 types: setup
