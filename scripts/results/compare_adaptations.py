@@ -23,14 +23,10 @@ from torch import nn
 
 from scripts.doc_sections import put_section
 from scripts.results.cross_validate import read_folds
+from scripts.results.paired_rows import Measured, cells, heading, measured
 from wsi_pipeline.learning.datasets.load import load_side
 from wsi_pipeline.learning.evaluation import metrics
-from wsi_pipeline.learning.evaluation.bootstrap import (
-    decision_measures,
-    draw_patients,
-    interval,
-    ranking_measures,
-)
+from wsi_pipeline.learning.evaluation.bootstrap import draw_patients
 from wsi_pipeline.learning.training.train import load_train_options
 from wsi_pipeline.models.logits import evaluate
 from wsi_pipeline.models.model import Model, load_model, normalised
@@ -38,7 +34,6 @@ from wsi_pipeline.models.stain import normalise_stain_by_patient
 
 Floats = NDArray[np.floating]
 
-MEASURES = {"auroc": "AUROC", "f1": "F1", "balanced_accuracy": "balanced accuracy", "ece": "ECE"}
 # A patient of fewer patches has no batch-norm statistics of its own.
 LEAST_PATCHES = 32
 # What the learned shift reads of a patient: these quantiles of its log odds, and the share above zero.
@@ -157,34 +152,19 @@ def table(answers: dict[str, NDArray[np.generic]], folds: int) -> str:
         "oracle": lambda: adapted_crossfit(answers["alone"], labels, patients, shift_to_share),
     }
     resampled = draw_patients(patients)
-    lines, first = [], {}
+    lines: list[str] = []
+    first: Measured | None = None
     for way, answer in ways.items():
         probability, called = answer()
-        drawn = decision_measures(called, labels, resampled) | ranking_measures(
-            probability, labels, resampled
-        )
-        decisions = metrics.decide(called.astype(float), labels, 0.5)
-        values = {
-            "auroc": metrics.auroc(probability, labels),
-            "f1": decisions.f1,
-            "balanced_accuracy": decisions.balanced_accuracy,
-            "ece": metrics.calibration_error(probability, labels),
-        }
-        cells = []
-        for name in MEASURES:
-            cell = f"{values[name]:.3f}"
-            if first:
-                low, high = interval(drawn[name] - first[name][1])
-                cell += f"; {values[name] - first[name][0]:+.3f} ({low:+.3f} to {high:+.3f})"
-            cells.append(cell)
-        first = first or {name: (values[name], drawn[name]) for name in MEASURES}
-        lines.append(f"| {way} | " + " | ".join(cells) + " |")
+        found = measured(probability, called, labels, resampled)
+        row = cells(found, first)
+        first = first or found
+        lines.append(f"| {way} | " + " | ".join(row) + " |")
     return "\n".join(
         [
             f"{len(labels):,} patches of {len(np.unique(patients))} patients, {folds} folds of 5.",
             "",
-            "| adapted | " + " | ".join(MEASURES.values()) + " |",
-            "| --- | " + " | ".join("---" for _ in MEASURES) + " |",
+            *heading("adapted"),
             *lines,
         ]
     )

@@ -21,14 +21,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scripts.doc_sections import put_section
+from scripts.results.paired_rows import Measured, cells, heading, measured
 from wsi_pipeline.learning.datasets import LabelledPatches
 from wsi_pipeline.learning.evaluation import metrics
-from wsi_pipeline.learning.evaluation.bootstrap import (
-    decision_measures,
-    draw_patients,
-    interval,
-    ranking_measures,
-)
+from wsi_pipeline.learning.evaluation.bootstrap import draw_patients
 from wsi_pipeline.learning.training.coarse_labels import labels_with_neighbours
 
 # What joins runs that are asked together.
@@ -47,7 +43,6 @@ OTHERS = (
     "of what both say. Written by `python -m scripts.results.compare_folds`; what was trained, and by which "
     "commands: [history](history.md#other-seeds-other-networks)."
 )
-MEASURES = {"auroc": "AUROC", "f1": "F1", "balanced_accuracy": "balanced accuracy", "ece": "ECE"}
 SHOWN = (("plain", ""), ("jpeg80", ", as JPEG 4:2:0 of quality 80"))
 
 
@@ -66,9 +61,6 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="a page of which a section is written anew")
     parser.add_argument("--section", default="folds", help="which (default: folds)")
     parser.add_argument("--title", default="By cross-validation", help="what stands above it")
-    parser.add_argument(
-        "--context", type=Path, help="what cross_validate_context printed, to go below the table"
-    )
     parser.add_argument(
         "--rims", action="store_true", help="patches at the rim of an outline, and all others, by themselves"
     )
@@ -93,9 +85,8 @@ def main() -> None:
     text = table(options.runs, folds, held_back, options.rims)
     print(text)
     if options.out:
-        maps = options.context.read_text(encoding="utf-8") if options.context else ""
         about = ABOUT if options.section == "folds" else OTHERS
-        put_section(options.out, options.section, f"## {options.title}\n\n{about}\n\n{text}\n\n{maps}")
+        put_section(options.out, options.section, f"## {options.title}\n\n{about}\n\n{text}")
 
 
 def parts_of(run: str) -> list[Path]:
@@ -105,7 +96,8 @@ def parts_of(run: str) -> list[Path]:
 
 def table(runs: list[str], folds: list[str], held_back: set[str], rims: bool = False) -> str:
     """The rows of each run, with 95 % intervals over patients, and the differences to the first."""
-    lines, first = [], {}
+    lines: list[str] = []
+    first: dict[str, Measured] = {}
     all_labels, all_patients, names = (
         joined(runs[0], folds, name, held_back) for name in ("labels", "patients", "names")
     )
@@ -120,33 +112,15 @@ def table(runs: list[str], folds: list[str], held_back: set[str], rims: bool = F
             probability, called = metrics.crossfit(
                 joined(run, folds, key, held_back), all_labels, all_patients
             )
-            probability, called = probability[counted], called[counted]
-            drawn = decision_measures(called, labels, resampled) | ranking_measures(
-                probability, labels, resampled
-            )
-            values = {
-                "auroc": metrics.auroc(probability, labels),
-                "ece": metrics.calibration_error(probability, labels),
-            }
-            decisions = metrics.decide(called.astype(float), labels, 0.5)
-            values |= {"f1": decisions.f1, "balanced_accuracy": decisions.balanced_accuracy}
-            cells = []
-            for name in MEASURES:
-                low, high = interval(drawn[name])
-                cell = f"{values[name]:.3f} ({low:.3f} to {high:.3f})"
-                if run == runs[0]:
-                    first[changed, name] = (values[name], drawn[name])
-                else:
-                    low, high = interval(drawn[name] - first[changed, name][1])
-                    cell += f"; {values[name] - first[changed, name][0]:+.3f} ({low:+.3f} to {high:+.3f})"
-                cells.append(cell)
-            lines.append(f"| {run_name(run)}{changed} | " + " | ".join(cells) + " |")
+            found = measured(probability[counted], called[counted], labels, resampled)
+            row = cells(found, first.get(changed), intervals=True)
+            first.setdefault(changed, found)
+            lines.append(f"| {run_name(run)}{changed} | " + " | ".join(row) + " |")
     head = [
         f"{len(all_labels):,} patches of {len(np.unique(all_patients))} patients, {len(folds)} folds of 5; in brackets "
         f"95 % intervals over patients, after the semicolon the difference to {run_name(runs[0])}, draw by draw.",
         "",
-        "| training | " + " | ".join(MEASURES.values()) + " |",
-        "| --- | " + " | ".join("---" for _ in MEASURES) + " |",
+        *heading("training"),
     ]
     return "\n".join([*head, *lines])
 

@@ -79,6 +79,17 @@ def test_a_gaussian_learns_nothing_but_its_calibration():
     assert metrics["crossfitted"]["context"]["ece"] < 0.05
 
 
+def test_a_gaussian_of_probabilities_ranks_as_the_plain_mean_does():
+    rings = replace(SMALL.rings, base_of="probability", base_sigma=SMALL.compared_sigma)
+    options = replace(SMALL, kind="gaussian", rings=rings)
+    step, metrics = fit_and_evaluate(options, MOUNTS[:4], MOUNTS[4:], 0.5, PATCH_UM)
+    assert step.card.options.base_of == "probability"
+    for side in ("crossfitted", "val"):
+        found = metrics[side]
+        assert found["context"]["auroc"] == pytest.approx(found["gaussian"]["auroc"], abs=1e-3)
+        assert found["context"]["ece"] <= found["gaussian"]["ece"] + 0.01
+
+
 def test_the_same_seed_gives_the_same_step_and_the_evaluated_patients_do_not_matter():
     first, _ = fit_and_evaluate(SMALL, MOUNTS[:3], MOUNTS[4:5], 0.5, PATCH_UM)
     again, _ = fit_and_evaluate(SMALL, MOUNTS[:3], MOUNTS[5:], 0.3, PATCH_UM)

@@ -134,3 +134,21 @@ def test_a_gaussian_is_the_calibrated_mean_of_log_odds_and_has_no_weights() -> N
     assert np.array_equal(np.isnan(found), ~scored)
     with pytest.raises(ModelError, match="do not fit the card"):
         ContextStep(card, random_step().weights)
+
+
+def test_a_mean_of_probability_lets_no_patch_count_for_more_than_one():
+    alone = np.full((9, 9), 0.4, np.float32)
+    alone[4, 4] = 0.99
+    alone[0, 0] = np.nan
+    of = {}
+    for base_of in ("log_odds", "probability"):
+        card = ContextCard(kind="gaussian", options=RingOptions(base_of=base_of))
+        of[base_of] = apply_context(alone, ContextStep(card, {}))
+    scored = ~np.isnan(alone)
+    mean = neighbour_mean(np.nan_to_num(alone).astype(np.float64), scored, 1.0)
+    bounds = expit(-6.0), expit(6.0)
+    np.testing.assert_allclose(of["probability"][scored], mean.clip(*bounds)[scored], atol=1e-5)
+    assert np.array_equal(np.isnan(of["probability"]), ~scored)
+    assert of["log_odds"][4, 4] > of["probability"][4, 4] + 0.03
+    certain = apply_context(np.ones((3, 3), np.float32), ContextStep(card, {}))
+    np.testing.assert_allclose(certain, bounds[1], atol=1e-6)

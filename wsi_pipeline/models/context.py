@@ -45,7 +45,11 @@ class RingOptions:
     """Of the standard deviations of log odds: a sheet of carcinoma is even, a duct here and there is not."""
 
     base_sigma: Annotated[float, Field(gt=0)] = 1.0
-    """Of the mean that the perceptrons correct."""
+    """Of the mean that the perceptrons correct, and of the Gaussian."""
+
+    base_of: Literal["log_odds", "probability"] = "log_odds"
+    """Of what that mean is. Of log odds, one sure patch outweighs several that are not; of probability, no patch
+    counts for more than one."""
 
     most_log_odds: Annotated[float, Field(gt=0)] = 6.0
     """Log odds of a patch alone are held within this, lest one sure patch outvote all its neighbours."""
@@ -56,7 +60,7 @@ class ContextCard:
     """What must be known of a model's context step, a part of the model's card."""
 
     kind: Literal["rings", "gaussian"] = "rings"
-    """Which step: rings, the perceptrons; gaussian, the mean of log odds of width `options.base_sigma` alone."""
+    """Which step: rings, the perceptrons; gaussian, the mean of width `options.base_sigma` alone."""
 
     options: RingOptions = Field(default_factory=RingOptions)
     """What it sees of a patch's neighbours."""
@@ -149,8 +153,7 @@ def log_odds_of(probability: FloatMap, options: RingOptions) -> Floats:
 def step_log_odds(log_odds: Floats, step: ContextStep) -> Floats:
     """Log odds [n] after the step, not yet calibrated, of the scored cells of a map [row, column]."""
     if step.card.kind == "gaussian":
-        scored = ~np.isnan(log_odds)
-        return neighbour_mean(log_odds, scored, step.card.options.base_sigma)[scored]
+        return base_log_odds(log_odds, step.card.options)
     base, rings = ring_features(log_odds, step.card.options)
     w = {name: values.astype(np.float64) for name, values in step.weights.items()}
     rings = (rings - w["mean"]) / w["std"]  # [n, c]
@@ -174,13 +177,24 @@ def ring_features(log_odds: Floats, options: RingOptions) -> tuple[Floats, Float
     def mean(values: Floats, sigma: float) -> Floats:
         return neighbour_mean(values, scored, sigma)[scored]
 
-    base = mean(odds, options.base_sigma)
     channels = [odds[scored], *(mean(odds, sigma) for sigma in options.sigmas)]
     channels += [chance[scored], *(mean(chance, sigma) for sigma in options.sigmas)]
     for sigma in options.spread_sigmas:
         variance = mean(odds**2, sigma) - mean(odds, sigma) ** 2
         channels.append(np.sqrt(np.maximum(variance, 0)))
-    return base, np.stack(channels, axis=1)
+    return base_log_odds(log_odds, options), np.stack(channels, axis=1)
+
+
+def base_log_odds(log_odds: Floats, options: RingOptions) -> Floats:
+    """The narrowest mean around each scored cell [n], as log odds, in row order; log_odds: as ring_features takes."""
+    scored = ~np.isnan(log_odds)
+    if options.base_of == "log_odds":
+        return neighbour_mean(log_odds, scored, options.base_sigma)[scored]
+    mean = neighbour_mean(expit(log_odds), scored, options.base_sigma)[scored]
+    # Rounding must not carry a mean of 1s beyond what each may be.
+    most = options.most_log_odds
+    odds: Floats = logit(np.clip(mean, expit(-most), expit(most)))
+    return odds
 
 
 def neighbour_mean(values: Floats, scored: NDArray[np.bool_], sigma: float) -> Floats:

@@ -23,7 +23,8 @@ from wsi_pipeline.slides.annotations.files import PICTURE_SUFFIX, label_picture_
 from wsi_pipeline.slides.annotations.geojson import AnnotationOptions
 from wsi_pipeline.slides.catalog import slides_directly_in
 from wsi_pipeline.slides.names import slide_name
-from wsi_pipeline.slides.slide import open_slide
+from wsi_pipeline.slides.slide import Slide, open_slide
+from wsi_pipeline.tiling.grid import Plan
 from wsi_pipeline.tiling.overview import make_overview
 from wsi_pipeline.tiling.patches import read_blocks
 
@@ -100,6 +101,15 @@ def score_slide(
 
     Raises DataError where the labels do not fit the slide.
     """
+    slide, plan, probability = patch_scores(path, classifier, config, views)
+    labels = labels_of_slide(known, slide, plan.grid.map_plane, plan.kept, annotations)
+    return LabelledSlide(slide.name, probability, labels)
+
+
+def patch_scores(
+    path: Path, classifier: Classifier, config: InferConfig, views: int
+) -> tuple[Slide, Plan, NDArray[np.float32]]:
+    """The slide at `path`, its patches, and what each is given in so many views: [views, row, column], NaN without."""
     card = classifier.card
     grid = grid_for_model(config.grid, card.patch_px, card.mpp)
     slide = open_slide(path)
@@ -111,8 +121,7 @@ def score_slide(
         columns, rows = block.patches[cut.readable].T
         for view in range(views):
             probability[view, rows, columns] = classifier.scores(turned(cut.rgb[cut.readable], view))
-    labels = labels_of_slide(known, slide, plan.grid.map_plane, plan.kept, annotations)
-    return LabelledSlide(slide.name, probability, labels)
+    return slide, plan, probability
 
 
 def turned(patches: NDArray[np.uint8], view: int) -> NDArray[np.uint8]:
