@@ -1,6 +1,7 @@
 """The scripts around the folds: whose files a fold's training takes, runs asked together, the learned shift."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,7 +9,8 @@ from numpy.typing import NDArray
 
 from scripts.results.compare_adaptations import with_learned_shift
 from scripts.results.compare_folds import joined, table
-from scripts.results.cross_validate import check_recipe, read_folds, recipe_of_fold
+from scripts.results.cross_validate import check_recipe, doubted_names, read_folds, recipe_of_fold
+from wsi_pipeline.base.options import options_to_dict
 from wsi_pipeline.learning.evaluation import metrics
 from wsi_pipeline.learning.training.options import load_train_options
 
@@ -37,11 +39,25 @@ def test_a_fold_learns_from_files_of_its_own_number() -> None:
 
 
 def test_folds_of_other_options_are_not_taken_for_done(tmp_path: Path) -> None:
-    recipe = load_train_options("default_model/unpadded")
-    check_recipe(recipe, tmp_path)
-    check_recipe(recipe, tmp_path)
+    def recipe(*values: str) -> dict[str, Any]:
+        return options_to_dict(load_train_options("default_model/unpadded", list(values)))
+
+    check_recipe(recipe(), tmp_path)
+    check_recipe(recipe(), tmp_path)
     with pytest.raises(SystemExit, match=r"another bf16, seed; take another --out"):
-        check_recipe(load_train_options("default_model/unpadded", ["bf16=false", "seed=1"]), tmp_path)
+        check_recipe(recipe("bf16=false", "seed=1"), tmp_path)
+    with pytest.raises(SystemExit, match=r"another doubt; take another --out"):
+        check_recipe(recipe() | {"doubt": "runs/folds/conditioned"}, tmp_path)
+
+
+def test_a_label_is_doubted_that_others_patients_networks_find_unlikely(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    labels = (random.random(400) < 0.4).astype(np.uint8)
+    odds = 6.0 * labels - 3 + random.normal(0, 0.5, 400)
+    labels[[7, 123, 256]] ^= 1
+    write_run(tmp_path / "run", odds, labels)
+    assert doubted_names(tmp_path / "run", 0.05).tolist() == ["7", "123", "256"]
+    assert len(doubted_names(tmp_path / "run", 0.0)) == 0
 
 
 def write_run(run: Path, odds: NDArray[np.float64], labels: NDArray[np.uint8]) -> str:

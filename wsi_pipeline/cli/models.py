@@ -142,6 +142,8 @@ def _facts(card: "ModelCard", entry: "Entry | None") -> dict[str, str]:
         "data": str(training.get("data") or "not known"),
         "began from": ", ".join(began) or "nothing",
         **{name: _measure(card, name) for name in MEASURES},
+        "cross-validated": _cross_validated(card),
+        "robustness": _robustness(card),
         "threshold": f"{card.threshold:.3f}",
         "context step": "yes" if card.context else "no",
         "limits": card.limits or "none named",
@@ -177,6 +179,33 @@ def _measure(card: "ModelCard", name: str) -> str:
     values = card.metrics.get("val")
     value = values.get(name) if isinstance(values, dict) else None
     return f"{value:.3f}" if isinstance(value, float) else "not known"
+
+
+def _cross_validated(card: "ModelCard") -> str:
+    """What networks trained likewise reached on patients that they never saw."""
+    try:
+        found = card.metrics["cross_validation"]
+        auroc = found["patches"]["auroc"]
+        low, high = auroc["interval_95"]
+        return (
+            f"AUROC {auroc['value']:.3f} ({low:.3f} to {high:.3f}) on {found['patients']} patients, "
+            f"{len(found['folds_of_5'])} folds of 5"
+        )
+    except (TypeError, KeyError, ValueError):
+        return "not known"
+
+
+def _robustness(card: "ModelCard") -> str:
+    """The change of the patches that costs most."""
+    try:
+        rows = card.metrics["robustness"]["rows"]
+        worst = min(rows, key=lambda row: float(row["auroc_change"]))
+        return (
+            f"of {len(rows) - 1} changes, {worst['name']} costs most: AUROC {worst['auroc_change']:+.3f}, "
+            f"{worst['flipped']:.1%} flipped"
+        )
+    except (TypeError, KeyError, ValueError):
+        return "not known"
 
 
 def _print_rows(rows: Sequence[tuple[str, ...]]) -> None:
