@@ -31,10 +31,11 @@ from wsi_pipeline.learning.datasets.scanner_effects import as_jpeg
 from wsi_pipeline.learning.evaluation import metrics
 from wsi_pipeline.learning.evaluation.bootstrap import draw_patients
 from wsi_pipeline.learning.evaluation.patches import split_of
+from wsi_pipeline.learning.evaluation.robustness import MOST_PATCHES, Change, sampled
 from wsi_pipeline.models.context import apply_context, neighbour_mean
 from wsi_pipeline.models.logits import evaluate, evaluate_by_slide
 from wsi_pipeline.models.model import Model, load_model
-from wsi_pipeline.models.stain import as_the_card_wants
+from wsi_pipeline.models.stain import as_the_card_wants, normalise_stain, tables_of
 from wsi_pipeline.pipeline.config import InferConfig
 from wsi_pipeline.slides.annotations.geojson import AnnotationOptions
 from wsi_pipeline.slides.names import slide_name
@@ -48,7 +49,8 @@ ABOUT = (
     "were chosen for patches, and neither for whole mounts); in brackets 95 % intervals over patients, after the "
     "semicolon the difference to the first model, draw by draw. *Unheard*: the network is told nothing of the slide. "
     "*Elsewhere*: AUROC on {core} patches of a core biopsy of another laboratory (outlines drawn by eye; one slide "
-    "decides nothing), and the share of patches called IDC in two frozen sections, which have no labels. Written by "
+    "decides nothing), and the share of patches called IDC in two frozen sections, which have no labels. Then the last "
+    "model on some of the validation patches, changed patient by patient. Written by "
     "`python -m scripts.results.compare_models NAME=MODEL... --data ../shared/data --slides runs/results/slides --out "
     "docs/results.md`."
 )
@@ -77,6 +79,12 @@ def main() -> None:
             first.setdefault(what, found)
             rows.setdefault(what, []).append(f"| {what}: {name} | {' | '.join(row)} |")
     elsewhere, core = rows_elsewhere(models, options.data)
+    last = list(models.values())[-1]
+    if hears(last):
+        side = load_side(
+            options.data / "idc", last.card.patch_px, "val", split_of(last.card), mpp=last.card.mpp
+        )
+        elsewhere += ["", *rows_of_strange_slides(last, sampled(side, MOST_PATCHES, seed=0))]
     names = "; ".join(f"*{name}* {model.sha256[:12]}" for name, model in models.items())
     lines = [line for group in rows.values() for line in group]
     text = "\n".join([f"{names}.", "", *heading("what: model"), *lines, "", *elsewhere])
@@ -170,6 +178,56 @@ def rows_elsewhere(models: dict[str, Model], data: Path) -> tuple[list[str], int
                 shown.append(f"{called.mean():.0%}")
             lines.append(f"| {name}{'' if heard else ', unheard'} | {' | '.join(shown)} |")
     return lines, len(core)
+
+
+def rows_of_strange_slides(model: Model, side: LabelledPatches) -> list[str]:
+    """A table of patches changed far beyond what the network was trained on: hearing of their slide, and not."""
+    lines = [
+        "| patients changed, all patches alike | heard: AUROC, F1 | unheard | patients farther than training slides |",
+        "| --- | --- | --- | ---: |",
+    ]
+    names = np.unique(side.patients)
+    for what, change in STRANGE.items():
+        pixels = np.empty_like(side.pixels)
+        for number, name in enumerate(names):
+            rows = np.flatnonzero(side.patients == name)
+            pixels[rows] = change(side.pixels[rows], np.random.default_rng(number))
+        changed = replace(side, pixels=pixels)
+        shown = []
+        for heard in (True, False):
+            probability = probability_of(model, changed, heard)
+            decisions = metrics.decide(probability, side.labels, model.card.threshold)
+            shown.append(f"{metrics.auroc(probability, side.labels):.3f}, {decisions.f1:.3f}")
+        pixels = as_the_card_wants(pixels, side.patients, model.card)
+        features = evaluate(model.network, model.card, pixels, CPU, features=True)
+        distances = [model.network.distance_of(features[side.patients == name]) for name in names]  # type: ignore[operator]
+        known = np.array([distance for distance in distances if distance is not None])
+        lines.append(f"| {what} | {' | '.join(shown)} | {(known > 1).sum()} of {len(known)} |")
+    return lines
+
+
+def by_stain(spread: float) -> Change:
+    """Each of a patient's channels multiplied in density by a factor whose logarithm has this spread."""
+    return lambda pixels, random: normalise_stain(
+        pixels, tables_of(np.exp(spread * random.standard_normal(3)))
+    )
+
+
+def by_light(power: float, factor: float = 1.0) -> Change:
+    """Grey values of 0 to 1 to this power, times this factor."""
+    values = (255 * factor * (np.arange(256) / 255) ** power).round().clip(0, 255).astype(np.uint8)
+    return lambda pixels, random: values[pixels]
+
+
+STRANGE = {
+    "as they are": by_stain(0.0),
+    "stains, spread 0.3": by_stain(0.3),
+    "stains, spread 0.5": by_stain(0.5),
+    "stains, spread 0.8": by_stain(0.8),
+    "gamma 0.6": by_light(0.6),
+    "gamma 1.6": by_light(1.6),
+    "darker by a quarter": by_light(1.0, 0.75),
+}
 
 
 def hears(model: Model) -> bool:
