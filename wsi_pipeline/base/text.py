@@ -91,12 +91,13 @@ def printable_values(value: Any) -> Any:
 def counted(number: int, one: str, many: str = "") -> str:
     """So many of something, in words of a sentence; `many` where the plural is no regular one.
 
-    >>> counted(1, "slide"), counted(2_000, "patch"), counted(0, "focus", "foci")
-    ('1 slide', '2,000 patches', '0 foci')
+    >>> counted(1, "slide"), counted(2_000, "patch"), counted(0, "focus", "foci"), counted(48, "epoch")
+    ('1 slide', '2,000 patches', '0 foci', '48 epochs')
     """
     if number == 1:
         return f"1 {one}"
-    return f"{number:,} {many or one + ('es' if one.endswith(('s', 'x', 'ch', 'sh')) else 's')}"
+    hissing = one.endswith(("s", "x", "ch", "sh")) and not one.endswith("och")  # epoch: said with a k
+    return f"{number:,} {many or one + ('es' if hissing else 's')}"
 
 
 def _escaped(character: str) -> str:
