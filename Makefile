@@ -113,12 +113,14 @@ model: setup
 	$(BIN)/train-model --config configs/default_model/again.yaml --data $(DATA)/idc --out runs/model/again
 	$(BIN)/train-model --config configs/default_model/last.yaml --data $(DATA)/idc --out runs/model/last
 	$(BIN)/train-model --config configs/default_model/by_slide.yaml --data $(DATA)/idc --out runs/model/by_slide
-	$(BIN)/train-context --config configs/default_model/context.yaml --model runs/model/by_slide/idc_default.safetensors \
-		--slides runs/results/slides --manifest $(DATA)/idc/manifest.csv --out runs/model/with_context
-	$(BIN)/evaluate-model --model runs/model/with_context/idc_default.safetensors --data $(DATA)/idc --robustness \
-		--out runs/model/evaluation
 	$(BIN)/python -m scripts.results.cross_validate $(DATA)/idc --config default_model/conditioned --set bf16=false \
 		--out runs/folds/conditioned
+	$(BIN)/python -m scripts.results.cross_validate_context runs/folds/conditioned --slides runs/results/slides
+	$(BIN)/train-context --config configs/default_model/context.yaml --model runs/model/by_slide/idc_default.safetensors \
+		--slides runs/results/slides --manifest $(DATA)/idc/manifest.csv --unseen runs/folds/conditioned/mounts \
+		--out runs/model/with_context
+	$(BIN)/evaluate-model --model runs/model/with_context/idc_default.safetensors --data $(DATA)/idc --robustness \
+		--out runs/model/evaluation
 	$(BIN)/python -m scripts.results.complete_card runs/model/with_context/idc_default.safetensors \
 		--evaluation runs/model/evaluation/metrics.json --folds runs/folds/conditioned --data $(DATA)/idc \
 		--out runs/model/idc_default

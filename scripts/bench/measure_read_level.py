@@ -12,7 +12,6 @@ import argparse
 import statistics
 import sys
 import tempfile
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -67,12 +66,12 @@ def main() -> int:
                 print(lines[-1], flush=True)
     text = "\n".join(
         [
-            f"Each slide mapped with `grid.read_level: coarsest` and `finer`, medians of {args.repeats} in turn; then "
-            "one scene at two scales. *Changed*: the largest difference of a patch's probability, the mean one, and "
-            "the share of patches on the other side of the threshold. Written by `python -m "
-            "scripts.bench.measure_read_level SLIDE... --docs docs/scale.md`.",
+            "Each slide mapped with `grid.read_level: coarsest` and `finer`: seconds of reading and classifying, "
+            f"medians of {args.repeats} in turn; then one scene at two scales. *Changed*: the largest difference of a "
+            "patch's probability, the mean one, and the share of patches on the other side of the threshold. Written "
+            "by `python -m scripts.bench.measure_read_level SLIDE... --docs docs/scale.md`.",
             "",
-            "| model | slide | seconds, coarsest | finer | changed: largest, mean, flipped |",
+            "| model | slide | reading and classifying, s: coarsest | finer | changed: largest, mean, flipped |",
             "| --- | --- | ---: | ---: | --- |",
             *lines,
         ]
@@ -97,14 +96,12 @@ def row_of_slide(path: Path, classifier: Classifier, place: Path, repeats: int) 
 def mapped(
     path: Path, classifier: Classifier, level: Level, place: Path
 ) -> tuple[NDArray[np.float32], float]:
-    """Each patch's probability [row, column], and the seconds it took."""
+    """Each patch's probability [row, column], and the seconds of reading and classifying."""
     config = InferConfig()
     config = replace(config, grid=replace(config.grid, read_level=level))
     with tempfile.TemporaryDirectory(dir=place) as out:
-        start = time.perf_counter()
-        folder = infer_slide(path, Path(out), config, classifier).folder
-        seconds = time.perf_counter() - start
-        return open_result(str(folder)).patch_map, seconds
+        result = open_result(str(infer_slide(path, Path(out), config, classifier).folder))
+        return result.patch_map, result.summary["seconds"]["classify"]
 
 
 def difference(first: NDArray[np.float32], second: NDArray[np.float32], threshold: float) -> str:

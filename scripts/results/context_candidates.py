@@ -25,7 +25,7 @@ ROUNDS = 20
 # Neighbours across a corner are farther.
 NEIGHBOURS = np.array([[0.5**0.5, 1, 0.5**0.5], [1, 0, 1], [0.5**0.5, 1, 0.5**0.5]])
 
-MEAN = RingOptions(base_of="probability")
+MEAN = RingOptions(base_sigma=1.0, base_of="probability")
 # Members are averaged; each is trained on so many batches of so many mounts.
 MEMBERS, STEPS, BATCH, LEARNING_RATE, WEIGHT_DECAY, DROPOUT = 3, 150, 6, 0.003, 0.1, 0.2
 

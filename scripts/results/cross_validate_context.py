@@ -14,6 +14,7 @@ import argparse
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -30,12 +31,20 @@ from wsi_pipeline.learning.datasets.labelled_slides import (
     LabelledSlide,
     find_labelled_slides,
     patch_scores,
+    read_scored,
     score_slide,
 )
 from wsi_pipeline.learning.evaluation import metrics
 from wsi_pipeline.learning.evaluation.bootstrap import draw_patients
 from wsi_pipeline.learning.training.context import ContextTrainOptions, compare_held_out
-from wsi_pipeline.models.context import RingOptions, base_log_odds, log_odds_of
+from wsi_pipeline.models.context import (
+    ContextCard,
+    ContextStep,
+    RingOptions,
+    apply_context,
+    base_log_odds,
+    log_odds_of,
+)
 from wsi_pipeline.models.model import Model, load_model
 from wsi_pipeline.pipeline.config import InferConfig
 from wsi_pipeline.slides.annotations.geojson import AnnotationOptions
@@ -45,16 +54,16 @@ Floats = NDArray[np.float64]
 Slides = Sequence[LabelledSlide]
 
 FINER_UM = 100.0
-# Deviations of the means over patches half a patch apart, in patches.
-FINER_SIGMAS = (1.0, 1.4)
 ABOUT = (
-    "Maps of all whole mounts, each scored by the network of its patient's fold; what is fitted of a step is fitted on "
-    "mounts of other folds, calibration and threshold of each patient on other patients. *Mean*: Gaussian of so many "
-    "patches, of the neighbours' probabilities or log odds. *Finer*: the same mean over patches half a patch apart, "
-    "four times as many. *Rings*: small perceptrons that correct the mean. *Random field*: two labels, coupled to the "
-    "eight neighbours. *U-Net*: a small one over the grid. A step over the network's features cannot be judged so: "
-    "each fold's network has features of its own. Written by `python -m scripts.results.cross_validate_context "
-    "{run} --slides runs/results/slides --out docs/results.md`, after `python -m scripts.results.cross_validate`."
+    "Maps of all whole mounts, each scored by the network of its patient's fold; what is fitted of a step is fitted "
+    "on mounts of other folds, calibration and threshold of each patient on other patients. After the semicolon the "
+    "difference to the first row, with 95 % intervals over patients. *Mean*: Gaussian of so many patches, of the "
+    "neighbours' probabilities or log odds. *Finer*: the same mean over patches half a patch apart, four times as "
+    "many. *Map of 100 um cells*: what `infer-slide --cell-um 100` makes of those, at the patches. *Rings*: small "
+    "perceptrons that correct the mean of one patch. *Random field*: two labels, coupled to the eight neighbours. "
+    "*U-Net*: a small one over the grid. A step over the network's features cannot be judged so: each fold's network"
+    " has features of its own. Written by `python -m scripts.results.cross_validate_context {run} --slides "
+    "runs/results/slides --out docs/results.md`, after `python -m scripts.results.cross_validate`."
 )
 
 log = logging.getLogger("cross_validate_context")
@@ -70,16 +79,15 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="a page whose section on the context step is written anew")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    slides, finer = scored_mounts(options.run, options.slides)
-    text = table(slides, finer)
+    text = table(*scored_mounts(options.run, options.slides))
     print(text)
     if options.out:
         about = ABOUT.format(run=options.run)
         put_section(options.out, "steps", f"## Context steps, by cross-validation\n\n{about}\n\n{text}")
 
 
-def scored_mounts(run: Path, folder: Path) -> tuple[list[LabelledSlide], list[LabelledSlide]]:
-    """The mounts scored by networks that never saw them; and with patches half a patch apart, means at the same cells.
+def scored_mounts(run: Path, folder: Path) -> tuple[list[LabelledSlide], list[NDArray[np.float32]]]:
+    """The mounts scored by networks that never saw them; and of each, [row, column], patches half a patch apart.
 
     Kept in run/mounts, so that another try does not score them again.
     """
@@ -89,7 +97,7 @@ def scored_mounts(run: Path, folder: Path) -> tuple[list[LabelledSlide], list[La
     networks: dict[int, Model] = {}
     config = InferConfig()
     closer = replace(config, grid=replace(config.grid, cell_um=FINER_UM))
-    slides, finer = [], []
+    slides, close = [], []
     for path, known in find_labelled_slides(folder):
         name = slide_name(path)
         place = kept / f"{name}.npz"
@@ -98,51 +106,39 @@ def scored_mounts(run: Path, folder: Path) -> tuple[list[LabelledSlide], list[La
             networks.setdefault(fold, calibrated_network(run, fold))
             classifier = Classifier([networks[fold]], torch.device("cpu"), ClassifyOptions())
             slide = score_slide(path, known, classifier, config, AnnotationOptions(), views)
-            _, _, close = patch_scores(path, classifier, closer, 1)
-            np.savez(place, probability=slide.patch_probability, labels=slide.labels, close=close[0])
+            _, _, scored = patch_scores(path, classifier, closer, 1)
+            np.savez(place, probability=slide.patch_probability, labels=slide.labels, close=scored[0])
             log.info("%s: %d labelled cells", name, slide.evaluated.sum())
         with np.load(place) as found:
-            slides.append(LabelledSlide(name, found["probability"], found["labels"]))
-            close = [at_patches(found["close"], sigma, found["labels"].shape) for sigma in FINER_SIGMAS]
-            finer.append(LabelledSlide(name, np.stack(close), found["labels"]))
-    return slides, finer
+            slides.append(read_scored(kept, name))
+            close.append(found["close"])
+    return slides, close
 
 
-def at_patches(close: NDArray[np.float32], sigma: float, shape: tuple[int, ...]) -> NDArray[np.float32]:
-    """The mean over patches half a patch apart at those that lie side by side, `shape` of them; NaN without."""
-    options = RingOptions(base_of="probability", base_sigma=2 * sigma)
-    odds = log_odds_of(close, options)
-    mean = np.full(close.shape, np.nan, np.float32)
-    mean[~np.isnan(close)] = 1 / (1 + np.exp(-base_log_odds(odds, options)))
-    there = mean[::2, ::2][: shape[0], : shape[1]]
-    result = np.full(shape, np.nan, np.float32)
-    result[: there.shape[0], : there.shape[1]] = there
-    return result
-
-
-def table(slides: Slides, finer: Slides) -> str:
+def table(slides: Slides, close: Sequence[NDArray[np.float32]]) -> str:
     """A row a way; the first is what the others are compared with."""
     folds = read_folds()
     groups = np.array([folds[slide.patient] for slide in slides])
-    counted = [
-        slide.evaluated & ~np.isnan(close.patch_probability[0])
-        for slide, close in zip(slides, finer, strict=True)
-    ]
-    left_out = sum(int(s.evaluated.sum() - c.sum()) for s, c in zip(slides, counted, strict=True))
-    within = np.concatenate([c[s.evaluated] for s, c in zip(slides, counted, strict=True)])
-    labels = np.concatenate([s.labels[c] == 1 for s, c in zip(slides, counted, strict=True)]).astype(int)
-    patients = np.repeat([s.patient for s in slides], [c.sum() for c in counted])
-    of_cell = np.repeat(groups, [c.sum() for c in counted])
+    labels = np.concatenate([s.labels[s.evaluated] == 1 for s in slides]).astype(int)
+    patients = np.repeat([s.patient for s in slides], [s.evaluated.sum() for s in slides])
+    of_cell = np.repeat(groups, [s.evaluated.sum() for s in slides])
     ways: dict[str, Callable[[], Floats]] = {
         "mean of probability, 1 patch": lambda: mean_odds(slides, 1.0, "probability"),
         "mean of probability, 0.7 patches": lambda: mean_odds(slides, 0.7, "probability"),
         "mean of probability, 1.4 patches": lambda: mean_odds(slides, 1.4, "probability"),
         "mean of probability, 2 patches": lambda: mean_odds(slides, 2.0, "probability"),
-        "mean of log odds, 1.4 patches": lambda: mean_odds(slides, 1.4, "log_odds"),
         "mean of log odds, 1 patch": lambda: mean_odds(slides, 1.0, "log_odds"),
+        "mean of log odds, 1.4 patches": lambda: mean_odds(slides, 1.4, "log_odds"),
+        "mean of log odds, 2 patches": lambda: mean_odds(slides, 2.0, "log_odds"),
         "each patch alone": lambda: own_odds(slides),
-        "finer: mean of probability, 1 patch": lambda: finer_odds(slides, finer, 0),
-        "finer: mean of probability, 1.4 patches": lambda: finer_odds(slides, finer, 1),
+        **{
+            f"finer: mean of {base_of.replace('_', ' ')}, {sigma:g} patches": partial(
+                finer_odds, slides, close, sigma, base_of
+            )
+            for base_of in ("probability", "log_odds")
+            for sigma in (1.0, 1.4)
+        },
+        "map of 100 um cells, mean of log odds, 1.4 patches": lambda: odds_of_fine_map(slides, close, 1.4),
         "rings on log odds": lambda: ring_odds(slides, "log_odds"),
         "rings on probability": lambda: ring_odds(slides, "probability"),
         "random field": lambda: random_field(slides, groups),
@@ -152,7 +148,7 @@ def table(slides: Slides, finer: Slides) -> str:
     lines: list[str] = []
     first: Measured | None = None
     for way, answer in ways.items():
-        odds = answer()[within]
+        odds = answer()
         logits = np.stack([np.zeros_like(odds), odds], axis=1)
         probability, called = metrics.crossfit(logits, labels, patients)
         found = measured(probability, called, labels, resampled)
@@ -168,8 +164,7 @@ def table(slides: Slides, finer: Slides) -> str:
         first = first or found
     return "\n".join(
         [
-            f"{len(labels):,} labelled cells of {len(slides)} whole mounts ({left_out} left out, which have no "
-            "patches half a patch away).",
+            f"{len(labels):,} labelled cells of {len(slides)} whole mounts.",
             "",
             "| map | " + " | ".join(MEASURES.values()) + " | F1 by fold |",
             "| --- | " + " | ".join("---" for _ in MEASURES) + " | --- |",
@@ -195,11 +190,41 @@ def own_odds(slides: Slides) -> Floats:
     return np.concatenate([odds_of(slide.patch_probability[0][slide.evaluated]) for slide in slides])
 
 
-def finer_odds(slides: Slides, finer: Slides, which: int) -> Floats:
-    """Log odds of that of FINER_SIGMAS at all evaluated cells, NaN where no patch lies half a patch away."""
-    return np.concatenate(
-        [odds_of(c.patch_probability[which][s.evaluated]) for s, c in zip(slides, finer, strict=True)]
-    )
+def finer_odds(slides: Slides, close: Sequence[NDArray[np.float32]], sigma: float, base_of: str) -> Floats:
+    """As mean_odds, over patches half a patch apart; those side by side are every other one of these."""
+    options = RingOptions(base_sigma=2 * sigma, base_of=base_of)  # type: ignore[arg-type]
+    parts = []
+    for slide, scores in zip(slides, close, strict=True):
+        odds = np.full(scores.shape, np.nan)
+        odds[~np.isnan(scores)] = base_log_odds(log_odds_of(scores, options), options)
+        parts.append(_at_patches(odds, slide))
+    return np.concatenate(parts)
+
+
+def odds_of_fine_map(slides: Slides, close: Sequence[NDArray[np.float32]], sigma: float) -> Floats:
+    """Log odds of each patch's mean on the map that `infer-slide --cell-um 100` makes of these scores.
+
+    Its cells are the mean of the four patches that cover them; the step looks at cells a patch apart.
+    """
+    step = ContextStep(ContextCard(kind="gaussian", options=RingOptions(base_sigma=sigma)), {})
+    parts = []
+    for slide, scores in zip(slides, close, strict=True):
+        rows, columns = scores.shape
+        covering = np.full((4, rows + 1, columns + 1), np.nan, np.float32)
+        for k, (y, x) in enumerate(np.ndindex(2, 2)):
+            covering[k, y : y + rows, x : x + columns] = scores
+        counts = (~np.isnan(covering)).sum(axis=0)
+        cells = np.where(counts, np.nansum(covering, axis=0) / np.maximum(counts, 1), np.nan)
+        after = apply_context(cells.astype(np.float32), step, patch_cells=2)
+        of_patch = np.stack([after[y : y + rows, x : x + columns] for y, x in np.ndindex(2, 2)])
+        parts.append(odds_of(_at_patches(of_patch.mean(axis=0), slide).astype(np.float32)))
+    return np.concatenate(parts)
+
+
+def _at_patches(values: NDArray[np.floating], slide: LabelledSlide) -> Floats:
+    """Of values [row, column] at patches half a patch apart, those at the slide's evaluated ones."""
+    rows, columns = np.nonzero(slide.evaluated)
+    return np.asarray(values[2 * rows, 2 * columns], np.float64)
 
 
 def odds_of(probability: NDArray[np.float32]) -> Floats:
@@ -209,7 +234,7 @@ def odds_of(probability: NDArray[np.float32]) -> Floats:
 
 def ring_odds(slides: Slides, base_of: str) -> Floats:
     """Log odds after small perceptrons, each mount's trained on others."""
-    options = ContextTrainOptions(rings=RingOptions(base_of=base_of))  # type: ignore[arg-type]
+    options = ContextTrainOptions(kind="rings", rings=RingOptions(base_sigma=1.0, base_of=base_of))  # type: ignore[arg-type]
     return odds_of(compare_held_out(options, slides).maps["context"].astype(np.float32))
 
 

@@ -31,7 +31,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--config",
         type=Path,
         metavar="NAME|FILE",
-        help="a shipped config by its name, or a YAML file of options; default: as default_model/context",
+        help="a shipped config by its name, or a YAML file of options; default: the mean of the neighbours",
+    )
+    parser.add_argument(
+        "--unseen",
+        type=Path,
+        metavar="DIR",
+        help="scores of the slides by networks that had not seen them (NAME.npz): calibration and threshold are "
+        "chosen on them, not on scores that this network has learned by heart",
     )
     return run_command(parser, _run, argv, tells_steps=True)
 
@@ -51,7 +58,7 @@ def _run(args: argparse.Namespace) -> int:
 
     options = load_config(ContextTrainOptions, args.config) if args.config else ContextTrainOptions()
     classifier = Classifier([load_model(args.model)], choose_device(args.device), ClassifyOptions())
-    print(train_context(options, classifier, args.slides, args.manifest, args.out))
+    print(train_context(options, classifier, args.slides, args.manifest, args.out, args.unseen))
     return ALL_DONE
 
 

@@ -7,6 +7,7 @@ A folder of them holds slides and, beside each, NAME_labels.png, a grey picture 
 import logging
 from dataclasses import dataclass
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -122,6 +123,35 @@ def patch_scores(
         for view in range(views):
             probability[view, rows, columns] = classifier.scores(turned(cut.rgb[cut.readable], view))
     return slide, plan, probability
+
+
+def read_scored(folder: Path, name: str) -> LabelledSlide:
+    """The slide of that name as it was scored before, from `folder`/NAME.npz: `probability`, `labels`.
+
+    probability: float32 [views, row, column], 0 to 1, NaN where not scored. labels: uint8 [row, column]. Raises
+    DataError where the file is missing or damaged, or does not hold these.
+    """
+    path = folder / f"{name}.npz"
+    try:
+        with np.load(path, allow_pickle=False) as found:
+            probability, labels = found["probability"], found["labels"]
+    except (OSError, KeyError, ValueError, EOFError, BadZipFile) as error:
+        raise DataError(
+            f"{path}: cannot be read ({error}); expected the scores of slide {name}, arrays 'probability' and "
+            "'labels', one such file for each slide to train on"
+        ) from error
+    if probability.ndim != 3 or labels.shape != probability.shape[1:] or not len(probability):
+        raise DataError(
+            f"{path}: found probability {probability.shape} and labels {labels.shape}, expected [views, row, column] "
+            "and [row, column]"
+        )
+    known = probability[~np.isnan(probability)] if probability.dtype.kind == "f" else np.array([-1.0])
+    if labels.dtype != np.uint8 or np.any((known < 0) | (known > 1)):
+        raise DataError(
+            f"{path}: found labels of {labels.dtype} and probabilities that are none (of {probability.dtype}), "
+            "expected uint8, and floats from 0 to 1 or NaN"
+        )
+    return LabelledSlide(name, probability.astype(np.float32), labels)
 
 
 def turned(patches: NDArray[np.uint8], view: int) -> NDArray[np.uint8]:

@@ -21,7 +21,12 @@ from wsi_pipeline.base.options import Field, options, options_to_dict
 from wsi_pipeline.base.text import counted
 from wsi_pipeline.inference.classifier import Classifier
 from wsi_pipeline.learning.datasets import SplitOptions, check_no_leak
-from wsi_pipeline.learning.datasets.labelled_slides import LabelledSlide, find_labelled_slides, score_slide
+from wsi_pipeline.learning.datasets.labelled_slides import (
+    LabelledSlide,
+    find_labelled_slides,
+    read_scored,
+    score_slide,
+)
 from wsi_pipeline.learning.datasets.split import read_patients
 from wsi_pipeline.learning.evaluation import metrics
 from wsi_pipeline.models.context import (
@@ -50,9 +55,9 @@ log = logging.getLogger(__name__)
 class ContextTrainOptions:
     """All that decides what a training of the context step makes of its slides."""
 
-    kind: Literal["rings", "gaussian"] = "rings"
-    """rings: small perceptrons correct the mean of the neighbours; gaussian: the mean alone, calibrated, which no
-    training can spoil. Which is better, a cross-validation over slides that no network was trained on says."""
+    kind: Literal["rings", "gaussian"] = "gaussian"
+    """gaussian: the mean of the neighbours, calibrated, which no training can spoil; rings: small perceptrons correct
+    it. Over 29 whole mounts that no network was trained on, rings were no better (docs/results.md)."""
 
     widths: Literal["patches", "um"] = "patches"
     """In what the widths of `rings`, and `compared_sigma`, are given: patches of the model, or micrometres, so that a
@@ -142,18 +147,31 @@ class Compared:
 
 
 def train_context(
-    options: ContextTrainOptions, classifier: Classifier, slides: Path, manifest: Path | None, out: Path
+    options: ContextTrainOptions,
+    classifier: Classifier,
+    slides: Path,
+    manifest: Path | None,
+    out: Path,
+    unseen: Path | None = None,
 ) -> Path:
     """The weights file, `out`/NAME.safetensors, of the classifier's model with a new context step.
 
     slides: a folder of slides with labels (datasets/labelled_slides.py). manifest: a CSV with the columns
-    patient and split; none: the config's split names the validation patients. Raises DataError when they do not fit.
+    patient and split; none: the config's split names the validation patients. unseen: a folder of scores of the
+    training slides, by networks that had not seen them (`read_scored`), to choose calibration and threshold on. Raises
+    DataError when they do not fit, ConfigError for `unseen` with another kind than gaussian.
     """
     model = classifier.models[0]
     patch_um = model.card.patch_px * model.card.mpp
     in_patches(options, patch_um)  # before minutes of scoring
+    if unseen and options.kind != "gaussian":
+        raise ConfigError(
+            f"found scores of networks that had not seen the slides, and kind {options.kind}; expected kind gaussian: "
+            "small perceptrons are calibrated by their own cross-validation"
+        )
     found = {slide_name(path): (path, known) for path, known in find_labelled_slides(slides)}
     train_names, val_names = split_slides(list(found), options.split, manifest)
+    held_out = [read_scored(unseen, name) for name in train_names] if unseen else None
     config = InferConfig()
 
     def scored(names: Sequence[str], views: int) -> list[LabelledSlide]:
@@ -164,13 +182,14 @@ def train_context(
         return labelled
 
     train, val = scored(train_names, options.views), scored(val_names, 1)
-    step, measured = fit_and_evaluate(options, train, val, model.card.threshold, patch_um)
+    step, measured = fit_and_evaluate(options, train, val, model.card.threshold, patch_um, held_out)
     card = replace(
         step.card,
         training={
             "base": model.sha256,
             "train": _count(train),
             "val": _count(val),
+            "calibrated_on": UNSEEN if held_out else TRAINED_ON,
             "config": options_to_dict(options),
         },
         metrics=measured,
@@ -190,8 +209,11 @@ def train_context(
 
 # A slide with less labelled IDC says nothing of areas.
 LEAST_UM2 = 1e6
+# What the card says of the scores that calibration and threshold were chosen on.
+UNSEEN = "the training slides as scored by networks that had not seen their patients"
+TRAINED_ON = "the training slides as scored by this network"
 MEASURED_NOTE = (
-    "crossfitted: the training mounts, each judged by a step trained on other patients; calibration and "
+    "crossfitted: the training mounts, each judged by a step that did not learn from it; calibration and "
     "threshold of the step, and the threshold of the Gaussian, were chosen there. val: nothing was chosen on it "
     "but the threshold of each patch alone, with the model's"
 )
@@ -203,16 +225,19 @@ def fit_and_evaluate(
     val: Sequence[LabelledSlide],
     patch_threshold: float,
     patch_um: float,
+    held_out: Sequence[LabelledSlide] | None = None,
 ) -> tuple[ContextStep, dict[str, Any]]:
     """The step of all training slides, calibrated, and its measures beside those of the maps without it.
 
-    Calibration and threshold are of the training slides, each scored by a step that was trained on others.
+    Calibration and threshold are of the training slides, each scored by a step that was trained on others; or of
+    `held_out`, the same slides as scored by networks that had not seen them, where these are given.
     patch_threshold: the model's, for each patch alone. patch_um: side of its patches, micrometres.
     """
     options = in_patches(options, patch_um)
-    held_out = _crossfitted_log_odds(options, train)
-    logits = np.stack([np.zeros_like(held_out), held_out], axis=1)
-    labels = _cells(train, lambda slide: slide.labels).astype(int)
+    judged = train if held_out is None else held_out
+    odds = _crossfitted_log_odds(options, judged)
+    logits = np.stack([np.zeros_like(odds), odds], axis=1)
+    labels = _cells(judged, lambda slide: slide.labels).astype(int)
     calibration = metrics.fit_calibration(logits, labels)
     probability = metrics.calibrated(logits, calibration).astype(np.float64)
     learned = options.kind == "rings"
@@ -227,7 +252,7 @@ def fit_and_evaluate(
     )
     step = ContextStep(card, weights)
     sides = {
-        "crossfitted": _compared(train, options.compared_sigma, probability),
+        "crossfitted": _compared(judged, options.compared_sigma, probability),
         "val": _compared(
             val,
             options.compared_sigma,
