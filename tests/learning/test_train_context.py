@@ -11,18 +11,21 @@ from conftest import write_slide
 from models import brightness_model
 from PIL import Image
 from scipy.ndimage import gaussian_filter
-from scipy.special import expit
+from scipy.special import expit, logit
 
 from wsi_pipeline.base.errors import ConfigError, DataError
 from wsi_pipeline.base.options import options_to_dict
 from wsi_pipeline.cli.train_context import main
+from wsi_pipeline.inference.classifier import Classifier
+from wsi_pipeline.inference.classify import ClassifyOptions
 from wsi_pipeline.learning.datasets import SplitOptions
-from wsi_pipeline.learning.datasets.labelled_slides import LabelledSlide, score_slide, turned
+from wsi_pipeline.learning.datasets.labelled_slides import LabelledSlide, read_scored, score_slide, turned
 from wsi_pipeline.learning.training.context import (
     ContextTrainOptions,
     fit_and_evaluate,
     in_patches,
     split_slides,
+    train_context,
 )
 from wsi_pipeline.models.context import RingOptions
 from wsi_pipeline.models.model import build_network, load_model, save_model
@@ -31,7 +34,8 @@ from wsi_pipeline.slides.annotations.geojson import AnnotationOptions
 
 PATCH_UM = 200.0
 SMALL = ContextTrainOptions(
-    rings=RingOptions(sigmas=(1.0, 2.5), spread_sigmas=(1.0,)),
+    kind="rings",
+    rings=RingOptions(sigmas=(1.0, 2.5), spread_sigmas=(1.0,), base_sigma=1.0),
     draws=2,
     members=1,
     hidden=6,
@@ -88,6 +92,24 @@ def test_a_gaussian_of_probabilities_ranks_as_the_plain_mean_does():
         found = metrics[side]
         assert found["context"]["auroc"] == pytest.approx(found["gaussian"]["auroc"], abs=1e-3)
         assert found["context"]["ece"] <= found["gaussian"]["ece"] + 0.01
+
+
+def test_calibration_is_of_scores_by_networks_that_had_not_seen_the_slides():
+    options = replace(SMALL, kind="gaussian")
+
+    def surer(slide: LabelledSlide) -> LabelledSlide:
+        """As a network scores what it has learned by heart."""
+        known = expit(3 * logit(slide.patch_probability.astype(np.float64)))
+        return replace(slide, patch_probability=known.astype(np.float32))
+
+    heart = [surer(slide) for slide in MOUNTS[:4]]
+    by_heart, _ = fit_and_evaluate(options, heart, MOUNTS[4:], 0.5, PATCH_UM)
+    unseen, measured = fit_and_evaluate(options, heart, MOUNTS[4:], 0.5, PATCH_UM, held_out=MOUNTS[:4])
+    as_unseen, expected = fit_and_evaluate(options, MOUNTS[:4], MOUNTS[4:], 0.5, PATCH_UM)
+    assert unseen.card == as_unseen.card
+    assert measured == expected
+    assert by_heart.card.temperature > 1.5 * unseen.card.temperature
+    assert measured["val"]["context"]["ece"] < 0.05
 
 
 def test_the_same_seed_gives_the_same_step_and_the_evaluated_patients_do_not_matter():
@@ -181,11 +203,45 @@ def test_the_command_gives_a_model_its_step_and_says_in_a_line_what_is_missing(t
     assert (before.card.limits, after.card.limits) == ("", "some")
     state = after.network.state_dict()
     assert all(torch.equal(state[name], values) for name, values in before.network.state_dict().items())
+    assert after.card.context.training["calibrated_on"] == "the training slides as scored by this network"
+
+
+def write_scored(folder: Path, slide: LabelledSlide) -> None:
+    folder.mkdir(exist_ok=True)
+    np.savez(folder / f"{slide.patient}.npz", probability=slide.patch_probability, labels=slide.labels)
+
+
+def test_scores_of_other_networks_are_read_or_refused_in_a_line(tmp_path: Path):
+    write_scored(tmp_path / "scores", MOUNTS[0])
+    found = read_scored(tmp_path / "scores", "0")
+    assert np.array_equal(found.patch_probability, MOUNTS[0].patch_probability, equal_nan=True)
+    assert np.array_equal(found.labels, MOUNTS[0].labels)
+    with pytest.raises(DataError, match=r"1\.npz: cannot be read .* one such file for each slide"):
+        read_scored(tmp_path / "scores", "1")
+    (tmp_path / "scores/1.npz").write_bytes(b"PK\x03\x04 no archive")
+    with pytest.raises(DataError, match=r"1\.npz: cannot be read"):
+        read_scored(tmp_path / "scores", "1")
+    probability, labels = MOUNTS[0].patch_probability, MOUNTS[0].labels
+    for wrong in (
+        {"probability": probability[0], "labels": labels},
+        {"probability": probability, "labels": labels[1:]},
+        {"probability": probability * 2, "labels": labels},
+        {"probability": probability, "labels": labels.astype(float)},
+        {"probability": np.array([["a"]]), "labels": labels},
+        {"probability": probability},
+    ):
+        np.savez(tmp_path / "scores/1.npz", **wrong)
+        with pytest.raises(DataError, match="expected"):
+            read_scored(tmp_path / "scores", "1")
+
+
+def test_small_perceptrons_are_not_calibrated_on_scores_of_other_networks(tmp_path: Path):
+    classifier = Classifier([brightness_model()], torch.device("cpu"), ClassifyOptions())
+    with pytest.raises(ConfigError, match="expected kind gaussian"):
+        train_context(SMALL, classifier, tmp_path, None, tmp_path / "out", unseen=tmp_path)
 
 
 def test_a_mount_is_scored_as_its_map_is_and_labelled_by_the_picture_beside_it(tmp_path: Path):
-    from wsi_pipeline.inference.classifier import Classifier
-    from wsi_pipeline.inference.classify import ClassifyOptions
     from wsi_pipeline.inference.device import choose_device
 
     random = np.random.default_rng(0)
@@ -224,7 +280,7 @@ def test_the_config_of_the_shipped_step_is_one(tmp_path: Path):
     path = Path(__file__).parents[2] / "configs/default_model/context.yaml"
     said = load_config(ContextTrainOptions, path)
     assert said.limits
-    assert replace(said, limits="", kind="rings", views=8) == ContextTrainOptions()
+    assert replace(said, limits="", views=8) == ContextTrainOptions()
     again = tmp_path / "again.yaml"
     again.write_text(as_yaml(SMALL))
     assert load_config(ContextTrainOptions, again) == SMALL

@@ -107,7 +107,13 @@ def test_list_show_and_compare_say_what_the_cards_do(
         ("mine@1.1", "0.875", "12"),
     ]
     assert command.main(["show", "mine@1.1"]) == 0
-    assert "by Dr. A" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "by Dr. A" in said
+    assert said.count("not known") >= 2  # neither cross-validation nor robustness on such a card
+    assert command.main(["show", "idc_default"]) == 0
+    said = capsys.readouterr().out
+    assert "on 201 patients, 5 folds of 5" in said
+    assert "of 25 changes, blur of 2 px costs most" in said
     assert command.main(["compare", "mine@1.0", "mine@1.1"]) == 0
     said = capsys.readouterr().out
     assert ["auroc", "0.750", "0.875"] in [line.split() for line in said.splitlines()]
