@@ -185,8 +185,9 @@ def page(
         f"{int(numbers['patches']):,} patches of {card.training['val']['patients']} patients, "
         f"{numbers['idc_share']:.1%} of them IDC. "
         f"{'Temperature' if last_epoch(card) else 'The best epoch, temperature'} and threshold were chosen on "
-        "these same patients, which flatters; in the second row each patient's temperature "
-        "and threshold come from the other patients. How often they were looked at: docs/history.md.",
+        "these same patients, which flatters; in the second row each patient's temperature and threshold come from "
+        "the other patients. Since choices are made by cross-validation, three trainings were measured on them, at "
+        "eight epochs in all, and four ways of the context step ([which](history.md#the-shipped-model)).",
         "",
         "| | AUROC | F1 | balanced accuracy | ECE |",
         "| --- | --- | --- | --- | --- |",
