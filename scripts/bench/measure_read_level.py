@@ -66,6 +66,8 @@ def main() -> int:
                 print(lines[-1], flush=True)
     text = "\n".join(
         [
+            "## Levels compared",
+            "",
             "Each slide mapped with `grid.read_level: coarsest` and `finer`: seconds of reading and classifying, "
             f"medians of {args.repeats} in turn; then one scene at two scales. *Changed*: the largest difference of a "
             "patch's probability, the mean one, and the share of patches on the other side of the threshold. Written "

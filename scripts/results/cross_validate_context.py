@@ -136,11 +136,11 @@ def table(slides: Slides, close: Sequence[NDArray[np.float32]]) -> str:
         "mean of log odds, 2 patches": lambda: mean_odds(slides, 2.0, "log_odds"),
         "each patch alone": lambda: own_odds(slides),
         **{
-            f"finer: mean of {base_of.replace('_', ' ')}, {sigma:g} patches": partial(
+            f"finer: mean of {base_of.replace('_', ' ')}, {wide}": partial(
                 finer_odds, slides, close, sigma, base_of
             )
             for base_of in ("probability", "log_odds")
-            for sigma in (1.0, 1.4)
+            for sigma, wide in ((1.0, "1 patch"), (1.4, "1.4 patches"))
         },
         "map of 100 um cells, mean of log odds, 1.4 patches": lambda: odds_of_fine_map(slides, close, 1.4),
         "rings on log odds": lambda: ring_odds(slides, "log_odds"),
