@@ -103,7 +103,7 @@ results: setup
 bench: setup
 	$(BIN)/python -m scripts.bench.benchmark --slide $(DATA)/slides/breast_40x.svs $(BENCH)
 
-# Each step goes on where it was broken off, and ends at once when it is done.
+# Each training goes on where it was broken off, and ends at once when it is done; what follows takes some minutes.
 model: setup
 	test -d runs/results/slides || $(BIN)/python $(DATA)/make_idc.py slides runs/results/slides
 	$(BIN)/train-model --config configs/train/idc_default.yaml --data $(DATA)/idc --out runs/model/first
@@ -115,7 +115,7 @@ model: setup
 	$(BIN)/train-model --config configs/default_model/by_slide.yaml --data $(DATA)/idc --out runs/model/by_slide
 	$(BIN)/python -m scripts.results.cross_validate $(DATA)/idc --config default_model/conditioned --set bf16=false \
 		--out runs/folds/conditioned
-	$(BIN)/python -m scripts.results.cross_validate_context runs/folds/conditioned --slides runs/results/slides
+	$(BIN)/python -m scripts.results.cross_validate_context runs/folds/conditioned --slides runs/results/slides --score-only
 	$(BIN)/train-context --config configs/default_model/context.yaml --model runs/model/by_slide/idc_default.safetensors \
 		--slides runs/results/slides --manifest $(DATA)/idc/manifest.csv --unseen runs/folds/conditioned/mounts \
 		--out runs/model/with_context

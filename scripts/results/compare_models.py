@@ -4,7 +4,7 @@ On the published validation patients: patches, the same stored as JPEG, and whol
 mean of its neighbours and after the context step. Then slides from elsewhere. Each model as it ships, and where its
 network hears of its slide, also without.
 
-python -m scripts.results.compare_models before=runs/before/idc_before.safetensors today=idc_default \\
+python -m scripts.results.compare_models before=runs/before/idc_before.safetensors shipped=idc_default \\
     --data ../shared/data --slides runs/results/slides --out docs/results.md
 """
 
@@ -45,14 +45,16 @@ CPU = torch.device("cpu")
 QUALITY = 80
 FROZEN = {"frozen section": "frozen_section.jpg", "the same on tinted glass": "frozen_tinted_glass.jpg"}
 ABOUT = (
-    "Each model at its own calibration and thresholds, in float32, on the published validation patients (on whom both "
-    "were chosen for patches, and neither for whole mounts); in brackets 95 % intervals over patients, after the "
-    "semicolon the difference to the first model, draw by draw. *Unheard*: the network is told nothing of the slide. "
-    "*Elsewhere*: AUROC on {core} patches of a core biopsy of another laboratory (outlines drawn by eye; one slide "
-    "decides nothing), and the share of patches called IDC in two frozen sections, which have no labels. Then the last "
-    "model on some of the validation patches, changed patient by patient. Written by "
-    "`python -m scripts.results.compare_models NAME=MODEL... --data ../shared/data --slides runs/results/slides --out "
-    "docs/results.md`."
+    "Each model at its own calibration and thresholds, in float32, on the published validation patients (on whose "
+    "patches both were chosen for each patch alone; for the Gaussian and the step on others' mounts); in brackets 95"
+    " % intervals over patients, after the semicolon the difference to the first model, draw by draw. *before* is "
+    "the model that was shipped before networks heard of their slide (`git show "
+    "773f767:wsi_pipeline/models/weights/idc_default.safetensors`, and its .json). *Unheard*: the network is told "
+    "nothing of the slide. *Elsewhere*: AUROC on {core} patches of a core biopsy of another laboratory (outlines "
+    "drawn by eye; one slide decides nothing), and the share of patches called IDC in two frozen sections, which "
+    "have no labels. Then the last model on some of the validation patches, changed patient by patient. Written by "
+    "`python -m scripts.results.compare_models NAME=MODEL... --data ../shared/data --slides runs/results/slides "
+    "--out docs/results.md`."
 )
 
 log = logging.getLogger("compare_models")

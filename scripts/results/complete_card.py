@@ -4,9 +4,9 @@ A last step of `make model`. The network and the context step stay as they are; 
 from what `evaluate-model --robustness` left, and `metrics.cross_validation`, from what
 `python -m scripts.results.cross_validate` left of the same training (published validation patients left out).
 
-python -m scripts.results.complete_card runs/model/idc_default/idc_default.safetensors \\
+python -m scripts.results.complete_card runs/model/with_context/idc_default.safetensors \\
     --evaluation runs/model/evaluation/metrics.json --folds runs/folds/conditioned \\
-    --data ../shared/data/idc --out runs/model/complete
+    --data ../shared/data/idc --out runs/model/idc_default
 """
 
 import argparse
@@ -20,7 +20,6 @@ from scripts.results.compare_folds import joined
 from scripts.results.paired_rows import measured
 from wsi_pipeline.learning.evaluation import metrics
 from wsi_pipeline.learning.evaluation.bootstrap import draw_patients, interval
-from wsi_pipeline.models.context import ContextStep
 from wsi_pipeline.models.model import load_model, save_model
 
 DIGITS = 4
@@ -50,9 +49,8 @@ def main() -> None:
     }
     card = replace(model.card, metrics=model.card.metrics | added)
     options.out.mkdir(parents=True, exist_ok=True)
-    context = model.context and ContextStep(model.context.card, model.context.weights)
     path = options.out / f"{card.name}.safetensors"
-    save_model(path, model.network, card, context)
+    save_model(path, model.network, card, model.context)
     print(f"written: {path}")
 
 

@@ -115,6 +115,8 @@ def doubted_names(run: Path, least: float) -> NDArray[np.str_]:
     The pruning of confident learning (Northcutt et al., JAIR 2021), by one bound on the calibrated probability.
     """
     parts = [np.load(path) for path in sorted(run.glob("fold_*.npz"))]
+    if len(parts) < len(set(read_folds().values())):
+        raise SystemExit(f"{run}: found {len(parts)} folds, expected all: of others nothing would be doubted")
     names, patients, labels, logits = (
         np.concatenate([part[name] for part in parts]) for name in ("names", "patients", "labels", "plain")
     )

@@ -60,14 +60,15 @@ SMALL_FOCUS = 40
 ABOUT = (
     "Maps of all whole mounts, each scored by the network of its patient's fold; what is fitted of a step is fitted "
     "on mounts of other folds, calibration and threshold of each patient on other patients. After the semicolon the "
-    "difference to the first row, with 95 % intervals over patients. *Small foci*: the share that is found of "
-    "labelled foci of at most 40 cells. *Mean*: Gaussian of so many patches, of the neighbours' probabilities or log"
-    " odds. *Finer*: the same mean over patches half a patch apart, four times as many. *Map of 100 um cells*: what "
-    "`infer-slide --cell-um 100` makes of those, at the patches. *Rings*: small perceptrons that correct the mean of"
-    " one patch. *Random field*: two labels, coupled to the eight neighbours. *U-Net*: a small one over the grid. A "
-    "step over the network's features cannot be judged so: each fold's network has features of its own. Written by "
-    "`python -m scripts.results.cross_validate_context {run} --slides runs/results/slides --out docs/results.md`, "
-    "after `python -m scripts.results.cross_validate`."
+    "difference to the first row, with 95 % intervals over patients; AUROC is of the calibrated probabilities. "
+    "Widths are standard deviations. *Small foci*: the share that is found of labelled foci of at most 40 cells. "
+    "*Mean*: Gaussian of so many patches, of the neighbours' probabilities or log odds. *Finer*: the same mean over "
+    "patches half a patch apart, four times as many. *Map of 100 um cells*: what `infer-slide --cell-um 100` makes "
+    "of those, at the patches. *Rings*: small perceptrons that correct the mean of one patch, fitted on other mounts"
+    " in seven groups. *Random field*: two labels, coupled to the eight neighbours. *U-Net*: a small one over the "
+    "grid. A step over the network's features cannot be judged so: each fold's network has features of its own. "
+    "Written by `python -m scripts.results.cross_validate_context {run} --slides runs/results/slides --out "
+    "docs/results.md`, after `python -m scripts.results.cross_validate`."
 )
 
 log = logging.getLogger("cross_validate_context")
@@ -80,10 +81,14 @@ def main() -> None:
     )
     parser.add_argument("run", type=Path, help="folder of fold_K.npz and fold_K.safetensors")
     parser.add_argument("--slides", type=Path, required=True, help="whole mounts, labels beside them")
+    parser.add_argument("--score-only", action="store_true", help="score the mounts, and fit nothing")
     parser.add_argument("--out", type=Path, help="a page whose section on the context step is written anew")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    text = table(*scored_mounts(options.run, options.slides))
+    slides, close = scored_mounts(options.run, options.slides)
+    if options.score_only:
+        return
+    text = table(slides, close)
     print(text)
     if options.out:
         about = ABOUT.format(run=options.run)
@@ -105,18 +110,35 @@ def scored_mounts(run: Path, folder: Path) -> tuple[list[LabelledSlide], list[ND
     for path, known in find_labelled_slides(folder):
         name = slide_name(path)
         place = kept / f"{name}.npz"
-        if not place.exists():
-            fold = folds[name]
-            networks.setdefault(fold, calibrated_network(run, fold))
+        fold = folds[name]
+        networks.setdefault(fold, calibrated_network(run, fold))
+        if not scored_by(place, networks[fold].card.weights_sha256):
             classifier = Classifier([networks[fold]], torch.device("cpu"), ClassifyOptions())
             slide = score_slide(path, known, classifier, config, AnnotationOptions(), views)
             _, _, scored = patch_scores(path, classifier, closer, 1)
-            np.savez(place, probability=slide.patch_probability, labels=slide.labels, close=scored[0])
+            part = place.with_suffix(".part.npz")
+            weights = networks[fold].card.weights_sha256
+            np.savez(
+                part,
+                probability=slide.patch_probability,
+                labels=slide.labels,
+                close=scored[0],
+                weights=weights,
+            )
+            part.replace(place)
             log.info("%s: %d labelled cells", name, slide.evaluated.sum())
         with np.load(place) as found:
             slides.append(read_scored(kept, name))
             close.append(found["close"])
     return slides, close
+
+
+def scored_by(place: Path, weights: str) -> bool:
+    """Whether a mount's scores lie there, and are of these weights."""
+    if not place.exists():
+        return False
+    with np.load(place) as found:
+        return "weights" in found and str(found["weights"]) == weights
 
 
 def table(slides: Slides, close: Sequence[NDArray[np.float32]]) -> str:
@@ -228,8 +250,8 @@ def odds_of_fine_map(slides: Slides, close: Sequence[NDArray[np.float32]], sigma
         for k, (y, x) in enumerate(np.ndindex(2, 2)):
             covering[k, y : y + rows, x : x + columns] = scores
         counts = (~np.isnan(covering)).sum(axis=0)
-        cells = np.where(counts, np.nansum(covering, axis=0) / np.maximum(counts, 1), np.nan)
-        after = apply_context(cells.astype(np.float32), step, patch_cells=2)
+        mean = np.where(counts, np.nansum(covering, axis=0) / np.maximum(counts, 1), np.nan)
+        after = apply_context(mean.astype(np.float32), step, patch_cells=2)
         of_patch = np.stack([after[y : y + rows, x : x + columns] for y, x in np.ndindex(2, 2)])
         parts.append(odds_of(_at_patches(of_patch.mean(axis=0), slide).astype(np.float32)))
     return np.concatenate(parts)

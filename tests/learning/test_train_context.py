@@ -235,6 +235,28 @@ def test_scores_of_other_networks_are_read_or_refused_in_a_line(tmp_path: Path):
             read_scored(tmp_path / "scores", "1")
 
 
+def test_scores_of_other_cells_than_the_slides_are_refused(tmp_path: Path):
+    random = np.random.default_rng(0)
+    for name in "abc":
+        image = random.integers(0, 60, (300, 400, 3)) + np.array([150, 70, 130])
+        write_slide(tmp_path / f"{name}.tiff", image.astype(np.uint8), mpp=(4.0, 4.0), factors=(1,))
+        labels = np.zeros((300, 400), np.uint8)
+        labels[:, 200:] = 1
+        Image.fromarray(labels).save(tmp_path / f"{name}_labels.png")
+        write_scored(tmp_path / "scores", replace(MOUNTS[0], patient=name))
+    (tmp_path / "manifest.csv").write_text("patient,split\na,train\nb,train\nc,val\n")
+    classifier = Classifier([brightness_model()], torch.device("cpu"), ClassifyOptions())
+    options = replace(SMALL, kind="gaussian")
+    with pytest.raises(DataError, match=r"a\.npz: found .* expected 6 x 8 cells, 24 cells of them IDC"):
+        train_context(
+            options, classifier, tmp_path, tmp_path / "manifest.csv", tmp_path, unseen=tmp_path / "scores"
+        )
+    unlabelled = replace(MOUNTS[0], labels=np.full_like(MOUNTS[0].labels, 255))
+    write_scored(tmp_path / "scores", replace(unlabelled, patient="a"))
+    with pytest.raises(DataError, match="found no labelled cell that is scored"):
+        read_scored(tmp_path / "scores", "a")
+
+
 def test_small_perceptrons_are_not_calibrated_on_scores_of_other_networks(tmp_path: Path):
     classifier = Classifier([brightness_model()], torch.device("cpu"), ClassifyOptions())
     with pytest.raises(ConfigError, match="expected kind gaussian"):

@@ -56,6 +56,13 @@ def test_a_label_is_doubted_that_others_patients_networks_find_unlikely(tmp_path
     odds = 6.0 * labels - 3 + random.normal(0, 0.5, 400)
     labels[[7, 123, 256]] ^= 1
     write_run(tmp_path / "run", odds, labels)
+    with pytest.raises(SystemExit, match="found 1 folds, expected all"):
+        doubted_names(tmp_path / "run", 0.05)
+    with np.load(tmp_path / "run/fold_0.npz") as found:
+        whole = dict(found)
+    for fold in range(5):
+        mine = {name: values[fold * 80 : (fold + 1) * 80] for name, values in whole.items()}
+        np.savez(tmp_path / f"run/fold_{fold}.npz", **mine)
     assert doubted_names(tmp_path / "run", 0.05).tolist() == ["7", "123", "256"]
     assert len(doubted_names(tmp_path / "run", 0.0)) == 0
 

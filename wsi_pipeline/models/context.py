@@ -1,7 +1,7 @@
 """From what each patch says alone to what it says among its neighbours: a small learned step on the map.
 
 The step looks at a cell through ever wider rings around it: weighted means of log odds and of probability
-over the neighbours, and how much they differ. A few small perceptrons, averaged, correct the narrowest mean
+over the neighbours, and how much they differ. A few small perceptrons, averaged, correct a narrow mean
 by what the rings say. Or it leaves that mean as it is, and only calibrates it: the Gaussian, which has nothing to
 learn and nothing to learn wrongly. Means are over scored cells alone (normalised convolution; Knutsson and Westin, CVPR
 1993), so that a value under a cell that was not scored never counts, and a map of any size will do. The rings
@@ -45,8 +45,8 @@ class RingOptions:
     """Of the standard deviations of log odds: a sheet of carcinoma is even, a duct here and there is not."""
 
     base_sigma: Annotated[float, Field(gt=0)] = 1.4
-    """Of the mean that the perceptrons correct, and of the Gaussian. Of 29 whole mounts, each scored by a network that
-    had not seen its patient, 1.4 patches of 200 um rank cells best (docs/results.md)."""
+    """Of the mean that the perceptrons correct, and of the Gaussian. Over 29 whole mounts, each scored by a network
+    that had not seen its patient, 1.4 patches of 200 um have the best F1 (docs/results.md)."""
 
     base_of: Literal["log_odds", "probability"] = "log_odds"
     """Of what that mean is. Of log odds, one sure patch outweighs several that are not; of probability, no patch
@@ -187,7 +187,7 @@ def ring_features(log_odds: Floats, options: RingOptions) -> tuple[Floats, Float
 
 
 def base_log_odds(log_odds: Floats, options: RingOptions) -> Floats:
-    """The narrowest mean around each scored cell [n], as log odds, in row order; log_odds: as ring_features takes."""
+    """The mean of `base_of` around each scored cell [n], as log odds, in row order; log_odds: [row, column]."""
     scored = ~np.isnan(log_odds)
     if options.base_of == "log_odds":
         return neighbour_mean(log_odds, scored, options.base_sigma)[scored]

@@ -151,7 +151,10 @@ def read_scored(folder: Path, name: str) -> LabelledSlide:
             f"{path}: found labels of {labels.dtype} and probabilities that are none (of {probability.dtype}), "
             "expected uint8, and floats from 0 to 1 or NaN"
         )
-    return LabelledSlide(name, probability.astype(np.float32), labels)
+    slide = LabelledSlide(name, probability.astype(np.float32), labels)
+    if not slide.evaluated.any():
+        raise DataError(f"{path}: found no labelled cell that is scored, expected some; score the slide anew")
+    return slide
 
 
 def turned(patches: NDArray[np.uint8], view: int) -> NDArray[np.uint8]:

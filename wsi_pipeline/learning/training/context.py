@@ -182,6 +182,12 @@ def train_context(
         return labelled
 
     train, val = scored(train_names, options.views), scored(val_names, 1)
+    for slide, scored_before in zip(train, held_out or [], strict=False):
+        if not np.array_equal(slide.labels, scored_before.labels):
+            raise DataError(
+                f"{unseen}/{slide.patient}.npz: found {_cells_of(scored_before)}, expected {_cells_of(slide)} as the "
+                "slide has here; score it anew, at this model's patches and scale"
+            )
     step, measured = fit_and_evaluate(options, train, val, model.card.threshold, patch_um, held_out)
     card = replace(
         step.card,
@@ -205,6 +211,11 @@ def train_context(
     base = replace(model.card, limits=options.limits or model.card.limits)
     save_model(path, model.network, base, ContextStep(card, step.weights))
     return path
+
+
+def _cells_of(slide: LabelledSlide) -> str:
+    rows, columns = slide.labels.shape
+    return f"{rows} x {columns} cells, {counted(int((slide.labels == 1).sum()), 'cell')} of them IDC"
 
 
 # A slide with less labelled IDC says nothing of areas.
