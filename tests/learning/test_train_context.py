@@ -247,7 +247,7 @@ def test_scores_of_other_cells_than_the_slides_are_refused(tmp_path: Path):
     (tmp_path / "manifest.csv").write_text("patient,split\na,train\nb,train\nc,val\n")
     classifier = Classifier([brightness_model()], torch.device("cpu"), ClassifyOptions())
     options = replace(SMALL, kind="gaussian")
-    with pytest.raises(DataError, match=r"a\.npz: found .* expected 6 x 8 cells, 24 cells of them IDC"):
+    with pytest.raises(DataError, match=r"a\.npz: found .* expected a grid of 6 x 8, 24 cells of IDC"):
         train_context(
             options, classifier, tmp_path, tmp_path / "manifest.csv", tmp_path, unseen=tmp_path / "scores"
         )

@@ -183,12 +183,14 @@ def _measure(card: "ModelCard", name: str) -> str:
 
 def _cross_validated(card: "ModelCard") -> str:
     """What networks trained likewise reached on patients that they never saw."""
+    from wsi_pipeline.base.text import counted
+
     try:
         found = card.metrics["cross_validation"]
         auroc = found["patches"]["auroc"]
         low, high = auroc["interval_95"]
         return (
-            f"AUROC {auroc['value']:.3f} ({low:.3f} to {high:.3f}) on {found['patients']} patients, "
+            f"AUROC {auroc['value']:.3f} ({low:.3f} to {high:.3f}) on {counted(found['patients'], 'patient')}, "
             f"{len(found['folds_of_5'])} folds of 5"
         )
     except (TypeError, KeyError, ValueError):

@@ -215,7 +215,7 @@ def train_context(
 
 def _cells_of(slide: LabelledSlide) -> str:
     rows, columns = slide.labels.shape
-    return f"{rows} x {columns} cells, {counted(int((slide.labels == 1).sum()), 'cell')} of them IDC"
+    return f"a grid of {rows} x {columns}, {counted(int((slide.labels == 1).sum()), 'cell')} of IDC"
 
 
 # A slide with less labelled IDC says nothing of areas.
