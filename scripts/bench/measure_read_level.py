@@ -71,7 +71,8 @@ def main() -> int:
             "Each slide mapped with `grid.read_level: coarsest` and `finer`: seconds of reading and classifying, "
             f"medians of {args.repeats} in turn; then one scene at two scales. *Changed*: the largest difference of a "
             "patch's probability, the mean one, and the share of patches on the other side of the threshold. Written "
-            "by `python -m scripts.bench.measure_read_level SLIDE... --docs docs/scale.md`.",
+            "by `python -m scripts.bench.measure_read_level --model MODEL... --docs docs/scale.md`; the first model is "
+            "that [before](results.md#before-and-after) networks were used to JPEG.",
             "",
             "| model | slide | reading and classifying, s: coarsest | finer | changed: largest, mean, flipped |",
             "| --- | --- | ---: | ---: | --- |",
