@@ -171,6 +171,18 @@ def test_mounts_are_split_by_patient_and_what_is_unknown_is_refused(tmp_path: Pa
         split_slides(["a"], SplitOptions(), tmp_path / "none.csv")
 
 
+def write_labelled_slides(folder: Path) -> None:
+    """Slides a, b and c of 6 x 8 patches, the right half of each IDC, and a manifest that keeps c apart."""
+    random = np.random.default_rng(0)
+    for name in "abc":
+        image = random.integers(0, 60, (300, 400, 3)) + np.array([150, 70, 130])
+        write_slide(folder / f"{name}.tiff", image.astype(np.uint8), mpp=(4.0, 4.0), factors=(1,))
+        labels = np.zeros((300, 400), np.uint8)
+        labels[:, 200:] = 1
+        Image.fromarray(labels).save(folder / f"{name}_labels.png")
+    (folder / "manifest.csv").write_text("patient,split\na,train\nb,train\nc,val\n")
+
+
 def test_the_command_gives_a_model_its_step_and_says_in_a_line_what_is_missing(tmp_path: Path, capsys):
     network = build_network("residual_cnn", widths=[4, 8], blocks=[1, 1], squeeze=2)
     card = replace(
@@ -180,14 +192,7 @@ def test_the_command_gives_a_model_its_step_and_says_in_a_line_what_is_missing(t
         architecture_options={"widths": [4, 8], "blocks": [1, 1], "squeeze": 2},
     )
     save_model(tmp_path / "small.safetensors", network, card)
-    random = np.random.default_rng(0)
-    for name in "abc":
-        image = random.integers(0, 60, (300, 400, 3)) + np.array([150, 70, 130])
-        write_slide(tmp_path / f"{name}.tiff", image.astype(np.uint8), mpp=(4.0, 4.0), factors=(1,))
-        labels = np.zeros((300, 400), np.uint8)
-        labels[:, 200:] = 1
-        Image.fromarray(labels).save(tmp_path / f"{name}_labels.png")
-    (tmp_path / "manifest.csv").write_text("patient,split\na,train\nb,train\nc,val\n")
+    write_labelled_slides(tmp_path)
     (tmp_path / "small.yaml").write_text(as_yaml(replace(SMALL, steps=5, views=2, limits="some")))
     command = ["--model", str(tmp_path / "small.safetensors"), "--slides", str(tmp_path), "--device", "cpu"]
     command += ["--config", str(tmp_path / "small.yaml"), "--out", str(tmp_path / "out")]
@@ -236,15 +241,9 @@ def test_scores_of_other_networks_are_read_or_refused_in_a_line(tmp_path: Path):
 
 
 def test_scores_of_other_cells_than_the_slides_are_refused(tmp_path: Path):
-    random = np.random.default_rng(0)
-    for name in "abc":
-        image = random.integers(0, 60, (300, 400, 3)) + np.array([150, 70, 130])
-        write_slide(tmp_path / f"{name}.tiff", image.astype(np.uint8), mpp=(4.0, 4.0), factors=(1,))
-        labels = np.zeros((300, 400), np.uint8)
-        labels[:, 200:] = 1
-        Image.fromarray(labels).save(tmp_path / f"{name}_labels.png")
+    write_labelled_slides(tmp_path)
+    for name in "ab":
         write_scored(tmp_path / "scores", replace(MOUNTS[0], patient=name))
-    (tmp_path / "manifest.csv").write_text("patient,split\na,train\nb,train\nc,val\n")
     classifier = Classifier([brightness_model()], torch.device("cpu"), ClassifyOptions())
     options = replace(SMALL, kind="gaussian")
     with pytest.raises(DataError, match=r"a\.npz: found .* expected a grid of 6 x 8, 24 cells of IDC"):
