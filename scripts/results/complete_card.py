@@ -41,6 +41,8 @@ def main() -> None:
     found = json.loads(options.evaluation.read_text(encoding="utf-8"))
     if not found.get("robustness"):
         raise SystemExit(f"{options.evaluation}: found no robustness; run evaluate-model with --robustness")
+    if found["model"]["sha256"] != model.sha256:
+        raise SystemExit(f"{options.evaluation} is of another model than {options.model}: evaluate this one")
     with (options.data / "manifest.csv").open(newline="") as file:
         held_back = {row["patient"] for row in csv.DictReader(file) if row["split"] == "val"}
     added = {

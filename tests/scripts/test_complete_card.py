@@ -36,8 +36,6 @@ def test_a_card_tells_of_robustness_and_folds(tmp_path: Path, monkeypatch: pytes
         writer = csv.writer(file)
         writer.writerows([["patient", "split"], ["00", "val"], ["01", "train"]])
     row = {"name": "as they are", "auroc": 0.91234567, "auroc_change": 0.0, "f1": 0.8, "flipped": 0.0}
-    evaluation = tmp_path / "metrics.json"
-    evaluation.write_text(json.dumps({"robustness": {"patches": 30, "seed": 0, "rows": [row]}}))
     card = ModelCard(
         name="small",
         architecture="residual_cnn",
@@ -50,6 +48,10 @@ def test_a_card_tells_of_robustness_and_folds(tmp_path: Path, monkeypatch: pytes
     )
     weights = tmp_path / "small.safetensors"
     save_model(weights, build_network(card.architecture, **card.architecture_options), card, random_step())
+    robustness = {"patches": 30, "seed": 0, "rows": [row]}
+    found_of = {"model": {"sha256": load_model(weights).sha256}, "robustness": robustness}
+    evaluation = tmp_path / "metrics.json"
+    evaluation.write_text(json.dumps(found_of))
     said = [weights, "--evaluation", evaluation, "--folds", tmp_path / "folds", "--data", tmp_path]
     monkeypatch.setattr(sys, "argv", ["complete_card", *map(str, said), "--out", str(tmp_path / "complete")])
     complete_card.main()
@@ -65,6 +67,9 @@ def test_a_card_tells_of_robustness_and_folds(tmp_path: Path, monkeypatch: pytes
     low, high = as_scanned["interval_95"]
     assert 0.9 < low < as_scanned["value"] < high <= 1
     assert as_jpeg["value"] < as_scanned["value"] - 0.05
-    evaluation.write_text(json.dumps({"robustness": None}))
+    evaluation.write_text(json.dumps(found_of | {"model": {"sha256": after.sha256}}))
+    with pytest.raises(SystemExit, match="of another model"):
+        complete_card.main()
+    evaluation.write_text(json.dumps(found_of | {"robustness": None}))
     with pytest.raises(SystemExit, match="--robustness"):
         complete_card.main()
