@@ -29,7 +29,7 @@ from wsi_pipeline.base.options import options_to_dict
 from wsi_pipeline.learning.datasets import LabelledPatches
 from wsi_pipeline.learning.datasets.load import load_side
 from wsi_pipeline.learning.datasets.scanner_effects import as_jpeg
-from wsi_pipeline.learning.evaluation import metrics
+from wsi_pipeline.learning.training.coarse_labels import read_names
 from wsi_pipeline.learning.training.train import (
     SINGLE_PROCESS,
     TrainOptions,
@@ -57,27 +57,19 @@ def main() -> None:
         "--set", action="append", default=[], metavar="KEY=VALUE", help="a value in its place"
     )
     parser.add_argument("--folds", type=int, nargs="*", help="these folds alone (default: all)")
-    parser.add_argument(
-        "--doubt",
-        type=Path,
-        metavar="RUN",
-        help="learn nothing from patches whose label a run of all folds finds less likely than --least",
-    )
-    parser.add_argument("--least", type=float, default=0.2, help="for --doubt (default: %(default)s)")
     parser.add_argument("--out", type=Path, required=True, help="where the folds' answers go")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     recipe = load_train_options(options.config, options.set)
     folds = read_folds()
     options.out.mkdir(parents=True, exist_ok=True)
-    doubt = {"doubt": str(options.doubt), "least": options.least} if options.doubt else {}
-    check_recipe(options_to_dict(recipe) | doubt, options.out)
-    doubted = doubted_names(options.doubt, options.least) if options.doubt else []
+    check_recipe(options_to_dict(recipe), options.out)
     everyone = load_side(options.data, recipe.patch_px, "all", recipe.split, mpp=recipe.mpp)
     of_patch = np.array([folds[patient] for patient in everyone.patients.tolist()])
+    doubted = read_names(Path(recipe.doubted)) if recipe.doubted else []
     trusted = ~np.isin(everyone.names, doubted)
-    if len(doubted):
-        log.info("%d of %d patches are doubted", (~trusted).sum(), len(trusted))
+    if recipe.doubted:
+        log.info("%s: %d of %d patches are doubted", recipe.doubted, (~trusted).sum(), len(trusted))
     for fold in options.folds if options.folds is not None else sorted(set(folds.values())):
         place = options.out / f"fold_{fold}.npz"
         if place.exists():
@@ -107,22 +99,6 @@ def check_recipe(recipe: dict[str, Any], out: Path) -> None:
         raise SystemExit(
             f"{out} holds folds of another {', '.join(other)}; take another --out, or the options of {kept}"
         )
-
-
-def doubted_names(run: Path, least: float) -> NDArray[np.str_]:
-    """Names of the patches whose label is less likely than `least` by networks that never saw their patient.
-
-    The pruning of confident learning (Northcutt et al., JAIR 2021), by one bound on the calibrated probability.
-    """
-    parts = [np.load(path) for path in sorted(run.glob("fold_*.npz"))]
-    if len(parts) < len(set(read_folds().values())):
-        raise SystemExit(f"{run}: found {len(parts)} folds, expected all: of others nothing would be doubted")
-    names, patients, labels, logits = (
-        np.concatenate([part[name] for part in parts]) for name in ("names", "patients", "labels", "plain")
-    )
-    probability, _ = metrics.crossfit(logits, labels, patients)
-    of_label = np.where(labels == 1, probability, 1 - probability)
-    return np.asarray(names[of_label < least])
 
 
 def read_folds() -> dict[str, int]:

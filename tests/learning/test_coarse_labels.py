@@ -8,9 +8,14 @@ import torch
 from test_device_step import CPU, PX, make_run, some_side
 from test_train import OPTIONS
 
+from wsi_pipeline.base.errors import DataError
 from wsi_pipeline.learning.datasets import LabelledPatches
 from wsi_pipeline.learning.training.batches import make_batches
-from wsi_pipeline.learning.training.coarse_labels import labels_with_neighbours, mean_of_trusted
+from wsi_pipeline.learning.training.coarse_labels import (
+    labels_with_neighbours,
+    mean_of_trusted,
+    without_doubted,
+)
 from wsi_pipeline.learning.training.train import take_step
 
 
@@ -89,3 +94,33 @@ def test_a_step_learns_the_trusted_share_alone():
         (batch,) = make_batches(side, iter([np.arange(16)]), options, generator, pinned=False)
         found[trusted] = float(take_step(run, batch, 0.01, trusted))
     assert found[0.5] < found[1.0]
+
+
+def test_nothing_is_learned_from_patches_that_are_named_as_doubted(tmp_path, caplog):
+    side, named = grid_side(np.tri(4, dtype=int)), tmp_path / "doubted.csv"
+    named.write_text(f"name,why\n{side.names[3]},fat\n{side.names[9]},glass\nelsewhere.png,\n")
+    with caplog.at_level("INFO"):
+        left = without_doubted(side, named)
+    assert left.names.tolist() == [name for row, name in enumerate(side.names) if row not in (3, 9)]
+    np.testing.assert_array_equal(left.labels, np.delete(side.labels, [3, 9]))
+    assert "left out of the training 2 patches of 16, whose label is doubted" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        (
+            "name\nother.png\n",
+            r"found none of 16 training patches named in it, expected names .* such as a_idx5",
+        ),
+        ("patch\na\n", "found the columns patch, expected name"),
+        ("", "found the columns none, expected name"),
+        (None, "cannot be read as a CSV of doubted patches"),
+    ],
+)
+def test_a_file_of_doubted_patches_that_does_not_fit_is_refused(tmp_path, text, found):
+    named = tmp_path / "doubted.csv"
+    if text is not None:
+        named.write_text(text)
+    with pytest.raises(DataError, match=found):
+        without_doubted(grid_side(np.tri(4, dtype=int)), named)

@@ -24,6 +24,7 @@ from wsi_pipeline.base.options import options_to_dict
 from wsi_pipeline.cli import models, train_model
 from wsi_pipeline.cli.train_model import main
 from wsi_pipeline.learning.datasets import SplitOptions
+from wsi_pipeline.learning.datasets.layouts import list_images
 from wsi_pipeline.learning.training.augment import AugmentOptions, augmented, draw_views
 from wsi_pipeline.learning.training.checkpoint import load_checkpoint, save_checkpoint
 from wsi_pipeline.learning.training.distillation import teachers_answer
@@ -359,6 +360,16 @@ def test_a_network_that_hears_of_its_slide_wants_two_patients_that_tell_anything
     )
     with pytest.raises(ModelError, match="hidden 0, expected 1 to"):
         train(none, data, tmp_path / "out", CPU)
+
+
+def test_a_training_learns_nothing_from_doubted_patches_and_its_card_counts_the_others(data, tmp_path):
+    listing = list_images(data)
+    of_a = [name for name, patient in zip(listing.names, listing.patients, strict=True) if patient == "a"]
+    (tmp_path / "doubted.csv").write_text("\n".join(["name", *of_a[:20], "v_of_the_other_side.png"]))
+    options = replace(OPTIONS, doubted=str(tmp_path / "doubted.csv"), epochs=1)
+    card = load_model(train(options, data, tmp_path / "out", CPU)).card
+    assert card.training["train"]["patches"] == 96 - 20
+    assert card.training["config"]["doubted"] == options.doubted
 
 
 def test_every_config_that_comes_along_loads_and_flags_take_precedence():

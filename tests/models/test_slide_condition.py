@@ -3,15 +3,19 @@
 import numpy as np
 import pytest
 import torch
+from sklearn.covariance import LedoitWolf
 
 from wsi_pipeline.base.errors import ModelError
 from wsi_pipeline.models.architectures.registry import build_network
 from wsi_pipeline.models.architectures.slide_condition import (
     LEAST_PATCHES,
     SHIFT,
+    UNHEARD_FROM,
+    KnownSlides,
     SlideConditioned,
     Slides,
     head_inputs,
+    shrunk_covariance,
     with_slide_inputs,
 )
 
@@ -86,19 +90,58 @@ def test_only_counted_patches_say_what_the_slide_is(network):
 
 
 def test_the_condition_fades_out_far_from_all_training_slides(network):
-    centre, spread, far = network.known.centre, network.known.spread, float(network.known.far)
-    own = network.own_head()
+    known, own = network.known, network.own_head()
+    step = torch.linalg.solve(known.whitening, torch.ones_like(known.centre)) * known.far
 
     def moved(distance: float) -> float:
-        mean = (centre + distance * far * spread).numpy()
-        head = network.head_of(np.tile(mean, (LEAST_PATCHES, 1)).astype(np.float32))
+        mean = (known.centre + distance * step).numpy()
+        assert network.distance_of(np.tile(mean, (LEAST_PATCHES, 1))) == pytest.approx(distance, rel=0.01)
+        head = network.head_of(np.tile(mean, (LEAST_PATCHES, 1)))
         return float(np.abs(head.weight - own.weight).max())
 
-    assert float(network.distance((centre + far * spread)[None])) == pytest.approx(1, abs=1e-4)
     assert moved(0.9) > 0.01
-    assert moved(1.99) < 0.2 * moved(1.0)
-    assert moved(2.0) == pytest.approx(0, abs=1e-6)
+    assert moved(UNHEARD_FROM - 0.01) < 0.2 * moved(1.0)
+    assert moved(UNHEARD_FROM + 0.01) == pytest.approx(0, abs=1e-6)
     assert moved(50.0) == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize(("slides", "width"), [(200, 60), (30, 50), (12, 6)])
+def test_the_covariance_is_shrunk_as_scikit_learn_does_it(slides, width):
+    random = np.random.default_rng(width)
+    values = random.standard_normal((slides, width)) @ random.standard_normal((width, width))
+    values -= values.mean(axis=0)
+    expected = LedoitWolf(assume_centered=True).fit(values).covariance_
+    np.testing.assert_allclose(shrunk_covariance(torch.from_numpy(values)).numpy(), expected, atol=1e-10)
+
+
+def correlated(slides: int, seed: int) -> torch.Tensor:
+    """Mean features that go together: each slide's are a value of its own, and little else."""
+    random = torch.Generator().manual_seed(seed)
+    return torch.randn(slides, 1, generator=random) + 0.1 * torch.randn(slides, 6, generator=random)
+
+
+def test_slides_of_the_same_kind_are_near_and_one_whose_features_part_company_is_far():
+    known = KnownSlides(6)
+    known.learn(correlated(100, seed=0))
+    assert 0.01 < (known.distance(correlated(1000, seed=1)) > 1).float().mean() < 0.05
+    # None of its features leaves the range that it has on training slides.
+    assert known.distance(torch.tensor([[1.0, -1.0, 1.0, -1.0, 1.0, -1.0]]))[0] > 3
+
+
+@pytest.mark.parametrize("means", [torch.ones(2, 4), torch.eye(4)[:2], torch.eye(4)[:3]])
+def test_of_few_slides_or_slides_alike_the_distance_is_a_number(means):
+    known = KnownSlides(4)
+    known.learn(means)
+    assert known.distance(means).isfinite().all()
+    assert (known.distance(means) <= 1).all()
+
+
+def test_weights_that_knew_each_feature_s_spread_are_read_as_they_were(network):
+    spread = torch.linspace(0.5, 2, len(network.known.centre))
+    state = {name: values for name, values in network.state_dict().items() if name != "known.whitening"}
+    network.load_state_dict(state | {"known.spread": spread})
+    mean = network.known.centre + spread * network.known.far
+    assert float(network.distance(mean[None])) == pytest.approx(1, abs=1e-4)
 
 
 def test_however_loud_the_condition_it_goes_no_further_than_its_bounds(network):

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from scripts.results.compare_adaptations import with_learned_shift
 from scripts.results.compare_folds import joined, table
-from scripts.results.cross_validate import check_recipe, doubted_names, read_folds, recipe_of_fold
+from scripts.results.cross_validate import check_recipe, read_folds, recipe_of_fold
+from scripts.results.doubt_labels import doubted_rows
 from wsi_pipeline.base.options import options_to_dict
 from wsi_pipeline.learning.evaluation import metrics
 from wsi_pipeline.learning.training.options import load_train_options
@@ -46,8 +47,8 @@ def test_folds_of_other_options_are_not_taken_for_done(tmp_path: Path) -> None:
     check_recipe(recipe(), tmp_path)
     with pytest.raises(SystemExit, match=r"another bf16, seed; take another --out"):
         check_recipe(recipe("bf16=false", "seed=1"), tmp_path)
-    with pytest.raises(SystemExit, match=r"another doubt; take another --out"):
-        check_recipe(recipe() | {"doubt": "runs/folds/conditioned"}, tmp_path)
+    with pytest.raises(SystemExit, match=r"another doubted; take another --out"):
+        check_recipe(recipe("doubted=runs/folds/doubted.csv"), tmp_path)
 
 
 def test_a_label_is_doubted_that_others_patients_networks_find_unlikely(tmp_path: Path) -> None:
@@ -56,15 +57,15 @@ def test_a_label_is_doubted_that_others_patients_networks_find_unlikely(tmp_path
     odds = 6.0 * labels - 3 + random.normal(0, 0.5, 400)
     labels[[7, 123, 256]] ^= 1
     write_run(tmp_path / "run", odds, labels)
-    with pytest.raises(SystemExit, match="found 1 folds, expected all"):
-        doubted_names(tmp_path / "run", 0.05)
+    with pytest.raises(SystemExit, match="found 1 folds, expected 5"):
+        doubted_rows(tmp_path / "run", 0.05)
     with np.load(tmp_path / "run/fold_0.npz") as found:
         whole = dict(found)
     for fold in range(5):
         mine = {name: values[fold * 80 : (fold + 1) * 80] for name, values in whole.items()}
         np.savez(tmp_path / f"run/fold_{fold}.npz", **mine)
-    assert doubted_names(tmp_path / "run", 0.05).tolist() == ["7", "123", "256"]
-    assert len(doubted_names(tmp_path / "run", 0.0)) == 0
+    assert doubted_rows(tmp_path / "run", 0.05)[0].tolist() == [7, 123, 256]
+    assert len(doubted_rows(tmp_path / "run", 0.0)[0]) == 0
 
 
 def write_run(run: Path, odds: NDArray[np.float64], labels: NDArray[np.uint8]) -> str:

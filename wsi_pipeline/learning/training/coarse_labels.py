@@ -1,12 +1,19 @@
 """Labels drawn as coarse outlines: what a patch's neighbours say of it, and which labels of a batch to doubt."""
 
+import csv
+import logging
 import re
+from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from wsi_pipeline.base.errors import DataError
+from wsi_pipeline.base.text import counted, from_spreadsheet
 from wsi_pipeline.learning.datasets import LabelledPatches
+
+log = logging.getLogger(__name__)
 
 # Patches of grids are called by where they lie: those of the IDC set, and of `tile-slides --export`.
 _PLACE = re.compile(r"_x(\d+)_y(\d+)_class")
@@ -52,6 +59,42 @@ def _pitch(where: NDArray[np.int64]) -> int:
     """
     steps = [np.diff(np.unique(where[:, axis])) for axis in (0, 1)]
     return int(min((step.min() for step in steps if len(step)), default=0))
+
+
+def without_doubted(side: LabelledPatches, path: Path) -> LabelledPatches:
+    """The side without the patches whose label is doubted, as a CSV with the column `name` names them.
+
+    Raises DataError where it cannot be read, or names none of them.
+    """
+    doubted = np.isin(side.names, read_names(path))
+    if not doubted.any():
+        first = f", such as {side.names[0]}" if len(side.names) else ""
+        raise DataError(
+            f"{path}: found none of {counted(len(side), 'training patch')} named in it, expected names of this data"
+            f"{first}; take the file that was made for it, or leave `doubted` out"
+        )
+    log.info(
+        "%s: left out of the training %s of %d, whose label is doubted",
+        *(path, counted(int(doubted.sum()), "patch"), len(side)),
+    )
+    return side.taken(np.flatnonzero(~doubted))
+
+
+def read_names(path: Path) -> list[str]:
+    """What the column `name` of a CSV holds. Raises DataError where it cannot be read, or has no such column."""
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            columns, rows = reader.fieldnames or [], list(reader)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(
+            f"{path}: cannot be read as a CSV of doubted patches ({error}); expected the column name"
+        ) from error
+    if "name" not in columns:
+        raise DataError(
+            f"{path}: found the columns {', '.join(columns) or 'none'}, expected name; name it so in its first line"
+        )
+    return [from_spreadsheet((row["name"] or "").strip()) for row in rows]
 
 
 def mean_of_trusted(losses: torch.Tensor, trusted: float) -> torch.Tensor:

@@ -149,6 +149,10 @@ class TrainOptions:
     """The share of each batch that is learned, the patches of the smallest losses, once the learning rate has risen:
     others are likelier to be labelled wrong. 1: all."""
 
+    doubted: str = ""
+    """A CSV file with the column `name`: patches whose label is doubted, by their path under the folder. Nothing is
+    learned from them."""
+
     mixup: Annotated[float, Field(ge=0)] = 0.0
     """Above 0, each patch is blended with another, by shares from a beta distribution of this parameter."""
 
@@ -222,6 +226,10 @@ class TrainOptions:
             raise ValueError(
                 "found 'patches_from: slides' with 'slides_a_batch' or 'neighbours_say', which need all patches in "
                 "memory; leave these out, or export the patches"
+            )
+        if self.patches_from == "slides" and self.doubted:
+            raise ValueError(
+                "found 'doubted', which names patches, and 'patches_from: slides'; leave one out"
             )
         if self.mixup and self.slides_a_batch:
             raise ValueError("found 'mixup' and 'slides_a_batch'; expected one: a blend is of no slide")

@@ -134,11 +134,12 @@ def _load_condition(network: nn.Module, found: Mapping[str, torch.Tensor], path:
         if found:
             log.info("pretrained: %s: its slide_condition is left out, as the config names none", path)
         return
-    own = {name: tensor for name, tensor in network.state_dict().items() if name.startswith(CONDITION)}
+    own = network.condition.state_dict(prefix="condition.")
     if not found:
         log.info("pretrained: %s: has no slide_condition; it starts as none", path)
     elif all(name in found and found[name].shape == tensor.shape for name, tensor in own.items()):
-        network.load_state_dict(dict(found), strict=False)
+        # The slides that it knows are left out: they are learned anew at the end, and none is far until then.
+        network.load_state_dict({name: found[name] for name in own}, strict=False)
     else:
         raise ModelError(
             f"{path}: its slide_condition is of another width than the config's; set "

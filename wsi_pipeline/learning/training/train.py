@@ -48,7 +48,7 @@ from wsi_pipeline.learning.training.card import (
     stain_of,
 )
 from wsi_pipeline.learning.training.checkpoint import load_checkpoint, save_checkpoint
-from wsi_pipeline.learning.training.coarse_labels import mean_of_trusted
+from wsi_pipeline.learning.training.coarse_labels import mean_of_trusted, without_doubted
 from wsi_pipeline.learning.training.distillation import load_teachers, teachers_answer
 from wsi_pipeline.learning.training.distributed import ProcessGroup
 from wsi_pipeline.learning.training.history import HistoryFiles, Row, scores
@@ -180,6 +180,8 @@ def _load(
     count, seed = options.limit_patches, options.seed
     if options.patches_from == "files":
         train, val = load_split(data, options.patch_px, options.split, readers=readers, mpp=options.mpp)
+        if options.doubted:
+            train = without_doubted(train, Path(options.doubted))
         return limited(train, count, seed), limited(val, count, seed)
     slides, held_out = split_slides(data, options.split, options.reading)
     check_scale(slides.scale, data, options.patch_px, options.mpp, squeeze=False, whose="config")

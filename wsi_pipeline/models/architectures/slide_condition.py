@@ -10,7 +10,7 @@ input. All of it is bounded, and it fades out where a slide lies far from all tr
 nothing is known of a slide, the last layer is the network's own.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -24,6 +24,13 @@ LEAST_PATCHES = 8
 MOST_PATCHES = 256
 # How far the condition may go: features scaled by 1 +- SCALE, the logit by e ** +-TEMPERATURE and shifted by SHIFT.
 SCALE, TEMPERATURE, SHIFT = 0.75, 0.5, 2.5
+# It counts fully up to a distance of 1 from the training slides, and from this distance on not at all.
+UNHEARD_FROM = 1.25
+# A slide is as far as the farthest usual training slide where this share of them, each unknown to the rest, is nearer:
+# the farthest few of a hundred may be odd ones themselves.
+USUAL_SHARE = 0.98
+# Training slides are told from the rest in so many groups.
+GROUPS = 5
 # What a file says of a network is not believed without bounds: it could fill the memory.
 MOST_HIDDEN = 2048
 
@@ -54,6 +61,8 @@ class SlideConditioned(nn.Module):
     `core` gives features, [N, features], by `features(x)` and has its last layer, linear, as `head`. Called without
     slides, logits [N, classes] are the core's own. `idc` is the place of IDC among the classes.
     """
+
+    unheard_from = UNHEARD_FROM
 
     def __init__(self, core: nn.Module, hidden: int = 32, idc: int = 1) -> None:
         super().__init__()
@@ -123,9 +132,9 @@ class SlideConditioned(nn.Module):
         self, means: torch.Tensor, known: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Scale of the features [slides, C], of the logits [slides], and shift [slides]; 1, 1, 0 where not known."""
-        # Whole up to `far`, nothing from twice as far on.
-        # Nothing is learned from it: while a network is trained, no slide is far.
-        trusted = known * (2 - self.distance(means.detach())).clamp(0, 1)  # [slides]
+        # Nothing is learned from the distance: while a network is trained, no slide is far.
+        nearness = (self.unheard_from - self.distance(means.detach())) / (self.unheard_from - 1)
+        trusted = known * nearness.clamp(0, 1)  # [slides]
         said = self.condition(means).float() * trusted[:, None]  # [slides, C + 2]
         return (
             1 + SCALE * torch.tanh(said[:, 2:]),
@@ -174,30 +183,79 @@ def head_inputs(network: nn.Module, head: SlideHead | None) -> tuple[NDArray[np.
 
 
 class KnownSlides(nn.Module):
-    """The training slides' mean features: their mean, their spread, and how far from it the farthest usual one lies."""
+    """The training slides' mean features: their mean, how they vary together, how far the farthest usual one lies.
+
+    Features go together, and a slide of another laboratory breaks that before any of them leaves its own range. So the
+    distance is that of Mahalanobis (Lee et al., NeurIPS 2018, tell inputs unlike the training data by it).
+    """
 
     centre: torch.Tensor
-    spread: torch.Tensor
+    whitening: torch.Tensor
     far: torch.Tensor
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.register_buffer("centre", torch.zeros(width))
-        self.register_buffer("spread", torch.ones(width))
+        # [width, width]: deviations from the centre times this have no correlation, and a variance of 1 each.
+        self.register_buffer("whitening", torch.eye(width))
         # While a network is trained, no slide is far.
         self.register_buffer("far", torch.tensor(1e9))
 
     def distance(self, means: torch.Tensor) -> torch.Tensor:
-        """Of mean features [slides, C], [slides]: the root mean square of their deviations in spreads, over `far`."""
-        return ((means - self.centre) / self.spread).square().mean(dim=1).sqrt() / self.far
+        """Of mean features [slides, C], [slides]: the root mean square of their whitened deviations, over `far`."""
+        return _distance(means, self.centre, self.whitening) / self.far
 
     def learn(self, means: torch.Tensor) -> None:
-        """Take in the mean features of the training slides, [slides, C]."""
-        self.centre.copy_(means.mean(dim=0))
-        self.spread.copy_(means.std(dim=0).clamp_min(1e-3))
-        self.far.fill_(1)
-        # The farthest few of a hundred training slides may be odd ones themselves.
-        self.far.copy_(self.distance(means).quantile(0.98))
+        """Take in the mean features of the training slides, [slides, C], two at the least."""
+        centre, whitening = _centre_and_whitening(means)
+        self.centre.copy_(centre)
+        self.whitening.copy_(whitening)
+        # Slides that a covariance was estimated from lie nearer by it than any others do.
+        groups = min(GROUPS, len(means))
+        group = torch.arange(len(means), device=means.device) % groups
+        apart = [
+            _distance(means[group == one], *_centre_and_whitening(means[group != one]))
+            for one in range(groups)
+        ]
+        self.far.copy_(torch.cat(apart).quantile(USUAL_SHARE).clamp_min(1e-3))
+
+    def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *rest: Any) -> None:
+        """As any module; of weights saved when features were told apart one by one, by their `spread` [C]."""
+        if (spread := state.pop(prefix + "spread", None)) is not None:
+            state.setdefault(prefix + "whitening", torch.diag(1 / spread.clamp_min(1e-3)))
+        super()._load_from_state_dict(state, prefix, *rest)
+
+
+def _distance(means: torch.Tensor, centre: torch.Tensor, whitening: torch.Tensor) -> torch.Tensor:
+    return F.linear(means - centre, whitening).square().mean(dim=1).sqrt()
+
+
+def _centre_and_whitening(means: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The mean [C] and the whitening [C, C] of slides' mean features [slides, C]."""
+    values = means.double()
+    centre, spread = values.mean(dim=0), values.std(dim=0, correction=0).clamp_min(1e-3)
+    covariance = shrunk_covariance((values - centre) / spread)
+    # Of slides that are all alike nothing would be left to divide by.
+    covariance.diagonal().add_(1e-3)
+    root = torch.linalg.cholesky(covariance)
+    whitening = torch.linalg.solve_triangular(root, torch.diag(1 / spread), upper=False)
+    return centre.to(means.dtype), whitening.to(means.dtype)
+
+
+def shrunk_covariance(values: torch.Tensor) -> torch.Tensor:
+    """The covariance [C, C] of values [N, C] whose mean is 0, drawn towards a multiple of the identity.
+
+    As far as it takes for the least expected error: some hundred slides say little of the covariance of as many
+    features. Ledoit and Wolf, A well-conditioned estimator for large-dimensional covariance matrices, Journal of
+    Multivariate Analysis 88 (2004).
+    """
+    count, width = values.shape
+    covariance = values.T @ values / count
+    mean = covariance.diagonal().mean()
+    apart = covariance - mean * torch.eye(width, dtype=values.dtype, device=values.device)
+    error = (values.square().T @ values.square() / count - covariance.square()).sum() / count
+    shrinkage = (error / apart.square().sum().clamp_min(1e-12)).clamp(0, 1)
+    return covariance - shrinkage * apart
 
 
 def slide_means(features: torch.Tensor, slides: Slides) -> torch.Tensor:
