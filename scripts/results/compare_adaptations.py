@@ -166,7 +166,30 @@ def table(answers: dict[str, NDArray[np.generic]], folds: int) -> str:
             "",
             *heading("adapted"),
             *lines,
+            "",
+            needed_shifts(answers["alone"], labels, patients),
         ]
+    )
+
+
+def needed_shifts(logits: Floats, labels: NDArray[np.integer], patients: NDArray[np.str_]) -> str:
+    """In words: what the oracle's shift of a patient goes with."""
+    probability, _ = metrics.crossfit(logits, labels, patients)
+    shifts, shares, expected = [], [], []
+    for patient in np.unique(patients):
+        rows = np.flatnonzero(patients == patient)
+        if len(rows) >= LEAST_PATCHES:
+            shifted = log_odds(shift_to_share(probability[rows], labels[rows], 0))
+            shifts.append(float(np.median(shifted - log_odds(probability[rows]))))
+            shares.append(float(np.clip(labels[rows].mean(), 0.01, 0.99)))
+            expected.append(float(probability[rows].mean()))
+    of_shares, of_expected = (
+        np.corrcoef(shifts, log_odds(np.array(values)))[0, 1] for values in (shares, expected)
+    )
+    return (
+        f"The oracle's shift of a patient ({len(shifts)} with {LEAST_PATCHES} patches or more; spread "
+        f"{np.std(shifts):.1f} of log odds) goes with the share of patches inside the outlines (correlation of the log "
+        f"odds of both {of_shares:.2f}), and hardly with the share that the network expects ({of_expected:.2f})."
     )
 
 

@@ -66,7 +66,7 @@ ABOUT = (
     "patches half a patch apart, four times as many. *Map of 100 um cells*: what `infer-slide --cell-um 100` makes "
     "of those, at the patches. *Rings*: small perceptrons that correct the mean of one patch, fitted on other mounts"
     " in seven groups. *Random field*: two labels, coupled to the eight neighbours. *U-Net*: a small one over the "
-    "grid. A step over the network's features cannot be judged so: each fold's network has features of its own. "
+    "grid. A step over the network's features: [below](#a-context-step-over-features). "
     "Written by `python -m scripts.results.cross_validate_context {run} --slides runs/results/slides --out "
     "docs/results.md`, after `python -m scripts.results.cross_validate`."
 )
