@@ -4,9 +4,8 @@ Each fold's network has features of its own, so a step for its mounts can only b
 network sees them, which it was trained on: that is what is measured here. Beside it, on the same cells, what ships
 (the neighbours' mean log odds) and the same linear model given log odds alone.
 
-python -m scripts.results.context_of_features runs/folds/conditioned --data ../shared/data/idc --slides runs/results/slides
-python -m scripts.results.context_of_features runs/folds/conditioned --data ../shared/data/idc --slides runs/results/slides \\
-    --out docs/results.md
+python -m scripts.results.context_of_features runs/folds/conditioned --data ../shared/data/idc \\
+    --slides runs/results/slides --out docs/results.md
 """
 
 import argparse
@@ -45,8 +44,8 @@ ABOUT = (
     "neighbours, Gaussian of {sigma:g} patches, as the shipped step (over labelled patches alone). The others are "
     "linear models of that and of each patch's log odds (*scores*), and of {components} principal components of its "
     "features and of the neighbours' mean features too (*scores and features*), learned on mounts of the other folds "
-    "as the same network sees them, which it was trained on, and held at the mean by a ridge. In brackets 95 % intervals over patients, after the "
-    "semicolon the difference to the first row. Written by `python -m scripts.results.context_of_features "
+    "as the same network sees them, which it was trained on, and held at the mean by a ridge. In brackets 95 % "
+    "intervals over patients, after the semicolon the difference to the first row. Written by `python -m scripts.results.context_of_features "
     "runs/folds/conditioned --data ../shared/data/idc --slides runs/results/slides --out docs/results.md`."
 )
 
