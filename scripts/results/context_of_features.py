@@ -45,8 +45,9 @@ ABOUT = (
     "linear models of that and of each patch's log odds (*scores*), and of {components} principal components of its "
     "features and of the neighbours' mean features too (*scores and features*), learned on mounts of the other folds "
     "as the same network sees them, which it was trained on, and held at the mean by a ridge. In brackets 95 % "
-    "intervals over patients, after the semicolon the difference to the first row. Written by `python -m scripts.results.context_of_features "
-    "runs/folds/conditioned --data ../shared/data/idc --slides runs/results/slides --out docs/results.md`."
+    "intervals over patients, after the semicolon the difference to the first row. Written by `python -m "
+    "scripts.results.context_of_features runs/folds/conditioned --data ../shared/data/idc --slides "
+    "runs/results/slides --out docs/results.md`."
 )
 
 log = logging.getLogger("context_of_features")
