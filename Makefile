@@ -113,16 +113,17 @@ model: setup
 	$(BIN)/train-model --config configs/default_model/again.yaml --data $(DATA)/idc --out runs/model/again
 	$(BIN)/train-model --config configs/default_model/last.yaml --data $(DATA)/idc --out runs/model/last
 	$(BIN)/train-model --config configs/default_model/by_slide.yaml --data $(DATA)/idc --out runs/model/by_slide
-	$(BIN)/python -m scripts.results.cross_validate $(DATA)/idc --config default_model/conditioned --set bf16=false \
-		--out runs/folds/conditioned
-	$(BIN)/python -m scripts.results.cross_validate_context runs/folds/conditioned --slides runs/results/slides --score-only
-	$(BIN)/train-context --config configs/default_model/context.yaml --model runs/model/by_slide/idc_default.safetensors \
-		--slides runs/results/slides --manifest $(DATA)/idc/manifest.csv --unseen runs/folds/conditioned/mounts \
+	$(BIN)/train-model --config configs/default_model/settled.yaml --data $(DATA)/idc --out runs/model/settled
+	$(BIN)/python -m scripts.results.cross_validate $(DATA)/idc --config default_model/weaker_looks --set bf16=false \
+		--out runs/folds/weaker_looks
+	$(BIN)/python -m scripts.results.cross_validate_context runs/folds/weaker_looks --slides runs/results/slides --score-only
+	$(BIN)/train-context --config configs/default_model/context.yaml --model runs/model/settled/idc_default.safetensors \
+		--slides runs/results/slides --manifest $(DATA)/idc/manifest.csv --unseen runs/folds/weaker_looks/mounts \
 		--out runs/model/with_context
 	$(BIN)/evaluate-model --model runs/model/with_context/idc_default.safetensors --data $(DATA)/idc --robustness \
 		--out runs/model/evaluation
 	$(BIN)/python -m scripts.results.complete_card runs/model/with_context/idc_default.safetensors \
-		--evaluation runs/model/evaluation/metrics.json --folds runs/folds/conditioned --data $(DATA)/idc \
+		--evaluation runs/model/evaluation/metrics.json --folds runs/folds/weaker_looks --data $(DATA)/idc \
 		--out runs/model/idc_default
 
 format: setup
