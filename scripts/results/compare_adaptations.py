@@ -6,7 +6,7 @@ patient estimated by EM (Saerens 2002, Neural Computation 14: 21); with a shift 
 reads from the spread of the slide's own log odds; hearing of the slide in the shipped way; and, as a ceiling that
 nobody can reach, each patient's log odds shifted so that its mean probability is its true share.
 
-python -m scripts.results.compare_adaptations runs/folds/conditioned --data ../shared/data/idc
+python -m scripts.results.compare_adaptations runs/folds/weaker_looks --data ../shared/data/idc
 """
 
 import argparse
@@ -48,9 +48,9 @@ ABOUT = (
     "odds shifted and stretched by what a linear model, fitted on other patients, reads from them. *Hears of "
     "its slide*: in the shipped way. *Oracle*: as alone, each patient's log odds shifted to its true share of "
     "IDC, the ceiling for any shift. After the semicolon the difference to alone, draw by draw over patients. "
-    "Written by `python -m scripts.results.compare_adaptations runs/folds/conditioned --data ../shared/data/idc "
+    "Written by `python -m scripts.results.compare_adaptations runs/folds/weaker_looks --data ../shared/data/idc "
     "--out docs/results.md`, after `python -m scripts.results.cross_validate ../shared/data/idc --config "
-    "default_model/conditioned --set bf16=false --folds 0 1 2 --out runs/folds/conditioned`."
+    "default_model/weaker_looks --set bf16=false --out runs/folds/weaker_looks`."
 )
 
 log = logging.getLogger("compare_adaptations")
@@ -64,7 +64,7 @@ def main() -> None:
     parser.add_argument("run", type=Path, help="folder of fold_K.npz and fold_K.safetensors")
     parser.add_argument("--data", type=Path, required=True, help="folder of the IDC set")
     parser.add_argument(
-        "--config", default="default_model/conditioned", help="what the folds were trained by"
+        "--config", default="default_model/weaker_looks", help="what the folds were trained by"
     )
     parser.add_argument("--out", type=Path, help="a page whose section on adaptation is written anew")
     options = parser.parse_args()

@@ -4,7 +4,7 @@ Each fold's network is asked about patients that it never saw, as they are and c
 what it was trained on: hearing nothing of the slide; hearing of it however far it lies; and faded out with its distance
 from the training slides, as each feature's own spread tells it, and as the features' covariance does, which is shipped.
 
-python -m scripts.results.compare_distances runs/folds/conditioned --data ../shared/data --out docs/results.md
+python -m scripts.results.compare_distances runs/folds/weaker_looks --data ../shared/data --out docs/results.md
 """
 
 import argparse
@@ -50,7 +50,7 @@ ABOUT = (
     "fades out with a distance *by spread* (each feature's own among the training slides, from 1 to 2), and *by "
     "covariance* of the features (Mahalanobis's distance, from 1 to 1.25), as shipped. *Far*: patients further than "
     "the farthest usual training slide by either. Written by `python -m scripts.results.compare_distances "
-    "runs/folds/conditioned --data ../shared/data --out docs/results.md`."
+    "runs/folds/weaker_looks --data ../shared/data --out docs/results.md`."
 )
 
 log = logging.getLogger("compare_distances")
@@ -74,7 +74,7 @@ def main() -> None:
     parser.add_argument("run", type=Path, help="folder of fold_K.safetensors")
     parser.add_argument("--data", type=Path, required=True, help="the folder with idc/, slides/ and frozen/")
     parser.add_argument(
-        "--config", default="default_model/conditioned", help="what the folds were trained by"
+        "--config", default="default_model/weaker_looks", help="what the folds were trained by"
     )
     parser.add_argument("--out", type=Path, help="a page whose section on distances is written anew")
     options = parser.parse_args()

@@ -42,7 +42,7 @@ ABOUT = (
 OTHERS = (
     "As [above](#by-cross-validation), on those folds that all have done. Two names joined by a plus: the mean "
     "of what both say. Written by `python -m scripts.results.compare_folds`; what was trained, and by which "
-    "commands: [history](history.md#other-seeds-other-networks)."
+    "commands: [history](history.md#coarse-outlines)."
 )
 SHOWN = (("plain", ""), ("jpeg80", ", as JPEG 4:2:0 of quality 80"))
 

@@ -5,7 +5,7 @@ from what `evaluate-model --robustness` left, and `metrics.cross_validation`, fr
 `python -m scripts.results.cross_validate` left of the same training (published validation patients left out).
 
 python -m scripts.results.complete_card runs/model/with_context/idc_default.safetensors \\
-    --evaluation runs/model/evaluation/metrics.json --folds runs/folds/conditioned \\
+    --evaluation runs/model/evaluation/metrics.json --folds runs/folds/weaker_looks \\
     --data ../shared/data/idc --out runs/model/idc_default
 """
 

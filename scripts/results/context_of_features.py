@@ -4,7 +4,7 @@ Each fold's network has features of its own, so a step for its mounts can only b
 network sees them, which it was trained on: that is what is measured here. Beside it, on the same cells, what ships
 (the neighbours' mean log odds) and the same linear model given log odds alone.
 
-python -m scripts.results.context_of_features runs/folds/conditioned --data ../shared/data/idc \\
+python -m scripts.results.context_of_features runs/folds/weaker_looks --data ../shared/data/idc \\
     --slides runs/results/slides --out docs/results.md
 """
 
@@ -46,7 +46,7 @@ ABOUT = (
     "features and of the neighbours' mean features too (*scores and features*), learned on mounts of the other folds "
     "as the same network sees them, which it was trained on, and held at the mean by a ridge. In brackets 95 % "
     "intervals over patients, after the semicolon the difference to the first row. Written by `python -m "
-    "scripts.results.context_of_features runs/folds/conditioned --data ../shared/data/idc --slides "
+    "scripts.results.context_of_features runs/folds/weaker_looks --data ../shared/data/idc --slides "
     "runs/results/slides --out docs/results.md`."
 )
 
@@ -62,7 +62,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder of the IDC set")
     parser.add_argument("--slides", type=Path, required=True, help="whole mounts, labels beside them")
     parser.add_argument(
-        "--config", default="default_model/conditioned", help="what the folds were trained by"
+        "--config", default="default_model/weaker_looks", help="what the folds were trained by"
     )
     parser.add_argument("--out", type=Path, help="a page whose section is written anew")
     options = parser.parse_args()

@@ -5,8 +5,8 @@ calibrated on the other folds' patches; what it is given is kept in OUT/mounts. 
 the mounts of other folds. Prints a table of what may be made of the scores: over all labelled cells, with the
 differences to the plain mean of the neighbours, draw by draw over patients, and the mean by fold.
 
-python -m scripts.results.cross_validate_context runs/folds/conditioned --slides runs/results/slides
-python -m scripts.results.cross_validate_context runs/folds/conditioned --slides runs/results/slides \\
+python -m scripts.results.cross_validate_context runs/folds/weaker_looks --slides runs/results/slides
+python -m scripts.results.cross_validate_context runs/folds/weaker_looks --slides runs/results/slides \\
     --out docs/results.md
 """
 
