@@ -188,8 +188,8 @@ def needed_shifts(logits: Floats, labels: NDArray[np.integer], patients: NDArray
     )
     return (
         f"The oracle's shift of a patient ({len(shifts)} with {LEAST_PATCHES} patches or more; spread "
-        f"{np.std(shifts):.1f} of log odds) goes with the share of patches inside the outlines (correlation of the log "
-        f"odds of both {of_shares:.2f}), and hardly with the share that the network expects ({of_expected:.2f})."
+        f"{np.std(shifts):.1f} of log odds) has a correlation of {of_shares:.2f} with the log odds of the share of "
+        f"its patches inside the outlines, and of {of_expected:.2f} with those of the share that the network expects."
     )
 
 

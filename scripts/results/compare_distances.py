@@ -27,10 +27,9 @@ from wsi_pipeline.learning.datasets import LabelledPatches
 from wsi_pipeline.learning.datasets.load import load_side
 from wsi_pipeline.learning.evaluation import metrics
 from wsi_pipeline.learning.evaluation.bootstrap import draw_patients, interval
-from wsi_pipeline.learning.training.train import PATCHES_A_TRAINING_SLIDE, load_train_options
+from wsi_pipeline.learning.training.train import load_train_options, rows_to_know
 from wsi_pipeline.models.architectures.slide_condition import (
     LEAST_PATCHES,
-    UNHEARD_FROM,
     USUAL_SHARE,
     SlideConditioned,
 )
@@ -40,12 +39,12 @@ from wsi_pipeline.models.stain import as_the_card_wants
 
 Floats = NDArray[np.floating]
 CPU = torch.device("cpu")
-# Of the patients of a fold, so many patches are changed.
-CHANGED = 2000
+# Of the patients of a fold, so many patches are asked about.
+ASKED = 4000
 WAYS = ("unheard", "however far", "by spread", "by covariance")
 ABOUT = (
-    "Each fold's network asked about patients that it never saw, the published validation patients left out: all "
-    "patches as they are, {changed:,} of each fold changed patient by patient. AUROC *unheard*, then what is added to "
+    "Each fold's network asked about {asked:,} patches of patients that it never saw, the published validation "
+    "patients left out, as they are and changed patient by patient. AUROC *unheard*, then what is added to "
     "it, with 95 % intervals over patients: when the network hears of each slide *however far* it lies; when that "
     "fades out with a distance *by spread* (each feature's own among the training slides, from 1 to 2), and *by "
     "covariance* of the features (Mahalanobis's distance, from 1 to 1.25), as shipped. *Far*: patients further than "
@@ -87,7 +86,8 @@ def main() -> None:
     kept = ~np.isin(everyone.patients, val)
     answers: dict[str, Answers] = {}
     elsewhere: list[str] = []
-    paths = sorted(options.run.glob("fold_*.safetensors"))
+    if not (paths := sorted(options.run.glob("fold_*.safetensors"))):
+        raise SystemExit(f"{options.run}: found no fold_K.safetensors; cross-validate first")
     for path in paths:
         fold, model = int(path.stem.removeprefix("fold_")), load_model(path)
         means = training_means(model, everyone.taken(np.flatnonzero(of_patch != fold)))
@@ -113,7 +113,7 @@ def main() -> None:
     )
     print(text)
     if options.out:
-        about = ABOUT.format(changed=CHANGED)
+        about = ABOUT.format(asked=ASKED)
         put_section(options.out, "distances", f"## Slides far from training\n\n{about}\n\n{text}")
 
 
@@ -125,11 +125,7 @@ def features_of(model: Model, side: LabelledPatches) -> NDArray[np.float32]:
 
 def training_means(model: Model, train: LabelledPatches) -> torch.Tensor:
     """The mean features [slides, C] of the patients that the network was trained on, as it learned to know them."""
-    rows = [
-        sampled_rows(patient, np.flatnonzero(train.patients == patient))[:PATCHES_A_TRAINING_SLIDE]
-        for patient in np.unique(train.patients).tolist()
-    ]
-    rows = [part for part in rows if len(part) >= LEAST_PATCHES]
+    rows = [part for part in rows_to_know(train.patients) if len(part) >= LEAST_PATCHES]
     features = features_of(model, train.taken(np.concatenate(rows)))
     parts = np.split(features, np.cumsum([len(part) for part in rows])[:-1])
     return torch.from_numpy(np.stack([part.mean(axis=0) for part in parts]))
@@ -138,16 +134,13 @@ def training_means(model: Model, train: LabelledPatches) -> torch.Tensor:
 def ask(model: Model, means: torch.Tensor, held: LabelledPatches, answers: dict[str, Answers]) -> None:
     """Add what the network says of these patients, as they are and changed, in each way."""
     random = np.random.default_rng(0)
-    some = held.taken(np.sort(random.permutation(len(held))[:CHANGED]))
-    names = np.unique(some.patients)
+    some = held.taken(np.sort(random.permutation(len(held))[:ASKED]))
     for what, change in STRANGE.items():
-        side = held
-        if what != "as they are":
-            pixels = np.empty_like(some.pixels)
-            for number, name in enumerate(names):
-                rows = np.flatnonzero(some.patients == name)
-                pixels[rows] = change(some.pixels[rows], np.random.default_rng(number))
-            side = replace(some, pixels=pixels)
+        pixels = np.empty_like(some.pixels)
+        for number, name in enumerate(np.unique(some.patients)):
+            rows = np.flatnonzero(some.patients == name)
+            pixels[rows] = change(some.pixels[rows], np.random.default_rng(number))
+        side = replace(some, pixels=pixels)
         found = answers.setdefault(
             what, Answers({way: [] for way in WAYS}, [], [], {way: [] for way in WAYS})
         )
@@ -181,11 +174,11 @@ def answered(
 def set_distance(network: SlideConditioned, means: torch.Tensor, way: str) -> None:
     """Let the network tell distances from the training slides, of these mean features, in this way."""
     network.know_slides(means)
-    network.unheard_from, known = UNHEARD_FROM, network.known
+    known = network.known
     if way == "however far":
         known.far.fill_(1e9)
     elif way == "by spread":
-        network.unheard_from = 2.0
+        known.unheard_from.fill_(2)
         known.whitening.copy_(torch.diag(1 / means.std(dim=0).clamp_min(1e-3)))
         known.far.fill_(1)
         known.far.copy_(known.distance(means).quantile(USUAL_SHARE))

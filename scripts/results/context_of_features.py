@@ -36,7 +36,7 @@ from wsi_pipeline.slides.names import slide_name
 Floats = NDArray[np.floating]
 # What the shipped step takes its mean over, patches; of the features, so many principal components are taken.
 SIGMA, COMPONENTS = 1.4, 16
-# How hard the coefficients are held at those of the mean, of the standard deviations of what they multiply.
+# How hard the coefficients are held at none; what they multiply has a standard deviation of 1.
 RIDGES = (0.01, 0.1, 1.0)
 PLACE = re.compile(r"_x(\d+)_y(\d+)_class")
 ABOUT = (
@@ -80,7 +80,7 @@ def main() -> None:
         held = of_patch == fold
         alone, mean, features = seen_by(options.run / f"fold_{fold}.safetensors", mounts, ~held)
         ways["mean of log odds"][held] = mean[held]
-        scores = np.stack([alone - mean], axis=1)
+        scores = (alone - mean)[:, None] / (alone - mean)[~held].std()
         for ridge in RIDGES:
             for given, values in (("scores", scores), ("scores and features", np.hstack([scores, features]))):
                 learned = corrected(mean, values, mounts.labels, ~held, ridge)

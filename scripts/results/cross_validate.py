@@ -14,6 +14,7 @@ python -m scripts.results.cross_validate ../shared/data/idc --config default_mod
 
 import argparse
 import csv
+import hashlib
 import json
 import logging
 import time
@@ -29,7 +30,7 @@ from wsi_pipeline.base.options import options_to_dict
 from wsi_pipeline.learning.datasets import LabelledPatches
 from wsi_pipeline.learning.datasets.load import load_side
 from wsi_pipeline.learning.datasets.scanner_effects import as_jpeg
-from wsi_pipeline.learning.training.coarse_labels import read_names
+from wsi_pipeline.learning.training.coarse_labels import without_doubted
 from wsi_pipeline.learning.training.train import (
     SINGLE_PROCESS,
     TrainOptions,
@@ -63,13 +64,17 @@ def main() -> None:
     recipe = load_train_options(options.config, options.set)
     folds = read_folds()
     options.out.mkdir(parents=True, exist_ok=True)
-    check_recipe(options_to_dict(recipe), options.out)
+    named = (
+        {"doubted_sha256": hashlib.sha256(Path(recipe.doubted).read_bytes()).hexdigest()}
+        if recipe.doubted
+        else {}
+    )
+    check_recipe(options_to_dict(recipe) | named, options.out)
     everyone = load_side(options.data, recipe.patch_px, "all", recipe.split, mpp=recipe.mpp)
     of_patch = np.array([folds[patient] for patient in everyone.patients.tolist()])
-    doubted = read_names(Path(recipe.doubted)) if recipe.doubted else []
-    trusted = ~np.isin(everyone.names, doubted)
+    trusted = np.ones(len(everyone), np.bool_)
     if recipe.doubted:
-        log.info("%s: %d of %d patches are doubted", recipe.doubted, (~trusted).sum(), len(trusted))
+        trusted = np.isin(everyone.names, without_doubted(everyone, Path(recipe.doubted)).names)
     for fold in options.folds if options.folds is not None else sorted(set(folds.values())):
         place = options.out / f"fold_{fold}.npz"
         if place.exists():

@@ -114,34 +114,64 @@ def test_the_covariance_is_shrunk_as_scikit_learn_does_it(slides, width):
     np.testing.assert_allclose(shrunk_covariance(torch.from_numpy(values)).numpy(), expected, atol=1e-10)
 
 
-def correlated(slides: int, seed: int) -> torch.Tensor:
+def correlated(slides: int, seed: int, width: int = 6) -> torch.Tensor:
     """Mean features that go together: each slide's are a value of its own, and little else."""
     random = torch.Generator().manual_seed(seed)
-    return torch.randn(slides, 1, generator=random) + 0.1 * torch.randn(slides, 6, generator=random)
+    return torch.randn(slides, 1, generator=random) + 0.1 * torch.randn(slides, width, generator=random)
 
 
-def test_slides_of_the_same_kind_are_near_and_one_whose_features_part_company_is_far():
-    known = KnownSlides(6)
-    known.learn(correlated(100, seed=0))
-    assert 0.01 < (known.distance(correlated(1000, seed=1)) > 1).float().mean() < 0.05
+@pytest.mark.parametrize("width", [6, 150])
+def test_slides_of_the_same_kind_are_near_and_one_whose_features_part_company_is_far(width):
+    known = KnownSlides(width)
+    known.learn(correlated(180, 0, width))
+    assert 0.002 < (known.distance(correlated(2000, 1, width)) > 1).float().mean() < 0.06
     # None of its features leaves the range that it has on training slides.
-    assert known.distance(torch.tensor([[1.0, -1.0, 1.0, -1.0, 1.0, -1.0]]))[0] > 3
+    assert known.distance(torch.tensor([[1.0, -1.0]]).repeat(1, width // 2))[0] > 3
 
 
-@pytest.mark.parametrize("means", [torch.ones(2, 4), torch.eye(4)[:2], torch.eye(4)[:3]])
-def test_of_few_slides_or_slides_alike_the_distance_is_a_number(means):
+@pytest.mark.parametrize(
+    "means", [torch.ones(2, 4), torch.eye(4)[:2], torch.eye(4)[:3], torch.ones(12, 4), correlated(10, 0, 4)]
+)
+def test_of_few_slides_or_slides_alike_the_distance_is_a_number_and_far_is_far(means):
     known = KnownSlides(4)
     known.learn(means)
     assert known.distance(means).isfinite().all()
-    assert (known.distance(means) <= 1).all()
+    assert (known.distance(means) <= 1.3).all()
+    assert (known.distance(means + 100) > 1.5).all()
 
 
-def test_weights_that_knew_each_feature_s_spread_are_read_as_they_were(network):
+def test_weights_that_knew_each_feature_s_spread_are_heard_as_they_were(network):
     spread = torch.linspace(0.5, 2, len(network.known.centre))
-    state = {name: values for name, values in network.state_dict().items() if name != "known.whitening"}
+    new = {"known.whitening", "known.unheard_from"}
+    state = {name: values for name, values in network.state_dict().items() if name not in new}
     network.load_state_dict(state | {"known.spread": spread})
-    mean = network.known.centre + spread * network.known.far
-    assert float(network.distance(mean[None])) == pytest.approx(1, abs=1e-4)
+    far, own = spread * network.known.far, network.own_head()
+
+    def moved(distance: float) -> float:
+        mean = (network.known.centre + distance * far)[None]
+        assert float(network.distance(mean)) == pytest.approx(distance, rel=1e-3)
+        return float(np.abs(network.head_of(mean.numpy().repeat(LEAST_PATCHES, 0)).weight - own.weight).max())
+
+    # It faded out from 1 to 2 then.
+    assert moved(1.0) > moved(1.5) > 0.005
+    assert moved(2.01) == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(), (9,), (1_000_000,), (8, 8)])
+def test_a_spread_of_another_shape_is_refused_before_it_takes_memory(network, shape):
+    state = {name: values for name, values in network.state_dict().items() if name != "known.whitening"}
+    with pytest.raises(RuntimeError, match=r"known\.spread"):
+        network.load_state_dict(state | {"known.spread": torch.ones(shape)})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("whitening", 3e38), ("whitening", -1e38), ("far", 0.0), ("far", -1.0)]
+)
+def test_whatever_a_file_says_of_known_slides_the_distance_is_a_number(network, name, value):
+    getattr(network.known, name).fill_(value)
+    features = network.features(images(9, seed=5)).detach().numpy()
+    assert 0 <= network.distance_of(features) < 2e6
+    assert all(np.isfinite(part).all() for part in network.head_of(features))
 
 
 def test_however_loud_the_condition_it_goes_no_further_than_its_bounds(network):

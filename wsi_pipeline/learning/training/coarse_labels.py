@@ -67,6 +67,10 @@ def without_doubted(side: LabelledPatches, path: Path) -> LabelledPatches:
     Raises DataError where it cannot be read, or names none of them.
     """
     doubted = np.isin(side.names, read_names(path))
+    if len(side) and doubted.all():
+        raise DataError(
+            f"{path}: found all {counted(len(side), 'training patch')} doubted; leave some to learn from"
+        )
     if not doubted.any():
         first = f", such as {side.names[0]}" if len(side.names) else ""
         raise DataError(
@@ -88,7 +92,8 @@ def read_names(path: Path) -> list[str]:
             columns, rows = reader.fieldnames or [], list(reader)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(
-            f"{path}: cannot be read as a CSV of doubted patches ({error}); expected the column name"
+            f"{path}: cannot be read as a CSV of doubted patches ({error}); expected one with the column name: write "
+            "it anew, or leave `doubted` out"
         ) from error
     if "name" not in columns:
         raise DataError(

@@ -150,8 +150,8 @@ class TrainOptions:
     others are likelier to be labelled wrong. 1: all."""
 
     doubted: str = ""
-    """A CSV file with the column `name`: patches whose label is doubted, by their path under the folder. Nothing is
-    learned from them."""
+    """A CSV file with the column `name`: patches whose label is doubted, by their path under the folder (on sheets: as
+    messages call them). Nothing is learned from them."""
 
     mixup: Annotated[float, Field(ge=0)] = 0.0
     """Above 0, each patch is blended with another, by shares from a beta distribution of this parameter."""

@@ -69,7 +69,7 @@ from wsi_pipeline.models.architectures.slide_condition import LEAST_PATCHES, Sli
 from wsi_pipeline.models.card import ModelCard, Stain
 from wsi_pipeline.models.cost import Cost, network_cost
 from wsi_pipeline.models.device_feed import copies_to, feed
-from wsi_pipeline.models.logits import evaluate, logits_by_slide, sampled_rows, slide_heads
+from wsi_pipeline.models.logits import evaluate, logits_by_slide, slide_heads
 from wsi_pipeline.models.model import Model, build_network, normalised, save_model
 from wsi_pipeline.models.stain import normalise_stain_by_patient
 
@@ -334,16 +334,23 @@ def finished_network(run: Run) -> nn.Module:
         return network
     network, train = copy.deepcopy(network), run.train
     assert isinstance(train, LabelledPatches)  # such a network is trained by slide, of patches in memory
-    rows = [
-        sampled_rows(patient, np.flatnonzero(train.patients == patient))[:PATCHES_A_TRAINING_SLIDE]
-        for patient in np.unique(train.patients).tolist()
-    ]
+    rows = rows_to_know(train.patients)
     some = train.pixels[np.concatenate(rows)]
     features = _in_shares(run, network, some, features=True)
     parts = np.split(features, np.cumsum([len(part) for part in rows])[:-1])
     means = torch.from_numpy(np.stack([part.mean(axis=0) for part in parts if len(part) >= LEAST_PATCHES]))
     network.know_slides(means.to(run.device))
     return network
+
+
+def rows_to_know(patients: NDArray[np.str_]) -> list[NDArray[np.int64]]:
+    """Of each training patient the rows by which a network knows it: spread evenly over all of `patients` [N]'s."""
+    found = []
+    for patient in np.unique(patients).tolist():
+        rows = np.flatnonzero(patients == patient)
+        even = np.linspace(0, len(rows) - 1, min(PATCHES_A_TRAINING_SLIDE, len(rows))).round().astype(int)
+        found.append(rows[even])
+    return found
 
 
 def _evaluated(run: Run, network: nn.Module) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

@@ -30,7 +30,11 @@ UNHEARD_FROM = 1.25
 # the farthest few of a hundred may be odd ones themselves.
 USUAL_SHARE = 0.98
 # Training slides are told from the rest in so many groups.
-GROUPS = 5
+GROUPS = 20
+# Fewer slides say nothing of how features go together, nor can some of them be told from the rest.
+LEAST_SLIDES = 10
+# No distance is beyond this one, whatever the numbers.
+FARTHEST = 1e6
 # What a file says of a network is not believed without bounds: it could fill the memory.
 MOST_HIDDEN = 2048
 
@@ -61,8 +65,6 @@ class SlideConditioned(nn.Module):
     `core` gives features, [N, features], by `features(x)` and has its last layer, linear, as `head`. Called without
     slides, logits [N, classes] are the core's own. `idc` is the place of IDC among the classes.
     """
-
-    unheard_from = UNHEARD_FROM
 
     def __init__(self, core: nn.Module, hidden: int = 32, idc: int = 1) -> None:
         super().__init__()
@@ -133,7 +135,8 @@ class SlideConditioned(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Scale of the features [slides, C], of the logits [slides], and shift [slides]; 1, 1, 0 where not known."""
         # Nothing is learned from the distance: while a network is trained, no slide is far.
-        nearness = (self.unheard_from - self.distance(means.detach())) / (self.unheard_from - 1)
+        unheard_from = self.known.unheard_from
+        nearness = (unheard_from - self.distance(means.detach())) / (unheard_from - 1)
         trusted = known * nearness.clamp(0, 1)  # [slides]
         said = self.condition(means).float() * trusted[:, None]  # [slides, C + 2]
         return (
@@ -192,21 +195,31 @@ class KnownSlides(nn.Module):
     centre: torch.Tensor
     whitening: torch.Tensor
     far: torch.Tensor
+    unheard_from: torch.Tensor
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.register_buffer("centre", torch.zeros(width))
-        # [width, width]: deviations from the centre times this have no correlation, and a variance of 1 each.
+        # [width, width]: this times a deviation from the centre has a variance of 1 in each direction, by the
+        # covariance that is taken for the slides'.
         self.register_buffer("whitening", torch.eye(width))
         # While a network is trained, no slide is far.
         self.register_buffer("far", torch.tensor(1e9))
+        self.register_buffer("unheard_from", torch.tensor(UNHEARD_FROM))
 
     def distance(self, means: torch.Tensor) -> torch.Tensor:
         """Of mean features [slides, C], [slides]: the root mean square of their whitened deviations, over `far`."""
-        return _distance(means, self.centre, self.whitening) / self.far
+        apart = _distance(means, self.centre, self.whitening) / self.far.clamp_min(1e-3)
+        return apart.nan_to_num(nan=FARTHEST).clamp_max(FARTHEST)
 
     def learn(self, means: torch.Tensor) -> None:
         """Take in the mean features of the training slides, [slides, C], two at the least."""
+        self.unheard_from.fill_(UNHEARD_FROM)
+        if len(means) < LEAST_SLIDES:
+            self.centre.copy_(means.mean(dim=0))
+            self.whitening.copy_(torch.diag(1 / means.std(dim=0).clamp_min(1e-3)))
+            self.far.copy_(_distance(means, self.centre, self.whitening).max().clamp_min(1e-3))
+            return
         centre, whitening = _centre_and_whitening(means)
         self.centre.copy_(centre)
         self.whitening.copy_(whitening)
@@ -220,9 +233,15 @@ class KnownSlides(nn.Module):
         self.far.copy_(torch.cat(apart).quantile(USUAL_SHARE).clamp_min(1e-3))
 
     def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *rest: Any) -> None:
-        """As any module; of weights saved when features were told apart one by one, by their `spread` [C]."""
-        if (spread := state.pop(prefix + "spread", None)) is not None:
-            state.setdefault(prefix + "whitening", torch.diag(1 / spread.clamp_min(1e-3)))
+        """As any module; of weights saved when features were told apart one by one, by their `spread` [C].
+
+        With those a slide was unheard from a distance of 2 on, and stays so.
+        """
+        spread, whitening = state.get(prefix + "spread"), prefix + "whitening"
+        if spread is not None and spread.shape == self.centre.shape and whitening not in state:
+            state[whitening] = torch.diag(1 / state.pop(prefix + "spread").clamp_min(1e-3))
+            state.setdefault(prefix + "unheard_from", torch.tensor(2.0))
+        state.setdefault(prefix + "unheard_from", torch.tensor(UNHEARD_FROM))
         super()._load_from_state_dict(state, prefix, *rest)
 
 
@@ -233,7 +252,7 @@ def _distance(means: torch.Tensor, centre: torch.Tensor, whitening: torch.Tensor
 def _centre_and_whitening(means: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The mean [C] and the whitening [C, C] of slides' mean features [slides, C]."""
     values = means.double()
-    centre, spread = values.mean(dim=0), values.std(dim=0, correction=0).clamp_min(1e-3)
+    centre, spread = values.mean(dim=0), values.std(dim=0).clamp_min(1e-3)
     covariance = shrunk_covariance((values - centre) / spread)
     # Of slides that are all alike nothing would be left to divide by.
     covariance.diagonal().add_(1e-3)
