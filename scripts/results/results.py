@@ -187,7 +187,7 @@ def page(
         f"{'Temperature' if last_epoch(card) else 'The best epoch, temperature'} and threshold were chosen on "
         "these same patients, which flatters; in the second row each patient's temperature and threshold come from "
         "the other patients. Since choices are made by cross-validation, four trainings were measured on them, at "
-        "nine epochs in all, and ten ways of the context step ([which](history.md#the-shipped-model)).",
+        "nine epochs in all, and twelve ways of the context step ([which](history.md#the-shipped-model)).",
         "",
         "| | AUROC | F1 | balanced accuracy | ECE |",
         "| --- | --- | --- | --- | --- |",
