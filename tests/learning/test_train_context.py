@@ -301,7 +301,8 @@ def test_the_config_of_the_shipped_step_is_one(tmp_path: Path):
     path = Path(__file__).parents[2] / "configs/default_model/context.yaml"
     said = load_config(ContextTrainOptions, path)
     assert said.limits
-    assert replace(said, limits="", views=8) == ContextTrainOptions()
+    assert said.rings == RingOptions(base_of="probability")
+    assert replace(said, limits="", views=8, rings=RingOptions()) == ContextTrainOptions()
     again = tmp_path / "again.yaml"
     again.write_text(as_yaml(SMALL))
     assert load_config(ContextTrainOptions, again) == SMALL

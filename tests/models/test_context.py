@@ -90,7 +90,7 @@ def test_without_a_correction_the_step_is_the_plain_mean_of_log_odds_calibrated(
     silent["std"] += 1
     alone = some_map(missing=0)
     odds = logit(alone.astype(float)).clip(-6, 6)
-    mean = neighbour_mean(odds, np.ones(alone.shape, np.bool_), 1.4)
+    mean = neighbour_mean(odds, np.ones(alone.shape, np.bool_), 1.0)
     expected = expit(mean / STEP.card.temperature + STEP.card.log_odds_shift)
     np.testing.assert_allclose(apply_context(alone, ContextStep(STEP.card, silent)), expected, atol=1e-6)
 
@@ -129,7 +129,7 @@ def test_a_gaussian_is_the_calibrated_mean_of_log_odds_and_has_no_weights() -> N
     card = ContextCard(kind="gaussian", temperature=0.8, log_odds_shift=0.3)
     found = apply_context(alone, ContextStep(card, {}))
     scored = ~np.isnan(alone)
-    mean = neighbour_mean(np.where(scored, logit(np.where(scored, alone, 0.5)), 0.0), scored, 1.4)
+    mean = neighbour_mean(np.where(scored, logit(np.where(scored, alone, 0.5)), 0.0), scored, 1.0)
     np.testing.assert_allclose(found[scored], expit(mean / 0.8 + 0.3)[scored], atol=1e-6)
     assert np.array_equal(np.isnan(found), ~scored)
     with pytest.raises(ModelError, match="do not fit the card"):
@@ -145,7 +145,7 @@ def test_a_mean_of_probability_lets_no_patch_count_for_more_than_one():
         card = ContextCard(kind="gaussian", options=RingOptions(base_of=base_of))
         of[base_of] = apply_context(alone, ContextStep(card, {}))
     scored = ~np.isnan(alone)
-    mean = neighbour_mean(np.nan_to_num(alone).astype(np.float64), scored, 1.4)
+    mean = neighbour_mean(np.nan_to_num(alone).astype(np.float64), scored, 1.0)
     bounds = expit(-6.0), expit(6.0)
     np.testing.assert_allclose(of["probability"][scored], mean.clip(*bounds)[scored], atol=1e-5)
     assert np.array_equal(np.isnan(of["probability"]), ~scored)

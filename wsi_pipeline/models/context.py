@@ -44,9 +44,9 @@ class RingOptions:
     spread_sigmas: tuple[Annotated[float, Field(gt=0)], ...] = (1.0, 2.5)
     """Of the standard deviations of log odds: a sheet of carcinoma is even, a duct here and there is not."""
 
-    base_sigma: Annotated[float, Field(gt=0)] = 1.4
+    base_sigma: Annotated[float, Field(gt=0)] = 1.0
     """Of the mean that the perceptrons correct, and of the Gaussian. Over 29 whole mounts, each scored by a network
-    that had not seen its patient, 1.4 patches of 200 um have the best F1 (docs/results.md)."""
+    that had not seen its patient, wider means of patches of 200 um lose small foci (docs/results.md)."""
 
     base_of: Literal["log_odds", "probability"] = "log_odds"
     """Of what that mean is. Of log odds, one sure patch outweighs several that are not; of probability, no patch
