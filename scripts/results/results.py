@@ -93,12 +93,12 @@ def main() -> int:
     for path in sorted(slides.glob("*.tiff")):
         mapped.append(map_mount(path, args.work / "maps", config, classifier))
         print(f"{path.stem}: {len(mapped[-1].labels)} labelled patches", flush=True)
-    others = kept_sections(args.out)  # what other scripts wrote stays
     model = classifier.models[0]
     side = load_side(args.data / "idc", model.card.patch_px, "val", split_of(model.card), mpp=model.card.mpp)
     some = sampled(side, MOST_PATCHES, seed=0)
     rows = measure_robustness(model, some, classifier.device, len(some))
     text = page([m for m in mapped if m.patient in val], mapped, classifier, rows, len(some))
+    others = kept_sections(args.out)  # what other scripts wrote, in the meantime too, stays
     args.out.write_text("\n".join([text, *others]), encoding="utf-8")
     print(f"written: {args.out}")
     return 0
