@@ -34,15 +34,15 @@ ABOUT = (
     "(`scripts/results/folds.csv`): a network a fold, which never saw the fold's patients, trained from random "
     "weights for 12 epochs, the last of which counts. Calibration and threshold of each patient come from others; a "
     "draw of patients is less even than all of them, so that an ECE may lie below its interval. *today* is "
-    "`train/idc_default`, before networks heard of their slide; *conditioned* is `default_model/conditioned`, both "
-    "in bfloat16; the card's figures are of the latter in float32. The published validation patients are left out of"
-    " the table: they are kept for a last look. Written by `python -m scripts.results.compare_folds` from what "
+    "`train/idc_default`, before networks heard of their slide; *conditioned* is `default_model/conditioned`, both in "
+    "bfloat16; those of the card are [below](#looks-of-training-slides). The published validation patients are left "
+    "out of the table: they are kept for a last look. Written by `python -m scripts.results.compare_folds` from what "
     "`python -m scripts.results.cross_validate` left."
 )
 OTHERS = (
     "As [above](#by-cross-validation), on those folds that all have done. Two names joined by a plus: the mean "
     "of what both say. Written by `python -m scripts.results.compare_folds`; what was trained, and by which "
-    "commands: [history](history.md#coarse-outlines)."
+    "commands: [coarse outlines, looks, other seeds](history.md#coarse-outlines)."
 )
 SHOWN = (("plain", ""), ("jpeg80", ", as JPEG 4:2:0 of quality 80"))
 

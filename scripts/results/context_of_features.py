@@ -41,13 +41,13 @@ RIDGES = (0.01, 0.1, 1.0)
 PLACE = re.compile(r"_x(\d+)_y(\d+)_class")
 ABOUT = (
     "Labelled patches of all whole mounts, each by the network of its patient's fold. *Mean of log odds*: of the "
-    "neighbours, Gaussian of {sigma:g} patches, as the shipped step (over labelled patches alone). The others are "
-    "linear models of that and of each patch's log odds (*scores*), and of {components} principal components of its "
-    "features and of the neighbours' mean features too (*scores and features*), learned on mounts of the other folds "
-    "as the same network sees them, which it was trained on, and held at the mean by a ridge. In brackets 95 % "
-    "intervals over patients, after the semicolon the difference to the first row. Written by `python -m "
-    "scripts.results.context_of_features runs/folds/weaker_looks --data ../shared/data/idc --slides "
-    "runs/results/slides --out docs/results.md`."
+    "neighbours, Gaussian of {sigma:g} patches, over labelled patches alone (the shipped step is that of "
+    "probabilities of 1 patch). The others are linear models of that and of each patch's log odds (*scores*), and of "
+    "{components} principal components of its features and of the neighbours' mean features too (*scores and "
+    "features*), learned on mounts of the other folds as the same network sees them, which it was trained on, and "
+    "held at the mean by a ridge. In brackets 95 % intervals over patients, after the semicolon the difference to the "
+    "first row. Written by `python -m scripts.results.context_of_features runs/folds/weaker_looks --data "
+    "../shared/data/idc --slides runs/results/slides --out docs/results.md`."
 )
 
 log = logging.getLogger("context_of_features")
