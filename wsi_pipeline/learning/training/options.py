@@ -229,7 +229,8 @@ class TrainOptions:
             )
         if self.patches_from == "slides" and self.doubted:
             raise ValueError(
-                "found 'doubted', which names patches, and 'patches_from: slides'; leave one out"
+                "found 'doubted', which names patches, and 'patches_from: slides', expected 'patches_from: files'; "
+                "leave 'doubted' out, or export the patches"
             )
         if self.mixup and self.slides_a_batch:
             raise ValueError("found 'mixup' and 'slides_a_batch'; expected one: a blend is of no slide")
